@@ -1,0 +1,57 @@
+# Everything runs in .venv, made from hashed locks; `make` alone says what there is.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "Celeriac needs Python 3.11 or newer: '$(PYTHON)' is not on the PATH (set PYTHON=...)." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Celeriac needs Python 3.11 or newer: '$(PYTHON)' is $$($(PYTHON) -V 2>&1) (set PYTHON=...)." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Celeriac needs Python's venv module: install it (on Debian: python3-venv)." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# A stamp per lock: a second start installs nothing.
+$(VENV)/.local: requirements-local.lock requirements-model.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --no-deps --require-hashes -r requirements-local.lock
+	@$(PIP) install --no-deps --require-hashes --only-binary :all: -r requirements-model.lock \
+	  || echo "No wheel of the local model server fits this platform: jobs will be answered by the scripted model." >&2
+	$(PIP) install --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.local
+	$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
+	@touch $@
+
+install: $(VENV)/.local ## the environment, the locked packages and the project
+run: $(VENV)/.local ## start everything on this machine, submit one job, stay up until Ctrl-C
+	@exec $(BIN)/celeriac up
+demo: $(VENV)/.local ## one job end to end on free ports in a temporary directory, printed as JSON
+	@exec $(BIN)/celeriac demo
+
+dev: $(VENV)/.dev ## the environment with what tests and checks need
+test: dev ## the tests
+	$(BIN)/python -m pytest $(ARGS)
+check: dev ## formatting, lint, types, the import rule
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
+bench: dev ## measure against plain Celery, side by side
+	$(BIN)/python -m bench $(ARGS)
+
+locks: dev ## resolve the locks anew (UPGRADE=--upgrade for newer versions)
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip compile -q $(UPGRADE) $(LOCK) pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q $(UPGRADE) $(LOCK) pyproject.toml --extra local -c requirements.lock -o requirements-local.lock
+	$(BIN)/uv pip compile -q $(UPGRADE) $(LOCK) pyproject.toml --extra local --extra dev -c requirements-local.lock -o requirements-dev.lock
+	$(BIN)/uv pip compile -q $(UPGRADE) $(LOCK) --no-deps requirements-model.in -o requirements-model.lock
+LOCK = --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make locks"
+
+clean: ## remove the environment and caches (.celeriac/, your state, stays)
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+.PHONY: help install run demo dev test check bench locks clean

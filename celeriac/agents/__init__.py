@@ -1,0 +1,1 @@
+"""Named recipes, and the loop that follows them."""

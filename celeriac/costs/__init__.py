@@ -1,0 +1,1 @@
+"""What a call cost, exactly."""

@@ -1,0 +1,1 @@
+"""Programs that break things on purpose: the fault-injecting provider that tests and the bench use."""

@@ -1,0 +1,180 @@
+"""Every error that Celeriac raises on purpose. A type exists because somebody does something different about it.
+
+    CeleriacError
+    ├── Misconfigured              an operator's mistake: the process does not start
+    ├── Refused                    a caller's mistake: said at once, nothing is stored
+    │   ├── Invalid                  the request names something that is not so (422)
+    │   ├── NotFound                 there is no such job, context or agent (404)
+    │   └── Conflict                 true, but not now (409)
+    ├── StoreUnavailable           Redis did not answer: try again (503)
+    │   └── StoreFull                Redis takes no new work (503)
+    ├── Fenced                     the run lost its lease: it may write nothing more
+    └── ModelError                 a call to a model has no usable answer
+        ├── RateLimited              429: the provider named, or did not name, a time to wait
+        ├── QuotaExhausted           no money left with the provider
+        ├── Overloaded               503, 529
+        ├── ProviderFailed           500, 502, 504, 408, 409
+        ├── ModelTimeout             no answer in time
+        ├── Unreachable              the connection failed
+        ├── BadAnswer                an answer that is not one
+        ├── BadCredentials           401, 403
+        ├── BadModelRequest          400, 413, 422: asking again does not help
+        │   ├── ContextTooLong         a lane with a longer window may take it
+        │   └── UnknownModel           404: another lane may know it
+        ├── ContentRefused           the model or its filter declined
+        └── LocalFault               our own side failed before a byte was sent
+
+Messages come first and facts are keywords with defaults, so that each error survives pickling and keeps its name in
+Celery. A message never holds a prompt, an answer or a key.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CeleriacError(Exception):
+    """code: the stable, machine-readable name of the error, as callers see it."""
+
+    code: ClassVar[str] = "internal"
+
+
+class Misconfigured(CeleriacError):
+    code = "misconfigured"
+
+
+class Refused(CeleriacError):
+    """field: what in the request is meant. remedy: what would be accepted."""
+
+    code = "refused"
+
+    def __init__(self, message: str = "", *, field: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+        self.remedy = remedy
+
+
+class Invalid(Refused):
+    code = "invalid"
+
+
+class NotFound(Refused):
+    code = "not_found"
+
+
+class Conflict(Refused):
+    code = "conflict"
+
+
+class StoreUnavailable(CeleriacError):
+    """maybe_accepted: the write may have happened; asking for `job_id` later tells."""
+
+    code = "store_unavailable"
+
+    def __init__(self, message: str = "", *, maybe_accepted: bool = False, job_id: str = "") -> None:
+        super().__init__(message)
+        self.maybe_accepted = maybe_accepted
+        self.job_id = job_id
+
+
+class StoreFull(StoreUnavailable):
+    code = "store_full"
+
+
+class Fenced(CeleriacError):
+    code = "fenced"
+
+
+class ModelError(CeleriacError):
+    """A failed call to a model.
+
+    provider, model: whom we asked. status: the HTTP status, 0 if there was none. request_id: the provider's own name of
+    the request, "" if it gave none. in_doubt: the call may have been billed. retry_after: seconds the provider asked us
+    to wait, or None.
+    """
+
+    code = "model_error"
+    #: the next lane may do better
+    next_lane: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        provider: str = "",
+        model: str = "",
+        status: int = 0,
+        request_id: str = "",
+        in_doubt: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.provider = provider
+        self.model = model
+        self.status = status
+        self.request_id = request_id
+        self.in_doubt = in_doubt
+        self.retry_after = retry_after
+
+
+class RateLimited(ModelError):
+    code = "rate_limited"
+
+
+class QuotaExhausted(ModelError):
+    code = "quota_exhausted"
+
+
+class Overloaded(ModelError):
+    code = "overloaded"
+
+
+class ProviderFailed(ModelError):
+    code = "provider_failed"
+
+
+class ModelTimeout(ModelError):
+    code = "timeout"
+
+
+class Unreachable(ModelError):
+    code = "unreachable"
+
+
+class BadAnswer(ModelError):
+    code = "bad_answer"
+
+
+class BadCredentials(ModelError):
+    code = "bad_credentials"
+
+
+class BadModelRequest(ModelError):
+    code = "bad_request"
+    next_lane = False
+
+
+class ContextTooLong(BadModelRequest):
+    code = "context_too_long"
+    next_lane = True
+
+
+class UnknownModel(BadModelRequest):
+    code = "unknown_model"
+    next_lane = True
+
+
+class ContentRefused(ModelError):
+    """usage: what the refusal cost; the caller settles it. None if the provider did not say."""
+
+    code = "content_refused"
+    next_lane = False
+
+    def __init__(self, message: str = "", *, usage: object = None, **facts: object) -> None:
+        super().__init__(message, **facts)  # type: ignore[arg-type]  # the facts of ModelError, named there
+        self.usage = usage
+
+
+class LocalFault(ModelError):
+    code = "local_fault"
+    next_lane = False

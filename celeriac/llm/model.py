@@ -1,0 +1,80 @@
+"""What we ask a model and what it answers, in our own words: no provider's types pass this line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Role = Literal["user", "assistant"]
+#: Why the model stopped: it was done, it met the output limit, or it wants a tool.
+StopReason = Literal["end", "length", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One provider and one of its models. provider: "openai", "anthropic", or a scripted one."""
+
+    provider: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One call.
+
+    instructions: the system text, "" for none. messages: oldest first, the last one is the user's. max_output_tokens:
+    always sent; reasoning counts. deadline: seconds the whole call may take, from the first byte sent to the last byte
+    read. api: which of OpenAI's two APIs; other providers ignore it.
+    """
+
+    lane: Lane
+    messages: tuple[Message, ...]
+    instructions: str = ""
+    max_output_tokens: int = 1024
+    temperature: float | None = None
+    deadline: float = 120.0
+    api: Literal["chat", "responses"] = "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens in disjoint classes: each billed token is in exactly one of the first four.
+
+    reasoning: how many of `output` were spent on reasoning; a part, not a class of its own.
+    """
+
+    input: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    output: int = 0
+    reasoning: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A model's answer. model: the name the provider billed, which may be longer than the one asked for."""
+
+    text: str
+    usage: Usage
+    lane: Lane
+    model: str
+    stop_reason: StopReason = "end"
+    request_id: str = ""
+    seconds: float = 0.0
+
+
+class ModelClient(Protocol):
+    """Whatever answers like this is a model client: an adapter, a fallback over several, a script."""
+
+    async def answer(self, request: ModelRequest) -> Answer:
+        """Ask once. Raises a `ModelError`, and nothing else, where there is no usable answer."""
+        ...

@@ -1,0 +1,96 @@
+"""Structured logs: one JSON object a line in prod, readable lines in dev; Celery's own lines too.
+
+An event is a constant and its facts are fields. `bound(...)` puts facts on every line that is logged inside it, in this
+task of the event loop only: job_id, agent, context_id, tenant, task, worker, request_id. No line ever holds a prompt, an
+answer or a key: `logged` is the closed list of field names that may carry text from outside.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import sys
+from typing import Any, Literal
+
+import structlog
+from structlog.contextvars import bound_contextvars, merge_contextvars
+from structlog.typing import EventDict, WrappedLogger
+
+bound = bound_contextvars
+
+#: Their lines name every request, URLs included: what we want to know of a call is in our own line.
+QUIET = ("openai", "anthropic", "httpx", "httpx2", "httpcore", "httpcore2", "aiohttp.access", "uvicorn.access")
+
+
+def get_logger(name: str) -> Any:
+    return structlog.get_logger(name)
+
+
+def _celery_task(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Celery's own lines inside a task say which task and which job."""
+    record = event.get("_record")
+    data = getattr(record, "data", None)
+    if isinstance(data, dict) and "id" in data:
+        event.setdefault("job_id", data["id"])
+        event.setdefault("task", data.get("name"))
+    return event
+
+
+SHARED: list[Any] = [
+    merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+
+
+def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) -> None:
+    """Send everything this process logs to stderr. facts: put on every line, as `service="shim"`."""
+    ending: list[Any]
+    if env == "prod":
+        ending = [
+            structlog.processors.format_exc_info,
+            structlog.processors.EventRenamer("event"),
+            structlog.processors.JSONRenderer(),
+        ]
+    else:
+        ending = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+
+    def process_facts(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        for name, value in facts.items():
+            event.setdefault(name, value)
+        return event
+
+    shared = [*SHARED, process_facts]
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "celeriac": {
+                    "()": structlog.stdlib.ProcessorFormatter,
+                    "foreign_pre_chain": [structlog.stdlib.ExtraAdder(allow=["data"]), *shared, _celery_task],
+                    "processors": [_drop_data, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
+                }
+            },
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "celeriac", "stream": sys.stderr}},
+            "root": {"level": level, "handlers": ["stderr"]},
+            "loggers": {name: {"level": "WARNING"} for name in QUIET},
+        }
+    )
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.processors.StackInfoRenderer(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def _drop_data(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    event.pop("data", None)
+    return event

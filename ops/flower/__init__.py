@@ -1,0 +1,1 @@
+"""Flower, shown our jobs."""

@@ -1,0 +1,1 @@
+"""Door: what a Celery message may ask for."""

@@ -1,0 +1,1 @@
+"""Door: the Celery worker process."""
