@@ -13,10 +13,11 @@ import sys
 from typing import Any, Literal
 
 import structlog
-from structlog.contextvars import bound_contextvars, merge_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars, merge_contextvars
 from structlog.typing import EventDict, WrappedLogger
 
 bound = bound_contextvars
+bind = bind_contextvars
 
 #: Their lines name every request, URLs included: what we want to know of a call is in our own line.
 QUIET = ("openai", "anthropic", "httpx", "httpx2", "httpcore", "httpcore2", "aiohttp.access", "uvicorn.access")

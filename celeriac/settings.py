@@ -106,7 +106,12 @@ class LocalSettings(Section):
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", env_file=".env", frozen=True, extra="ignore", populate_by_name=True
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_file=".env",
+        frozen=True,
+        extra="ignore",
+        populate_by_name=True,
     )
 
     env: Literal["dev", "prod"] = Field("dev", description="`prod` refuses to start with anything unsafe.")
@@ -130,7 +135,9 @@ class Settings(BaseSettings):
     )
     anthropic_base_url: str | None = Field(None, description="Default: Anthropic's own endpoint.")
     sentry_dsn: SecretStr | None = Field(
-        None, validation_alias=AliasChoices(PREFIX + "SENTRY_DSN", "SENTRY_DSN"), description="Where errors are reported."
+        None,
+        validation_alias=AliasChoices(PREFIX + "SENTRY_DSN", "SENTRY_DSN"),
+        description="Where errors are reported.",
     )
     shim: ShimSettings = ShimSettings()  # type: ignore[call-arg]  # every field has a default
     worker: WorkerSettings = WorkerSettings()  # type: ignore[call-arg]
@@ -149,7 +156,9 @@ class Settings(BaseSettings):
         if self.shim.cors_credentials and "*" in self.shim.cors_origins:
             raise ValueError("shim.cors_origins is * while shim.cors_credentials is on; name the origins")
         if self.env == "prod" and not self.shim.api_keys:
-            raise ValueError("shim.api_keys is empty and env is prod: anybody could spend your money; set a key a tenant")
+            raise ValueError(
+                "shim.api_keys is empty and env is prod: anybody could spend your money; set a key a tenant"
+            )
         return self
 
 

@@ -1,0 +1,75 @@
+"""The shim: HTTP in front of the job store. It opens the stores and nothing else; no provider SDK, no Celery task."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+from fastapi_swagger import patch_fastapi
+from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
+from starlette.middleware.cors import CORSMiddleware
+
+from api_shim import errors
+from api_shim.auth import Keys
+from api_shim.middleware import Around, HttpMetrics
+from api_shim.routers import agents, contexts, jobs, probes
+from celeriac.agents.registry import read_agents
+from celeriac.errors import StoreUnavailable
+from celeriac.logs import get_logger
+from celeriac.settings import Settings
+from celeriac.stores import check_redis, open_stores
+
+log = get_logger(__name__)
+
+DESCRIPTION = "Hand over an agent job, poll for its answer. Never lost, never paid twice, never over budget."
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. Reads the agents now: a wrong file stops the start. Raises Misconfigured."""
+    registry = read_agents(settings.agents_file)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        stores = open_stores(settings, name="celeriac-shim")
+        app.state.stores = stores
+        try:
+            await check_redis(stores.redis, settings)
+        except StoreUnavailable as error:  # it may come up after us; until then every answer is a 503
+            log.warning("store_away_at_start", reason=str(error))
+        yield
+        await stores.close()
+
+    app = FastAPI(
+        title="Celeriac",
+        description=DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.state.settings = settings
+    app.state.registry = registry
+    app.state.keys = Keys(settings.shim.api_keys)
+    app.state.closing = asyncio.Event()
+    app.state.metrics = CollectorRegistry()
+    for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+        app.state.metrics.register(collector)
+
+    errors.install(app)
+    for module in (jobs, contexts, agents, probes):
+        app.include_router(module.router)
+    patch_fastapi(app, redirect_from_root_to_docs=True)
+    if settings.shim.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.shim.cors_origins),
+            allow_credentials=settings.shim.cors_credentials,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "Idempotency-Key"],
+            expose_headers=["Location", "Retry-After", "X-Request-ID"],
+        )
+    app.add_middleware(Around, max_body_bytes=settings.shim.max_body_bytes, metrics=HttpMetrics(app.state.metrics))
+    return app

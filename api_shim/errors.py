@@ -1,0 +1,124 @@
+"""Every refusal is `application/problem+json` (RFC 9457) and names the field, what is wrong with it, and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from celeriac.errors import CeleriacError, Conflict, Invalid, NotFound, Refused, StoreUnavailable
+from celeriac.logs import get_logger
+
+log = get_logger(__name__)
+
+#: Seconds after which a store that was away is worth asking again.
+RETRY_AFTER: Final = 2
+
+STATUS: Final[Mapping[type[CeleriacError], tuple[int, str]]] = {
+    Invalid: (422, "The request is not valid"),
+    NotFound: (404, "Not found"),
+    Conflict: (409, "Not now"),
+    StoreUnavailable: (503, "The job store is away"),
+}
+
+REMEDIES: Final[Mapping[str, str]] = {
+    "extra_forbidden": "leave it out, or look for a typing mistake",
+    "missing": "give it a value",
+    "json_invalid": "send valid JSON",
+}
+
+
+def problem(
+    request: Request, status: int, title: str, detail: str, code: str, *, headers: Mapping[str, str] = {}, **more: Any
+) -> Response:
+    body = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request.scope.get("celeriac.request_id", ""),
+        **more,
+    }
+    return Response(orjson.dumps(body), status, headers, media_type="application/problem+json")
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, CeleriacError)  # noqa: S101  # registered for nothing else
+    status, title = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    more: dict[str, Any] = {}
+    headers = {}
+    if isinstance(error, Refused) and error.field:
+        more["errors"] = [{"field": error.field, "message": str(error), "remedy": error.remedy}]
+    if isinstance(error, StoreUnavailable):
+        headers["Retry-After"] = str(RETRY_AFTER)
+        if error.maybe_accepted:
+            more |= {"maybe_accepted": True, "job_id": error.job_id}
+    return problem(request, status, title, str(error), error.code, headers=headers, **more)
+
+
+async def invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    found = [_field_problem(e) for e in error.errors()]
+    malformed = any(e["type"] == "json_invalid" for e in error.errors())
+    detail = "; ".join(f"{p['field'] or 'body'}: {p['message']}" for p in found)
+    return problem(request, 400 if malformed else 422, "The request is not valid", detail, "invalid", errors=found)
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    code = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(
+        error.status_code, "refused"
+    )
+    return problem(request, error.status_code, error.detail, error.detail, code, headers=error.headers or {})
+
+
+async def unexpected(request: Request, error: Exception) -> Response:
+    log.exception("request_failed", error=type(error).__name__, exc_info=error)
+    return problem(request, 500, "Something went wrong here", "the request id names the log line", "internal")
+
+
+def _field_problem(error: Mapping[str, Any]) -> dict[str, str]:
+    kind, message = error["type"], str(error["msg"]).removeprefix("Value error, ")
+    field = _path(error["loc"])
+    if kind == "json_invalid":
+        field, message = "", f"not JSON: {error.get('ctx', {}).get('error', 'malformed')}"
+    elif kind == "extra_forbidden":
+        message = "there is no such field"
+    elif not field and ": " in message:  # a rule over several fields names the one it means
+        field, message = message.split(": ", 1)
+    message, _, remedy = message.partition("; ")
+    return {"field": field, "message": message, "remedy": remedy or REMEDIES.get(kind, _expected(error))}
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    context = error.get("ctx") or {}
+    facts = [f"{name} {context[name]}" for name in ("expected", "pattern", "ge", "gt", "le", "lt") if name in context]
+    facts += [f"{name.replace('_', ' ')} {context[name]}" for name in ("min_length", "max_length") if name in context]
+    return f"allowed: {', '.join(facts)}" if facts else "see /docs for what is accepted"
+
+
+def _path(loc: Sequence[str | int]) -> str:
+    """("body", "input", "messages", 0, "role") as input[0].role; the tag of a union is not part of the request."""
+    path = ""
+    for i, part in enumerate(loc):
+        if part in {"body", "query", "path", "header"} and i == 0:
+            continue
+        if path == "input" and part in {"text", "messages"}:
+            continue
+        if isinstance(part, int):
+            path += f"[{part}]" if path else ""
+        else:
+            path += f".{part}" if path else str(part)
+    return path
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(CeleriacError, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, unexpected)

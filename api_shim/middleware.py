@@ -1,0 +1,117 @@
+"""Around every request: its id, its log line and metrics, a limit on its body, headers that browsers obey."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api_shim.errors import problem
+from celeriac.jobs.store import new_id
+from celeriac.logs import bound, get_logger
+
+log = get_logger(__name__)
+
+REQUEST_ID: Final = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
+#: Probes and scrapes come every few seconds and say nothing.
+QUIET: Final = frozenset({"/livez", "/readyz", "/metrics"})
+
+HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Strict-Transport-Security": "max-age=31536000",  # ignored over plain HTTP
+    "Cache-Control": "no-store",
+}
+#: The documentation is a page with a script and a style of its own.
+DOCS_POLICY: Final = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; frame-ancestors 'none'"
+)
+
+
+class HttpMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ["method", "route", "status"]
+        self.requests = Counter("celeriac_http_requests", "Requests answered", labels, registry=registry)
+        self.seconds = Histogram(
+            "celeriac_http_request_duration_seconds", "Time to answer", ["method", "route"], registry=registry
+        )
+
+
+class _BodyTooLarge(Exception):
+    pass
+
+
+class Around:
+    """Pure ASGI: a request costs it 30 us."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, metrics: HttpMetrics) -> None:
+        self._app = app
+        self._max = max_body_bytes
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID.match(given) else new_id()
+        scope["celeriac.request_id"] = request_id
+        status, began = 500, time.perf_counter()
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                out = MutableHeaders(scope=message)
+                out["X-Request-ID"] = request_id
+                for name, value in HEADERS.items():
+                    out.setdefault(name, value)
+                if scope["path"] == "/docs":
+                    out["Content-Security-Policy"] = DOCS_POLICY
+            await send(message)
+
+        with bound(request_id=request_id):
+            try:
+                await self._within_limit(scope, headers, receive, answer)
+            finally:
+                self._tell(scope, status, time.perf_counter() - began)
+
+    async def _within_limit(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        length = headers.get("content-length", "")
+        try:
+            if length.isdecimal() and int(length) > self._max:
+                raise _BodyTooLarge
+            read = 0
+
+            async def limited() -> Message:
+                nonlocal read
+                message = await receive()
+                read += len(message.get("body", b""))
+                if read > self._max:
+                    raise _BodyTooLarge
+                return message
+
+            await self._app(scope, limited, send)
+        except _BodyTooLarge:
+            detail = f"the body is larger than {self._max} bytes"
+            error = {"field": "body", "message": detail, "remedy": "send less, or raise CELERIAC_SHIM__MAX_BODY_BYTES"}
+            response = problem(Request(scope), 413, "The request is too large", detail, "too_large", errors=[error])
+            response.headers["Connection"] = "close"
+            await response(scope, receive, send)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unknown")
+        self._metrics.requests.labels(scope["method"], route, str(status)).inc()
+        self._metrics.seconds.labels(scope["method"], route).observe(seconds)
+        if route not in QUIET:
+            log.info("http_request", method=scope["method"], route=route, status=status, seconds=round(seconds, 6))

@@ -1,0 +1,110 @@
+"""How we speak to Redis: pools, scripts, and how a value is packed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import redis.asyncio as aioredis
+import zstandard
+from redis import exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.commands.core import AsyncScript
+
+from celeriac import keys
+from celeriac.errors import StoreFull, StoreUnavailable
+
+Redis = aioredis.Redis
+
+
+def open_redis(url: str, *, connections: int, timeout: float = 5.0, retries: int = 3, name: str = "celeriac") -> Redis:
+    """A client with a pool of its own; it connects when first used.
+
+    connections: at most this many; who finds none free waits up to `timeout` seconds. retries: how often a command is
+    sent again over a new connection, after 0.05 s to 1 s with full jitter; every script may arrive twice.
+    """
+    pool = aioredis.BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections,
+        timeout=timeout,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        socket_keepalive=True,
+        health_check_interval=30,
+        retry=Retry(ExponentialWithJitterBackoff(cap=1.0, base=0.05), retries),
+        client_name=name,
+        decode_responses=False,
+    )
+    return Redis.from_pool(pool)
+
+
+@contextlib.asynccontextmanager
+async def answering(job_id: str = "") -> AsyncIterator[None]:
+    """Translate what the Redis client raises. job_id: a write names the job that may have been written."""
+    try:
+        yield
+    except exceptions.OutOfMemoryError as error:
+        raise StoreFull("Redis is full and takes no new work") from error
+    except (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError, OSError) as error:
+        raise StoreUnavailable("Redis does not answer", maybe_accepted=bool(job_id), job_id=job_id) from error
+    except exceptions.ReadOnlyError as error:
+        raise StoreUnavailable("Redis is a replica and takes no writes") from error
+
+
+#: The clock of every script. Tests put another text in its place to have time under their hand.
+CLOCK: Final = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
+
+#: Refused whole when Redis is full; never refused; never writes. (See the rules of the store for which is which.)
+NEW_WORK: Final = "#!lua\n"
+ALWAYS: Final = "#!lua flags=allow-oom\n"
+READ: Final = "#!lua flags=no-writes\n"
+
+
+class Scripts:
+    """Lua texts, each put behind the same helpers: keys, clock, arguments `a` (JSON, ARGV[1])."""
+
+    def __init__(self, redis: Redis, helpers: str, clock: str = CLOCK) -> None:
+        self._redis = redis
+        self._helpers = keys.lua() + clock + "local a = cjson.decode(ARGV[1])\n" + helpers
+
+    def load(self, path: Path, flags: str) -> Script:
+        return Script(self._redis.register_script(flags + self._helpers + path.read_text()))
+
+
+class Script:
+    def __init__(self, script: AsyncScript) -> None:
+        self._script = script
+
+    async def __call__(self, *blobs: bytes, job_id: str = "", **arguments: Any) -> Any:
+        """Run it. arguments: `a` in the script. blobs: ARGV[2] and on, untouched."""
+        async with answering(job_id):
+            return await self._script(keys=(), args=(orjson.dumps(arguments), *blobs))
+
+
+#: Below this, compressing costs more than it saves.
+WORTH_COMPRESSING: Final = 1024
+
+
+def pack(value: Any) -> bytes:
+    """JSON; compressed when that saves at least a fifth. The first byte says which."""
+    text = orjson.dumps(value)
+    if len(text) >= WORTH_COMPRESSING:
+        # A compressor is not safe to share between threads and costs 2 us to make.
+        small = zstandard.ZstdCompressor(level=1).compress(text)
+        if len(small) * 5 <= len(text) * 4:
+            return b"z" + small
+    return b"j" + text
+
+
+def unpack(value: bytes) -> Any:
+    """What `pack` packed. Raises ValueError for anything else."""
+    kind, body = value[:1], value[1:]
+    if kind == b"z":
+        return orjson.loads(zstandard.ZstdDecompressor().decompress(body))
+    if kind == b"j":
+        return orjson.loads(body)
+    raise ValueError("not a packed value")

@@ -1,0 +1,48 @@
+-- A context is held by one job at a time, the others wait behind it in the order of their submission. Its turns are a list,
+-- its version counts the changes. Nothing ages while a job holds it.
+
+local function context_holder(tenant, context) return redis.call('HGET', K.context(tenant, context), 'holder') end
+
+local function context_hold(tenant, context, id)
+  redis.call('HSET', K.context(tenant, context), 'holder', id)
+  redis.call('PERSIST', K.context(tenant, context))
+  redis.call('PERSIST', K.turns(tenant, context))
+end
+
+local function context_wait(tenant, context, id, seq) redis.call('ZADD', K.line(tenant, context), seq, id) end
+
+-- The holder lets go. Answers the job that follows, which now holds the context; with none, the context begins to age.
+-- A job that only waited leaves the line.
+local function context_release(tenant, context, id, ttl)
+  if context_holder(tenant, context) ~= id then
+    redis.call('ZREM', K.line(tenant, context), id)
+    return nil
+  end
+  local following = redis.call('ZPOPMIN', K.line(tenant, context))[1]
+  if following then
+    redis.call('HSET', K.context(tenant, context), 'holder', following)
+    return following
+  end
+  redis.call('HDEL', K.context(tenant, context), 'holder')
+  redis.call('PEXPIRE', K.context(tenant, context), ttl)
+  redis.call('PEXPIRE', K.turns(tenant, context), ttl)
+end
+
+local function messages_in(turn) return tonumber(string.match(turn, '^(%d+):')) or 0 end
+
+-- Append one turn, written "<messages>:<packed>", unless the context is no longer at the version that the job read. Older
+-- turns go, whole ones only, while there are too many messages or bytes; the newest always stays.
+local function context_append(tenant, context, version, turn, max_messages, max_bytes)
+  local meta, turns = K.context(tenant, context), K.turns(tenant, context)
+  if (redis.call('HGET', meta, 'version') or '0') ~= tostring(version) then return false end
+  redis.call('RPUSH', turns, turn)
+  redis.call('HINCRBY', meta, 'version', 1)
+  local messages = redis.call('HINCRBY', meta, 'messages', messages_in(turn))
+  local bytes = redis.call('HINCRBY', meta, 'bytes', #turn)
+  while (messages > max_messages or bytes > max_bytes) and redis.call('LLEN', turns) > 1 do
+    local gone = redis.call('LPOP', turns)
+    messages = redis.call('HINCRBY', meta, 'messages', -messages_in(gone))
+    bytes = redis.call('HINCRBY', meta, 'bytes', -#gone)
+  end
+  return true
+end

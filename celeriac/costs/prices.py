@@ -1,0 +1,141 @@
+"""What a call cost: exact, in nano-dollars, rounded up once.
+
+The table is `genai-prices`, behind overrides from files. A model that neither knows is never free: it costs what the
+provider's dearest known model costs, and says that it is an estimate.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from celeriac.costs.money import nanos
+from celeriac.errors import Misconfigured
+from celeriac.llm.model import Lane, Usage
+
+SHIPPED: Final = Path(__file__).parent / "prices.toml"
+#: Token classes of an override, in dollars per million tokens.
+CLASSES: Final = ("input", "cache_read", "cache_write", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """nanos: what the call cost in nano-dollars. source: where the price stood. estimated: the model was not known."""
+
+    nanos: int
+    source: str
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Dollars per million tokens, by class."""
+
+    source: str
+    dollars: Mapping[str, Decimal]
+
+    def price(self, usage: Usage) -> Decimal:
+        """In dollars."""
+        tokens = {name: getattr(usage, name) for name in CLASSES}
+        return sum((self.dollars[name] * count for name, count in tokens.items()), Decimal(0)) / 1_000_000
+
+
+class Prices:
+    """Prices as known at start. files: overrides, the last one wins; model names may hold `*`."""
+
+    def __init__(self, *files: Path) -> None:
+        self._rows: dict[tuple[str, str], Row] = {}
+        for file in (SHIPPED, *files):
+            self._rows |= read(file)
+        self._dearest: dict[str, Any] = {}
+
+    @cached_property
+    def _table(self) -> Any:
+        # Imported late: 0.2 s that only a process which prices calls should spend.
+        from genai_prices.data_snapshot import get_snapshot
+
+        return get_snapshot()
+
+    def price(self, lane: Lane, model: str, usage: Usage, at: datetime | None = None) -> Price:
+        """The price of one call. model: as the provider named it in its answer. at: when it was sent."""
+        if row := self._row(lane.provider, model):
+            return Price(nanos(row.price(usage)), row.source)
+        at = at or datetime.now(UTC)
+        for name in (model, lane.model):
+            try:
+                _, found = self._table.find_provider_model(name, None, lane.provider, None)
+            except LookupError:
+                continue
+            return Price(nanos(_dollars(found, usage, at)), f"genai-prices {found.id}")
+        found = self._dearest_of(lane.provider, at)
+        return Price(nanos(_dollars(found, usage, at)), f"genai-prices {found.id}", estimated=True)
+
+    def _row(self, provider: str, model: str) -> Row | None:
+        exact = self._rows.get((provider, model))
+        if exact is not None:
+            return exact
+        for (whose, pattern), row in reversed(self._rows.items()):
+            if whose == provider and "*" in pattern and fnmatch.fnmatchcase(model.lower(), pattern.lower()):
+                return row
+        return None
+
+    def _dearest_of(self, provider: str, at: datetime) -> Any:
+        if provider not in self._dearest:
+            probe = Usage(input=1_000_000, output=1_000_000)
+            models = [m for p in self._table.providers if p.id == provider for m in p.models]
+            if not models:  # a provider without prices is priced as the dearest of all
+                models = [m for p in self._table.providers if p.id in {"openai", "anthropic"} for m in p.models]
+            self._dearest[provider] = max(models, key=lambda model: _dollars(model, probe, at))
+        return self._dearest[provider]
+
+
+def _dollars(model: Any, usage: Usage, at: datetime) -> Decimal:
+    from genai_prices import Usage as Counted
+
+    # There the input is the whole prompt and the cached classes are parts of it; ours are disjoint.
+    counted = Counted(
+        input_tokens=usage.input + usage.cache_read + usage.cache_write,
+        cache_read_tokens=usage.cache_read,
+        cache_write_tokens=usage.cache_write,
+        output_tokens=usage.output,
+    )
+    total: Decimal = model.get_prices(at).calc_price(counted)["total_price"]
+    return total
+
+
+def read(file: Path) -> dict[tuple[str, str], Row]:
+    """Overrides from a TOML file: `[provider."model"]` with dollars per million tokens as strings.
+
+    `input` and `output` are required; `cache_read` and `cache_write` cost what `input` costs unless named. Raises
+    Misconfigured naming the file, the entry and the remedy.
+    """
+    try:
+        tables = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise Misconfigured(f"{file}: {error}") from error
+    rows = {}
+    for provider, models in tables.items():
+        for model, given in models.items() if isinstance(models, dict) else [("", models)]:
+            where = f'{file}: [{provider}."{model}"]'
+            if not isinstance(given, dict) or not {"input", "output"} <= given.keys() <= set(CLASSES):
+                raise Misconfigured(f"{where}: give input and output, and if they differ cache_read and cache_write")
+            rows[provider, model] = Row(file.name, {name: _amount(where, name, given) for name in CLASSES})
+    return rows
+
+
+def _amount(where: str, name: str, given: Mapping[str, Any]) -> Decimal:
+    text = given.get(name, given["input"])
+    try:
+        amount = Decimal(text) if isinstance(text, str) else None
+    except InvalidOperation:
+        amount = None
+    if amount is None or not amount.is_finite() or amount < 0:
+        raise Misconfigured(f'{where}: {name} is {text!r}; write dollars per million tokens as text, as "0.25"')
+    return amount

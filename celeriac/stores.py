@@ -1,0 +1,110 @@
+"""Everything we remember. The only module that names the concrete stores; shim, worker and operators all open it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from celeriac.connections import CLOCK, Redis, answering, open_redis
+from celeriac.contexts import store as contexts
+from celeriac.contexts.store import ContextStore
+from celeriac.errors import Misconfigured
+from celeriac.jobs import store as jobs
+from celeriac.jobs.dispatch import InScript, Produced, open_ringer
+from celeriac.jobs.events import Ends
+from celeriac.jobs.lease import Fleet
+from celeriac.jobs.store import JobStore
+from celeriac.logs import get_logger
+from celeriac.settings import Settings
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Stores:
+    redis: Redis
+    jobs: JobStore
+    contexts: ContextStore
+    ends: Ends
+    ringer: InScript | Produced
+
+    async def close(self) -> None:
+        await self.ends.close()
+        if isinstance(self.ringer, Produced):
+            await self.ringer.close()
+        await self.redis.aclose()
+
+
+def open_stores(
+    settings: Settings, *, connections: int | None = None, name: str = "celeriac", clock: str = CLOCK
+) -> Stores:
+    """Open on a running event loop, close there. Connects when first used. connections: default, the shim's."""
+    redis = open_redis(
+        settings.redis_url.get_secret_value(), connections=connections or settings.shim.redis_connections, name=name
+    )
+    ringer = open_ringer(settings)
+    scripts = jobs.scripts(redis, contexts.LUA, clock)
+    return Stores(
+        redis=redis,
+        jobs=JobStore(
+            redis,
+            scripts,
+            ringer,
+            result_ttl=settings.jobs.result_ttl,
+            context_ttl=settings.contexts.ttl,
+            max_messages=settings.contexts.max_messages,
+            max_bytes=settings.contexts.max_bytes,
+        ),
+        contexts=ContextStore(redis, scripts),
+        ends=Ends(redis),
+        ringer=ringer,
+    )
+
+
+def open_fleet(settings: Settings, stores: Stores, *, name: str, clock: str = CLOCK) -> tuple[Fleet, Redis]:
+    """A worker's own line to the store: one connection, answers within a third of the lease, nothing resent."""
+    redis = open_redis(
+        settings.redis_url.get_secret_value(),
+        connections=1,
+        timeout=settings.jobs.lease.total_seconds() / 3,
+        retries=0,
+        name=name,
+    )
+    fleet = Fleet(jobs.scripts(redis, contexts.LUA, clock), stores.ringer, lease=settings.jobs.lease)
+    return fleet, redis
+
+
+async def check_redis(redis: Redis, settings: Settings) -> None:
+    """Refuse a Redis that cannot keep the promises. In dev a risky one is a warning.
+
+    Raises Misconfigured, StoreUnavailable.
+    """
+    async with answering():
+        info = await redis.info()
+        try:
+            config: dict[Any, Any] = await redis.config_get("maxmemory-policy")
+        except RedisError:  # managed services close CONFIG; INFO says the same in other words
+            config = {}
+    if info.get("cluster_enabled"):
+        raise Misconfigured(
+            "Redis Cluster is not supported: a script touches several keys; use one primary with replicas"
+        )
+    major = int(str(info.get("valkey_version") or info["redis_version"]).partition(".")[0])
+    if major < (8 if "valkey_version" in info else 7):
+        raise Misconfigured("this Redis is too old: use Redis >= 7 or Valkey >= 8")
+    risks = []
+    policy = _text(config.get(b"maxmemory-policy") or info.get("maxmemory_policy"))
+    if policy != "noeviction":
+        risks.append(f"maxmemory-policy is {policy}: Redis may evict jobs; set noeviction")
+    if not int(info.get("aof_enabled", 0)):
+        risks.append("appendonly is off: a restart of Redis loses jobs; turn it on")
+    if risks and settings.env == "prod":
+        raise Misconfigured("\n".join(risks))
+    for risk in risks:
+        log.warning("redis_is_risky", risk=risk)
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
