@@ -29,6 +29,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "extra_forbidden": "leave it out, or look for a typing mistake",
     "missing": "give it a value",
     "json_invalid": "send valid JSON",
+    "string_unicode": "send valid Unicode; a lone surrogate is not",
 }
 
 
@@ -78,7 +79,7 @@ async def http_error(request: Request, error: Exception) -> Response:
 
 
 async def unexpected(request: Request, error: Exception) -> Response:
-    log.exception("request_failed", error=type(error).__name__, exc_info=error)
+    log.error("request_failed", error=type(error).__name__, exc_info=error)
     return problem(request, 500, "Something went wrong here", "the request id names the log line", "internal")
 
 
@@ -87,6 +88,8 @@ def _field_problem(error: Mapping[str, Any]) -> dict[str, str]:
     field = _path(error["loc"])
     if kind == "json_invalid":
         field, message = "", f"not JSON: {error.get('ctx', {}).get('error', 'malformed')}"
+    elif not field and kind == "model_attributes_type":
+        message = "the body is not a JSON object; send one, with Content-Type: application/json"
     elif kind == "extra_forbidden":
         message = "there is no such field"
     elif not field and ": " in message:  # a rule over several fields names the one it means
