@@ -2,6 +2,7 @@
 
     CeleriacError
     ├── Misconfigured              an operator's mistake: the process does not start
+    ├── NotStarted                 what `celeriac up` starts is not of use: it stops what runs, and says why
     ├── Refused                    a caller's mistake: said at once, nothing is stored
     │   ├── Invalid                  the request names something that is not so (422)
     │   ├── NotFound                 there is no such job, context or agent (404)
@@ -41,6 +42,10 @@ class CeleriacError(Exception):
 
 class Misconfigured(CeleriacError):
     code = "misconfigured"
+
+
+class NotStarted(CeleriacError):
+    code = "not_started"
 
 
 class Refused(CeleriacError):

@@ -1,8 +1,9 @@
 """Structured logs: one JSON object a line in prod, readable lines in dev; Celery's own lines too.
 
-An event is a constant and its facts are fields. `bound(...)` puts facts on every line that is logged inside it, in this
-task of the event loop only: job_id, agent, context_id, tenant, task, worker, request_id. No line ever holds a prompt, an
-answer or a key: `logged` is the closed list of field names that may carry text from outside.
+An event is a constant and its facts are fields. `bound(...)` puts facts on every line that is logged inside it, in
+this task of the event loop only: job_id, agent, context_id, tenant, task, worker, request_id. No line ever holds a
+prompt, an answer or a key: tracebacks therefore come without the values of variables, and the libraries that log what
+they send are kept at WARNING whatever the level is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from structlog.typing import EventDict, WrappedLogger
 bound = bound_contextvars
 bind = bind_contextvars
 
-#: Their lines name every request, URLs included: what we want to know of a call is in our own line.
+#: Their lines name every request, and below INFO its body: what we want to know of a call is in our own line.
 QUIET = ("openai", "anthropic", "httpx", "httpx2", "httpcore", "httpcore2", "aiohttp.access", "uvicorn.access")
 
 
@@ -27,13 +28,17 @@ def get_logger(name: str) -> Any:
     return structlog.get_logger(name)
 
 
+#: Tasks whose Celery id is a job's.
+JOB_TASKS = frozenset({"celeriac.run_job", "celeriac.submit"})
+
+
 def _celery_task(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Celery's own lines inside a task say which task and which job."""
-    record = event.get("_record")
-    data = getattr(record, "data", None)
-    if isinstance(data, dict) and "id" in data:
-        event.setdefault("job_id", data["id"])
-        event.setdefault("task", data.get("name"))
+    """Celery's own lines about a task say which task, and which job; its arguments and result stay out."""
+    data = getattr(event.get("_record"), "data", None)
+    if isinstance(data, dict) and "name" in data:
+        event.setdefault("task", data["name"])
+        if data["name"] in JOB_TASKS:
+            event.setdefault("job_id", data.get("id"))
     return event
 
 
@@ -49,13 +54,11 @@ def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) ->
     """Send everything this process logs to stderr. facts: put on every line, as `service="shim"`."""
     ending: list[Any]
     if env == "prod":
-        ending = [
-            structlog.processors.format_exc_info,
-            structlog.processors.EventRenamer("event"),
-            structlog.processors.JSONRenderer(),
-        ]
+        ending = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        ending = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # The default prints the values of variables where `rich` is installed.
+        plain = structlog.dev.plain_traceback
+        ending = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
 
     def process_facts(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         for name, value in facts.items():
@@ -70,8 +73,8 @@ def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) ->
             "formatters": {
                 "celeriac": {
                     "()": structlog.stdlib.ProcessorFormatter,
-                    "foreign_pre_chain": [structlog.stdlib.ExtraAdder(allow=["data"]), *shared, _celery_task],
-                    "processors": [_drop_data, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
+                    "foreign_pre_chain": [*shared, _celery_task],
+                    "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
                 }
             },
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "celeriac", "stream": sys.stderr}},
@@ -79,6 +82,7 @@ def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) ->
             "loggers": {name: {"level": "WARNING"} for name in QUIET},
         }
     )
+    logging.captureWarnings(True)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -90,8 +94,3 @@ def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) ->
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-
-
-def _drop_data(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    event.pop("data", None)
-    return event

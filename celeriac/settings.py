@@ -1,24 +1,41 @@
 """Everything an operator may set, read once from the environment and frozen.
 
 Names are `CELERIAC_` plus the field in capitals; a field of a section is joined by two underscores, as in
-`CELERIAC_SHIM__PORT=8000`. A `.env` file in the working directory is read too; the environment wins. `.env.example`
-lists every name with its default.
+`CELERIAC_SHIM__PORT=8000`. A `.env` file in the working directory is read too; the environment wins. An empty value
+is as good as none. `.env.example` lists every name with its default.
+
+Durations are seconds (`15`, `0.5`), `HH:MM:SS` or ISO 8601 (`PT15S`). Lists are JSON or separated by commas. A mapping
+is JSON, `CELERIAC_SHIM__API_KEYS={"acme": "its key"}`, or an entry a variable, `CELERIAC_SHIM__API_KEYS__ACME=its key`:
+names are then in lower case, because the environment does not keep theirs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
 import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_origin
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic import model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from celeriac.errors import Misconfigured
 
@@ -47,6 +64,47 @@ def _broker_url(url: SecretStr) -> SecretStr:
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 BrokerUrl = Annotated[SecretStr, AfterValidator(_broker_url)]
 
+_timedelta = TypeAdapter(timedelta)
+
+
+def _duration(value: object) -> timedelta:
+    # pydantic takes numbers as seconds, but not numbers in text, which is all the environment has.
+    with contextlib.suppress(ValueError):
+        value = float(value) if isinstance(value, str) else value
+    try:
+        duration = _timedelta.validate_python(value)
+    except ValidationError as error:
+        raise ValueError("is not a duration; use seconds (15), HH:MM:SS or ISO 8601 (PT15S)") from error
+    if duration < timedelta(0):
+        raise ValueError("is a negative duration")
+    return duration
+
+
+def _list(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return _json(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _json(value: object) -> object:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError("is not valid JSON") from error
+
+
+#: From here the field's own bounds apply.
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+#: NoDecode: the settings library would fail on a bad value without naming its variable.
+Names = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_list)]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
+Secrets = Annotated[dict[Name, SecretStr], NoDecode, BeforeValidator(_json)]
+
+#: In prod a shorter API key is refused: it can be guessed.
+SHORTEST_KEY = 16
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,29 +114,29 @@ class ShimSettings(Section):
     host: str = Field("127.0.0.1", description="Address the shim listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the shim listens on; 0 takes a free one.")
     max_body_bytes: int = Field(1024 * 1024, gt=0, description="A larger request body is refused with 413.")
-    max_wait: timedelta = Field(timedelta(seconds=60), description="Longest `?wait=`; a longer one is cut to it.")
-    cors_origins: tuple[str, ...] = Field((), description="Origins a browser may call from, or `*`.")
+    max_wait: Duration = Field(timedelta(seconds=60), description="Longest `?wait=`; a longer one is cut to it.")
+    cors_origins: Origins = Field((), description="Origins a browser may call from, or `*`.")
     cors_credentials: bool = Field(False, description="Whether a browser may send credentials.")
-    api_keys: dict[Name, SecretStr] = Field(
+    api_keys: Secrets = Field(
         default_factory=dict,
-        description="Tenant to key, as JSON. With none, everybody is the tenant `default`: for one machine only.",
+        description="Tenant to key. With none, everybody is the tenant `default`: for one machine only.",
     )
     redis_connections: int = Field(10, gt=0, description="More let more requests reach Redis at once.")
 
 
 class WorkerSettings(Section):
     concurrency: int = Field(1000, gt=0, description="Jobs in flight in one process; each costs about 60 KiB.")
-    queues: tuple[Name, ...] = Field(("celeriac",), min_length=1, description="Queues that the worker serves.")
+    queues: Names = Field(("celeriac",), min_length=1, description="Queues that the worker serves.")
     redis_connections: int | None = Field(None, gt=0, description="Default: one for 32 jobs in flight, at least 8.")
-    grace: timedelta = Field(timedelta(seconds=30), description="How long SIGTERM waits for jobs in flight.")
-    stall: timedelta = Field(
+    grace: Duration = Field(timedelta(seconds=30), description="How long SIGTERM waits for jobs in flight.")
+    stall: Duration = Field(
         timedelta(seconds=2), description="A task that blocks the loop for this long is named in the log."
     )
 
 
 class JobSettings(Section):
-    result_ttl: timedelta = Field(timedelta(hours=24), description="How long an ended job can be asked for.")
-    lease: timedelta = Field(
+    result_ttl: Duration = Field(timedelta(hours=24), description="How long an ended job can be asked for.")
+    lease: Duration = Field(
         timedelta(seconds=15),
         ge=timedelta(seconds=1),
         description="A worker silent for this long has lost its jobs. Lower recovers sooner, higher forgives pauses.",
@@ -86,7 +144,7 @@ class JobSettings(Section):
 
 
 class ContextSettings(Section):
-    ttl: timedelta = Field(timedelta(hours=24), description="A conversation ages from the end of its last job.")
+    ttl: Duration = Field(timedelta(hours=24), description="A conversation ages from the end of its last job.")
     max_messages: int = Field(200, ge=2, description="Older turns are dropped beyond this.")
     max_bytes: int = Field(1024 * 1024, ge=1024, description="Older turns are dropped beyond this.")
 
@@ -109,6 +167,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX,
         env_nested_delimiter="__",
         env_file=".env",
+        env_ignore_empty=True,
         frozen=True,
         extra="ignore",
         populate_by_name=True,
@@ -134,17 +193,20 @@ class Settings(BaseSettings):
         description="Anthropic's key.",
     )
     anthropic_base_url: str | None = Field(None, description="Default: Anthropic's own endpoint.")
+    scripted: bool = Field(
+        False, description="Answer from a script and ask no model: free and the same every time. Refused in prod."
+    )
     sentry_dsn: SecretStr | None = Field(
         None,
         validation_alias=AliasChoices(PREFIX + "SENTRY_DSN", "SENTRY_DSN"),
         description="Where errors are reported.",
     )
-    shim: ShimSettings = ShimSettings()  # type: ignore[call-arg]  # every field has a default
-    worker: WorkerSettings = WorkerSettings()  # type: ignore[call-arg]
-    jobs: JobSettings = JobSettings()  # type: ignore[call-arg]
-    contexts: ContextSettings = ContextSettings()  # type: ignore[call-arg]
-    flower: FlowerSettings = FlowerSettings()  # type: ignore[call-arg]
-    local: LocalSettings = LocalSettings()  # type: ignore[call-arg]
+    shim: ShimSettings = ShimSettings()
+    worker: WorkerSettings = WorkerSettings()
+    jobs: JobSettings = JobSettings()
+    contexts: ContextSettings = ContextSettings()
+    flower: FlowerSettings = FlowerSettings()
+    local: LocalSettings = LocalSettings()
 
     @property
     def broker_is_store(self) -> bool:
@@ -152,58 +214,110 @@ class Settings(BaseSettings):
         return self.broker_url is None or self.broker_url == self.redis_url
 
     @model_validator(mode="after")
-    def _safe_in_prod(self) -> Self:
-        if self.shim.cors_credentials and "*" in self.shim.cors_origins:
-            raise ValueError("shim.cors_origins is * while shim.cors_credentials is on; name the origins")
-        if self.env == "prod" and not self.shim.api_keys:
-            raise ValueError(
-                "shim.api_keys is empty and env is prod: anybody could spend your money; set a key a tenant"
-            )
+    def _safe(self) -> Self:
+        if mistakes := [*self._unsafe(), *(self._unsafe_in_prod() if self.env == "prod" else ())]:
+            raise ValueError("\n".join(mistakes))
         return self
+
+    def _unsafe(self) -> Iterator[str]:
+        if self.shim.cors_credentials and "*" in self.shim.cors_origins:
+            yield "CELERIAC_SHIM__CORS_ORIGINS: is * while CELERIAC_SHIM__CORS_CREDENTIALS is on; name the origins"
+        if len({key.get_secret_value() for key in self.shim.api_keys.values()}) < len(self.shim.api_keys):
+            yield "CELERIAC_SHIM__API_KEYS: two tenants have the same key"
+
+    def _unsafe_in_prod(self) -> Iterator[str]:
+        if not self.shim.api_keys:
+            yield "CELERIAC_SHIM__API_KEYS: is empty in prod: anybody could spend your money; set a key for each tenant"
+        for tenant, key in self.shim.api_keys.items():
+            if len(key.get_secret_value()) < SHORTEST_KEY:
+                yield f"CELERIAC_SHIM__API_KEYS: the key of {tenant} is shorter than {SHORTEST_KEY} characters"
+        if self.scripted:
+            yield "CELERIAC_SCRIPTED: is on in prod: callers would be answered from a script"
 
 
 def variables() -> dict[str, str]:
     """Every environment variable that is read, with what it trades."""
-    return dict(_variables(Settings, PREFIX))
+    return {name: field.description or "" for name, field in _fields(Settings, PREFIX)}
 
 
-def _variables(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+def example() -> str:
+    """Every variable as a comment with its default, ready to be a `.env` file: it changes nothing as it is."""
+    lines = [
+        "# Every setting of Celeriac with its default: copy this file to .env and uncomment what you change.",
+        "# `celeriac settings` prints it. REDIS_URL, OPENAI_API_KEY, ANTHROPIC_API_KEY and SENTRY_DSN are read too.",
+    ]
+    for name, field in _fields(Settings, PREFIX):
+        lines += ["", f"# {field.description}", f"#{name}={_written(field.get_default(call_default_factory=True))}"]
+    return "\n".join(lines) + "\n"
+
+
+def _written(default: object) -> str:
+    """A default as the environment would give it."""
+    match default:
+        case None:
+            return ""
+        case SecretStr():
+            return default.get_secret_value()
+        case timedelta():
+            return f"{default.total_seconds():g}"
+        case bool():
+            return str(default).lower()
+        case tuple():
+            return ",".join(default)
+        case dict():
+            return json.dumps(default)
+        case Path() if default == SHIPPED_AGENTS:
+            return ""
+        case _:
+            return str(default)
+
+
+def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
-            yield from _variables(kind, f"{prefix}{name.upper()}__")
+            yield from _fields(kind, f"{prefix}{name.upper()}__")
         else:
-            yield f"{prefix}{name.upper()}", field.description or ""
+            yield f"{prefix}{name.upper()}", field
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment. Raises `Misconfigured` with one line for each mistake, unknown names included."""
-    mistakes = [*_unknown_names()]
+    """Read the environment. Raises `Misconfigured` with one line for each mistake, unknown names included.
+
+    overrides: fields and sections that count more than the environment, as in `shim={"port": 0}`.
+    """
+    given = {name.upper() for name in (*dotenv_values(".env"), *os.environ)}
+    mistakes = list(_unknown(given))
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
         # Never the input: it may be a key.
         for e in error.errors(include_url=False, include_input=False, include_context=False):
-            path = "__".join(str(part) for part in e["loc"]).upper()
-            name = path if path.startswith(PREFIX) or not path or path in os.environ else PREFIX + path
-            mistakes.append(f"{name or 'settings'}: {e['msg'].removeprefix('Value error, ')}")
+            message = e["msg"].removeprefix("Value error, ")
+            mistakes += [f"{_variable(e['loc'], given)}: {message}"] if e["loc"] else message.splitlines()
     else:
         if not mistakes:
             return settings
     raise Misconfigured("\n".join(mistakes))
 
 
-def _unknown_names() -> Iterator[str]:
-    known = variables()
-    given = {name.upper() for name in (*os.environ, *dotenv_values(".env")) if name.upper().startswith(PREFIX)}
-    for name in sorted(given - known.keys()):
-        if any(name.startswith(f"{section}__") or section == name for section in _mappings()):
-            continue
-        close = difflib.get_close_matches(name, known, n=1)
-        yield f"{name}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
+def _variable(path: tuple[int | str, ...], given: set[str]) -> str:
+    """The variable that set what `path` leads to; of an entry of a list or a mapping, the whole."""
+    name = "__".join(str(part) for part in path).upper().removeprefix(PREFIX)
+    if name in given and PREFIX + name not in given:
+        return name  # one of the usual names, as REDIS_URL
+    name = PREFIX + name
+    return next((known for known in variables() if name == known or name.startswith(f"{known}__")), name)
 
 
-def _mappings() -> set[str]:
-    """Settings whose value is a mapping, and sections: both may be given as JSON or entry by entry."""
-    sections = {PREFIX + n.upper() for n, f in Settings.model_fields.items() if isinstance(f.default, Section)}
-    return sections - {s for s in sections} | {PREFIX + "SHIM__API_KEYS"}
+def _unknown(given: set[str]) -> Iterator[str]:
+    """A line for each name of ours that is no setting; what a name begins with may be a mapping's."""
+    known = dict(_fields(Settings, PREFIX))
+    mappings = {name for name, field in known.items() if get_origin(field.annotation) is dict}
+    for name in sorted(n for n in given - known.keys() if n.startswith(PREFIX)):
+        mapping = next((m for m in mappings if name.startswith(f"{m}__")), None)
+        if mapping is None:
+            close = difflib.get_close_matches(name, known, n=1)
+            yield f"{name}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
+        elif mapping in given:
+            yield f"{name}: {mapping} is set too; give it whole or entry by entry"

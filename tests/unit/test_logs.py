@@ -1,0 +1,156 @@
+"""What a process writes to its log: each test is a small program and reads what it wrote to standard error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+BEGIN = """
+import asyncio, logging, warnings
+from celeriac import logs
+logs.configure({env!r}, {level!r}, service="shim")
+log = logs.get_logger("celeriac.test")
+theirs = logging.getLogger("somebody.else")
+"""
+
+
+def logged(program: str, *, env: str = "prod", level: str = "INFO") -> str:
+    code = BEGIN.format(env=env, level=level) + program
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == ""
+    return ended.stderr
+
+
+def lines(program: str, *, level: str = "INFO") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in logged(program, level=level).splitlines()]
+
+
+def test_in_prod_each_line_is_one_json_object() -> None:
+    """With the event, its facts, its level, its logger and a time; the facts of the process are on it."""
+    [line] = lines('log.info("job_finished", job_id="1", seconds=0.5)')
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "event": "job_finished",
+        "job_id": "1",
+        "seconds": 0.5,
+        "level": "info",
+        "logger": "celeriac.test",
+        "service": "shim",
+    }
+
+
+def test_in_dev_a_line_is_for_reading() -> None:
+    """Without colours where nobody looks."""
+    text = logged('log.info("job_finished", job_id="1")', env="dev")
+    assert "job_finished" in text
+    assert "job_id=1" in text
+    assert "\x1b" not in text
+
+
+def test_other_peoples_loggers_write_the_same_lines() -> None:
+    """As Celery's and uvicorn's do."""
+    [line] = lines('theirs.warning("%s is %s", "it", "late")')
+    assert (line["event"], line["logger"], line["level"]) == ("it is late", "somebody.else", "warning")
+    assert line["service"] == "shim"
+
+
+def test_a_line_is_written_once() -> None:
+    """Also when logging is configured twice, as by a parent and its child."""
+    written = lines('logs.configure("prod"); log.info("mine"); theirs.info("theirs")')
+    assert [line["event"] for line in written] == ["mine", "theirs"]
+
+
+def test_bound_facts_are_on_every_line_inside() -> None:
+    """Ours and theirs, and gone afterwards."""
+    inside, theirs, after = lines("""
+with logs.bound(job_id="7", tenant="acme"):
+    log.info("inside")
+    theirs.info("inside")
+log.info("after")
+""")
+    assert [(line["job_id"], line["tenant"]) for line in (inside, theirs)] == [("7", "acme")] * 2
+    assert "job_id" not in after
+
+
+def test_tasks_of_one_loop_do_not_see_each_others_facts() -> None:
+    """Two jobs take turns; each line names its own."""
+    written = lines("""
+async def job(name):
+    with logs.bound(job_id=name):
+        for turn in range(3):
+            await asyncio.sleep(0)
+            log.info("turn", of=name)
+async def main():
+    await asyncio.gather(job("1"), job("2"))
+asyncio.run(main())
+""")
+    assert len(written) == 6
+    assert all(line["job_id"] == line["of"] for line in written)
+
+
+FAILURE = """
+def ask(prompt):
+    raise ValueError("no answer")
+try:
+    ask("my " + "secret")
+except ValueError:
+    {call}
+"""
+
+
+@pytest.mark.parametrize("env", ["dev", "prod"])
+@pytest.mark.parametrize("call", ['log.exception("failed")', 'theirs.exception("failed")'])
+def test_a_traceback_shows_no_values(env: str, call: str) -> None:
+    """Which line failed and how, but never what a variable held: it may be a prompt."""
+    text = logged(FAILURE.format(call=call), env=env)
+    assert "ValueError: no answer" in text
+    assert "in ask" in text
+    assert "my secret" not in text
+
+
+def test_in_prod_a_traceback_is_part_of_its_line() -> None:
+    """A collector reads one object, not twenty lines."""
+    [line] = lines(FAILURE.format(call='theirs.exception("failed")'))
+    assert line["event"] == "failed"
+    assert line["exception"].startswith("Traceback")
+
+
+def test_warnings_are_lines_too() -> None:
+    """Python's own would break the stream of objects."""
+    [line] = lines('warnings.warn("old")')
+    assert (line["logger"], line["level"]) == ("py.warnings", "warning")
+
+
+def test_the_level_holds_for_all() -> None:
+    """What is less severe is not written."""
+    written = lines('log.info("quiet"); theirs.info("quiet"); log.warning("loud")', level="WARNING")
+    assert [line["event"] for line in written] == ["loud"]
+
+
+def test_provider_libraries_stay_quiet_at_any_level() -> None:
+    """At DEBUG they would log whole requests, prompts included."""
+    written = lines('logging.getLogger("openai._base_client").debug("the prompt"); log.debug("mine")', level="DEBUG")
+    assert [line["event"] for line in written] == ["mine"]
+
+
+CELERY = """
+theirs.info("succeeded", extra={{"data": {{"name": {name!r}, "id": "job-1", "args": "('prompt',)"}}}})
+"""
+
+
+def test_celerys_lines_about_a_job_name_it() -> None:
+    """By job_id, as ours do; the arguments that Celery hands along stay out."""
+    [line] = lines(CELERY.format(name="celeriac.run_job"))
+    assert (line["task"], line["job_id"]) == ("celeriac.run_job", "job-1")
+    assert "prompt" not in json.dumps(line)
+
+
+def test_celerys_lines_about_another_task_do_not_pretend_to_name_a_job() -> None:
+    """The id of a webhook's message is no job's."""
+    [line] = lines(CELERY.format(name="celeriac.deliver_webhook"))
+    assert line["task"] == "celeriac.deliver_webhook"
+    assert "job_id" not in line
