@@ -282,23 +282,25 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInf
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment. Raises `Misconfigured` with one line for each mistake, unknown names included.
+    """Read the environment. Raises `Misconfigured` with one line for each variable that is wrong or unknown.
 
     overrides: fields and sections that count more than the environment, as in `shim={"port": 0}`.
     """
     given = {name.upper() for name in (*dotenv_values(".env"), *os.environ)}
-    mistakes = list(_unknown(given))
+    mistakes = dict(_unknown(given))
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
         # Never the input: it may be a key.
         for e in error.errors(include_url=False, include_input=False, include_context=False):
             message = e["msg"].removeprefix("Value error, ")
-            mistakes += [f"{_variable(e['loc'], given)}: {message}"] if e["loc"] else message.splitlines()
+            for line in message.splitlines():
+                name, _, text = (_variable(e["loc"], given), "", line) if e["loc"] else line.partition(": ")
+                mistakes.setdefault(name, text)
     else:
         if not mistakes:
             return settings
-    raise Misconfigured("\n".join(mistakes))
+    raise Misconfigured("\n".join(f"{name}: {text}" for name, text in mistakes.items()))
 
 
 def _variable(path: tuple[int | str, ...], given: set[str]) -> str:
@@ -310,14 +312,14 @@ def _variable(path: tuple[int | str, ...], given: set[str]) -> str:
     return next((known for known in variables() if name == known or name.startswith(f"{known}__")), name)
 
 
-def _unknown(given: set[str]) -> Iterator[str]:
-    """A line for each name of ours that is no setting; what a name begins with may be a mapping's."""
+def _unknown(given: set[str]) -> Iterator[tuple[str, str]]:
+    """Each name of ours that is no setting, and what is wrong with it."""
     known = dict(_fields(Settings, PREFIX))
     mappings = {name for name, field in known.items() if get_origin(field.annotation) is dict}
     for name in sorted(n for n in given - known.keys() if n.startswith(PREFIX)):
         mapping = next((m for m in mappings if name.startswith(f"{m}__")), None)
         if mapping is None:
-            close = difflib.get_close_matches(name, known, n=1)
-            yield f"{name}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
+            close = difflib.get_close_matches(name.removeprefix(PREFIX), [k.removeprefix(PREFIX) for k in known], n=1)
+            yield name, "there is no such setting" + (f"; did you mean {PREFIX}{close[0]}?" if close else "")
         elif mapping in given:
-            yield f"{name}: {mapping} is set too; give it whole or entry by entry"
+            yield name, f"{mapping} is set too; give it whole or entry by entry"
