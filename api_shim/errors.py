@@ -25,6 +25,13 @@ STATUS: Final[Mapping[type[CeleriacError], tuple[int, str]]] = {
     StoreUnavailable: (503, "The job store is away"),
 }
 
+
+
+class TooLarge(HTTPException):
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"the body is larger than {limit} bytes", {"Connection": "close"})
+
+
 REMEDIES: Final[Mapping[str, str]] = {
     "extra_forbidden": "leave it out, or look for a typing mistake",
     "missing": "give it a value",
@@ -75,7 +82,11 @@ async def http_error(request: Request, error: Exception) -> Response:
     code = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(
         error.status_code, "refused"
     )
-    return problem(request, error.status_code, error.detail, error.detail, code, headers=error.headers or {})
+    more: dict[str, Any] = {}
+    if isinstance(error, TooLarge):
+        remedy = "send less, or raise CELERIAC_SHIM__MAX_BODY_BYTES"
+        more["errors"] = [{"field": "body", "message": error.detail, "remedy": remedy}]
+    return problem(request, error.status_code, error.detail, error.detail, code, headers=error.headers or {}, **more)
 
 
 async def unexpected(request: Request, error: Exception) -> Response:
