@@ -8,29 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.local import house
-
-PATIENCE = 60.0
-
-
-def wait_for(what: str, condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"still waiting for: {what}"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+from tests.local.programs import PATIENCE, alive, descendants, wait_for
 
 
 class House:
@@ -60,12 +44,12 @@ class House:
     def everybody(self) -> set[int]:
         """The supervisor, all that its children told of, and all that descends from it now: the guard too."""
         told = {int(line.split()[2]) for line in self.journal() if line.startswith("start ")}
-        children = psutil.Process(self.process.pid).children(recursive=True) if alive(self.process.pid) else []
-        return {self.process.pid, *told, *(child.pid for child in children)}
+        return {self.process.pid, *told, *(child.pid for child in descendants(self.process.pid))}
 
     def guard(self) -> int:
-        children = psutil.Process(self.process.pid).children()
-        return next(child.pid for child in children if any(a.endswith("guard.py") for a in child.cmdline()))
+        return next(
+            child.pid for child in descendants(self.process.pid) if any("guard.py" in a for a in child.cmdline())
+        )
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
