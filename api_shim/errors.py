@@ -25,10 +25,18 @@ STATUS: Final[Mapping[type[CeleriacError], tuple[int, str]]] = {
     StoreUnavailable: (503, "The job store is away"),
 }
 
+
+
+class TooLarge(HTTPException):
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"the body is larger than {limit} bytes", {"Connection": "close"})
+
+
 REMEDIES: Final[Mapping[str, str]] = {
     "extra_forbidden": "leave it out, or look for a typing mistake",
     "missing": "give it a value",
     "json_invalid": "send valid JSON",
+    "string_unicode": "send valid Unicode; a lone surrogate is not",
 }
 
 
@@ -74,11 +82,15 @@ async def http_error(request: Request, error: Exception) -> Response:
     code = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(
         error.status_code, "refused"
     )
-    return problem(request, error.status_code, error.detail, error.detail, code, headers=error.headers or {})
+    more: dict[str, Any] = {}
+    if isinstance(error, TooLarge):
+        remedy = "send less, or raise CELERIAC_SHIM__MAX_BODY_BYTES"
+        more["errors"] = [{"field": "body", "message": error.detail, "remedy": remedy}]
+    return problem(request, error.status_code, error.detail, error.detail, code, headers=error.headers or {}, **more)
 
 
 async def unexpected(request: Request, error: Exception) -> Response:
-    log.exception("request_failed", error=type(error).__name__, exc_info=error)
+    log.error("request_failed", error=type(error).__name__, exc_info=error)
     return problem(request, 500, "Something went wrong here", "the request id names the log line", "internal")
 
 
@@ -87,6 +99,8 @@ def _field_problem(error: Mapping[str, Any]) -> dict[str, str]:
     field = _path(error["loc"])
     if kind == "json_invalid":
         field, message = "", f"not JSON: {error.get('ctx', {}).get('error', 'malformed')}"
+    elif not field and kind == "model_attributes_type":
+        message = "the body is not a JSON object; send one, with Content-Type: application/json"
     elif kind == "extra_forbidden":
         message = "there is no such field"
     elif not field and ": " in message:  # a rule over several fields names the one it means

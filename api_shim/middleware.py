@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api_shim.errors import problem
+from api_shim.errors import TooLarge, http_error
 from celeriac.jobs.store import new_id
 from celeriac.logs import bound, get_logger
 
@@ -44,10 +44,6 @@ class HttpMetrics:
         self.seconds = Histogram(
             "celeriac_http_request_duration_seconds", "Time to answer", ["method", "route"], registry=registry
         )
-
-
-class _BodyTooLarge(Exception):
-    pass
 
 
 class Around:
@@ -88,26 +84,21 @@ class Around:
 
     async def _within_limit(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         length = headers.get("content-length", "")
-        try:
-            if length.isdecimal() and int(length) > self._max:
-                raise _BodyTooLarge
-            read = 0
-
-            async def limited() -> Message:
-                nonlocal read
-                message = await receive()
-                read += len(message.get("body", b""))
-                if read > self._max:
-                    raise _BodyTooLarge
-                return message
-
-            await self._app(scope, limited, send)
-        except _BodyTooLarge:
-            detail = f"the body is larger than {self._max} bytes"
-            error = {"field": "body", "message": detail, "remedy": "send less, or raise CELERIAC_SHIM__MAX_BODY_BYTES"}
-            response = problem(Request(scope), 413, "The request is too large", detail, "too_large", errors=[error])
-            response.headers["Connection"] = "close"
+        if length.isdecimal() and int(length) > self._max:
+            response = await http_error(Request(scope), TooLarge(self._max))
             await response(scope, receive, send)
+            return
+        read = 0
+
+        async def limited() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._max:
+                raise TooLarge(self._max)
+            return message
+
+        await self._app(scope, limited, send)
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")

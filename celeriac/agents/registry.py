@@ -71,7 +71,7 @@ def read_agents(file: Path) -> Registry:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         line = re.search(r"line (\d+)", str(error))
         raise Misconfigured(f"{file}:{line[1] if line else 1}: {error}") from error
-    mistakes = [f"{file}:{_line(text, key)}: there is no table [{key}]" for key in tables if key != "agents"]
+    mistakes = [f"{file}:{_line(text, key)}: there is no table [{key}]; agents are [agents.NAME]" for key in tables if key != "agents"]
     given = tables.get("agents")
     if not isinstance(given, dict) or not given:
         raise Misconfigured("\n".join([*mistakes, f"{file}:1: names no agent; begin with [agents.assistant]"]))
@@ -117,7 +117,7 @@ def _why(kind: str, message: str) -> str:
 
 def _line(text: str, table: str, key: str = "") -> int:
     """The line of a key in its table, or of the table's header; TOML readers do not keep them."""
-    header = re.compile(rf"^\s*\[(agents\.)?[\"']?{re.escape(table)}[\"']?\]")
+    header = re.compile(rf"^\s*\[(agents\.)?[\"']?{re.escape(table)}[\"']?[].]")
     found, inside = 1, False
     for number, line in enumerate(text.splitlines(), 1):
         if header.match(line):

@@ -94,22 +94,25 @@ local function ring(id, queue, template, bells)
   end
 end
 
--- Bells for free slots only, at most `most`; collects in `bells` what the caller has to publish.
+-- Bells for free slots only, at most `most`; collects in `bells` what the caller has to publish. Answers how many it rang.
 local function dispatch(queue, most, bells)
   most = math.min(most, room(queue))
-  if most <= 0 then return end
+  if most <= 0 then return 0 end
+  local rung = 0
   local template = call('GET', K.bell(queue))
   for _ = 1, most do
     local id = next_ready(queue)
-    if not id then return end
+    if not id then break end
     local r = read(id)
     if r and may(r, 'rung') then
       move(r, 'rung')
       call('HSET', K.job(id), 'rings', 1)
       call('ZADD', K.rung(queue), now + PATIENCE, id)
       ring(id, queue, template, bells)
+      rung = rung + 1
     end
   end
+  return rung
 end
 
 -- What a worker adds to its group's free slots. A draining worker adds nothing, and takes nothing from the others.
@@ -150,9 +153,17 @@ local function fence(r, op, worker, nonce)
   return 'fenced'
 end
 
--- Everything a worker of this group could take next, over all its queues: else the second queue starves.
+-- What the workers of this group could take next, its queues in turn: else the second queue starves.
 local function dispatch_for(group, most, bells)
-  for _, queue in ipairs(queues_of(group)) do dispatch(queue, most, bells) end
+  local queues = queues_of(group)
+  if #queues == 1 then dispatch(queues[1], most, bells); return end
+  local turn, idle = call('INCR', K.turn()), 0
+  while most > 0 and idle < #queues do
+    turn = turn + 1
+    local rung = dispatch(queues[turn % #queues + 1], 1, bells)
+    most = most - rung
+    idle = rung == 0 and idle + 1 or 0
+  end
 end
 
 -- Entries of records that have aged out leave their indexes, a few at a time.

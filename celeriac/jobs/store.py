@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,6 +45,11 @@ WHOLE: Final = (*SHOWN, "answer", "receipt")
 def new_id() -> str:
     """A UUIDv7: ids sort by the time they were made."""
     return str(uuid7())
+
+
+def new_nonce() -> str:
+    """Random, so that no failover can give the same one out twice."""
+    return secrets.token_hex(16)
 
 
 def scripts(redis: Redis, context_helpers: str, clock: str = CLOCK) -> Scripts:
@@ -144,12 +150,12 @@ class JobStore:
             seconds, micros = await self._redis.time()
             return int(await self._redis.zcount(keys.spell("workers"), seconds * 1000 + micros // 1000, "+inf"))
 
-    async def claim(self, job_id: str, worker: str) -> Claim | None:
+    async def claim(self, job_id: str, worker: str, nonce: str) -> Claim | None:
         """Take the job for this worker, or None: a bell for a job that is claimed, ended or gone rings for nothing.
 
-        Raises Fenced where the store does not know the worker any more.
+        nonce: random, made once for this run; the same claim again gets the same answer. Raises Fenced where the store
+        does not know the worker any more.
         """
-        nonce = new_id()
         said, *rest = await self._claim(id=job_id, worker=worker, nonce=nonce)
         if said == b"gone":
             raise Fenced(f"the store does not know the worker {worker}")

@@ -1,0 +1,224 @@
+"""Dispatch rings as many bells as there are free slots, in fair order, and rings again what was lost."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from celeriac.jobs.dispatch import RUN_JOB, celery_app
+from celeriac.jobs.model import State
+from celeriac.settings import Settings
+from tests.jobs.conftest import Queue
+
+MARGIN = 2
+
+
+async def test_without_a_free_slot_no_bell_is_rung(queue: Queue) -> None:
+    """The broker stays small: a bell nobody can answer is not rung."""
+    await queue.submit()
+    assert queue.rung() == []
+
+
+async def test_bells_are_rung_for_free_slots_and_a_small_margin(queue: Queue) -> None:
+    """However many jobs wait, and whoever rings."""
+    jobs = [await queue.submit() for _ in range(20)]
+    await queue.worker(slots=3)
+    for _ in range(5):
+        await queue.submit()
+    await queue.fleet.upkeep()
+    assert queue.rung() == [job.id for job in jobs[: 3 + MARGIN]]
+
+
+async def test_a_finished_job_rings_for_the_next(queue: Queue) -> None:
+    """A slot that falls free finds its next bell without a round trip of its own."""
+    jobs = [await queue.submit() for _ in range(6)]
+    await queue.worker(slots=1)
+    claim = await queue.claim(jobs[0])
+    before = len(queue.rung())
+    await queue.finish(claim)
+    assert queue.rung()[before:] == [jobs[3].id]
+
+
+async def test_a_draining_worker_offers_nothing_and_takes_nothing_from_the_others(queue: Queue) -> None:
+    """A deploy with long jobs must not stop the fleet."""
+    await queue.worker("old", slots=5)
+    for _ in range(5):
+        await queue.claim(await queue.submit(), "old")
+    await queue.fleet.heartbeat("old", 5, taking=False)
+    await queue.worker("new", slots=2)
+    jobs = [await queue.submit() for _ in range(10)]
+    assert queue.rung()[5:] == [job.id for job in jobs[: 2 + MARGIN]]
+
+
+async def test_a_silent_worker_offers_no_slots(queue: Queue) -> None:
+    """Bells for a dead worker would wait in the broker for nobody."""
+    await queue.worker()
+    queue.later(15_001)
+    await queue.fleet.upkeep()
+    await queue.submit()
+    assert queue.rung() == []
+    assert await queue.jobs.workers_alive() == 0
+
+
+async def test_slots_that_change_are_counted(queue: Queue) -> None:
+    """`pool_grow` and `pool_shrink` reach dispatch with the next heartbeat."""
+    await queue.worker(slots=1)
+    for _ in range(20):
+        await queue.submit()
+    assert len(queue.rung()) == 1 + MARGIN
+    await queue.fleet.heartbeat("w1", 4, taking=True)
+    await queue.fleet.upkeep()
+    assert len(queue.rung()) == 4 + MARGIN
+
+
+async def test_drifted_totals_are_counted_anew(queue: Queue) -> None:
+    """The totals are a hint for speed: once per lease they are put right."""
+    await queue.worker(slots=3)
+    await queue.fleet.upkeep()
+    queue.redis.hset("celeriac:free", "celeriac", 0)
+    await queue.submit()
+    assert queue.rung() == []
+    queue.redis.delete("celeriac:recount")
+    await queue.fleet.upkeep()
+    assert len(queue.rung()) == 1
+    assert queue.redis.hget("celeriac:free", "celeriac") == "3"
+
+
+async def test_the_second_queue_of_a_group_does_not_starve(queue: Queue) -> None:
+    """A finish dispatches over all queues of the worker's group, and its slots count once."""
+    await queue.worker(slots=2, queues=("celeriac", "slow"))
+    fast = [await queue.submit() for _ in range(10)]
+    slow = [await queue.submit(queue="slow") for _ in range(2)]
+    assert len(queue.rung()) + len(queue.rung("slow")) == 2 + MARGIN
+    claims = [await queue.claim(job) for job in fast[:4]]
+    for claim in claims:
+        await queue.finish(claim)
+    assert queue.rung("slow") == [job.id for job in slow]
+
+
+async def test_a_tenant_with_one_job_does_not_wait_behind_a_flood(queue: Queue) -> None:
+    """Dispatch goes round the tenants: with 1,000 jobs of A before it, B's job starts within two dispatches."""
+    for _ in range(1000):
+        await queue.submit(tenant="a")
+    job = await queue.submit(tenant="b")
+    await queue.worker(slots=1)
+    assert job.id in queue.rung()[:2]
+
+
+async def test_high_goes_before_low_and_low_is_not_starved(queue: Queue) -> None:
+    """One dispatch in ten begins from below."""
+    low = [await queue.submit(priority="low") for _ in range(10)]
+    high = [await queue.submit(priority="high") for _ in range(100)]
+    await queue.worker(slots=60)
+    rung = queue.rung()
+    assert rung[0] == high[0].id
+    assert 2 <= len({job.id for job in low} & set(rung)) <= 10
+    assert sum(job.id in rung for job in high) >= 50
+
+
+async def test_a_lost_bell_is_rung_again_at_growing_intervals(queue: Queue) -> None:
+    """3 s, 6 s, 12 s ... up to a minute, and only while the broker's list lost it."""
+    await queue.worker()
+    await queue.submit()
+    queue.redis.delete("celeriac")
+    rings = []
+    for second in range(1, 150):
+        queue.later(1000)
+        await queue.fleet.heartbeat("w1", 10, taking=True)
+        await queue.fleet.upkeep()
+        if queue.redis.delete("celeriac"):
+            rings.append(second)
+    assert rings == [3, 9, 21, 45, 93]
+
+
+async def test_a_slow_group_gets_no_second_bell(queue: Queue) -> None:
+    """Bells that still lie in the broker's list were not lost."""
+    await queue.worker()
+    await queue.submit()
+    for _ in range(60):
+        queue.later(1000)
+        await queue.fleet.heartbeat("w1", 10, taking=True)
+        await queue.fleet.upkeep()
+    assert len(queue.rung()) == 1
+
+
+async def test_with_a_broker_of_its_own_the_caller_gets_the_bells(queue: Queue) -> None:
+    """Without a template nothing is pushed into the store's Redis."""
+    queue.bells = {}
+    rung = []
+
+    class Collected:
+        async def ring(self, bells: list[list[bytes]]) -> None:
+            rung.extend(bells)
+
+    queue.jobs._ringer = queue.fleet._ringer = Collected()  # type: ignore[assignment]
+    await queue.worker()
+    job = await queue.submit()
+    assert rung == [[b"celeriac", job.id.encode(), b"0", b"true"]]
+    assert queue.redis.llen("celeriac") == 0
+    queue.later(3000)
+    await queue.fleet.heartbeat("w1", 10, taking=True)
+    await queue.fleet.upkeep()
+    assert len(rung) == 2
+
+
+async def test_a_worker_leaves_in_good_order_when_it_holds_nothing(queue: Queue) -> None:
+    """Its slots go with it; one that still holds a job stays until its lease ends."""
+    await queue.worker()
+    claim = await queue.claim(await queue.submit())
+    assert await queue.fleet.leave("w1") is False
+    await queue.finish(claim)
+    assert await queue.fleet.leave("w1") is True
+    assert queue.redis.keys("celeriac:worker*") == []
+    assert queue.redis.hget("celeriac:free", "celeriac") == "0"
+    await queue.submit()
+    assert len(queue.rung()) == 1  # the first job's, that nobody popped
+
+
+async def test_one_worker_does_the_upkeep_and_the_next_takes_over(queue: Queue) -> None:
+    """A lock saves work: who heartbeats first in a second does it for all."""
+    await queue.worker("w1")
+    await queue.worker("w2")
+    await queue.fleet.heartbeat("w1", 10, taking=True)
+    assert queue.redis.get("celeriac:upkeep") == "w1"
+    await queue.fleet.heartbeat("w2", 10, taking=True)
+    assert queue.redis.get("celeriac:upkeep") == "w1"
+
+
+async def test_the_bell_is_celerys_own_message(queue: Queue, settings: Settings) -> None:
+    """Field by field what `send_task` would have sent, but for the id, the tag and a body in plain text."""
+    await queue.worker()
+    job = await queue.submit()
+    rung = json.loads(queue.redis.rpop("celeriac"))
+    app = celery_app(settings)
+    app.send_task(RUN_JOB, args=[job.id], task_id=job.id, queue="celeriac", ignore_result=True, retries=0)
+    sent = json.loads(queue.redis.rpop("celeriac"))
+    import base64
+
+    body = base64.b64decode(sent.pop("body")).decode()
+    assert sent["properties"].pop("body_encoding") == "base64"
+    assert json.loads(rung.pop("body")) == json.loads(body)
+    for message in (rung, sent):
+        message["properties"].pop("delivery_tag")
+        message["properties"].pop("reply_to")
+        message["headers"].pop("origin")
+        message["properties"]["delivery_info"].pop("exchange")
+    assert rung == sent
+
+
+@pytest.mark.parametrize("jobs", [1, 200])
+async def test_every_job_ends_however_few_the_slots(queue: Queue, jobs: int) -> None:
+    """Answering every bell once is enough to run everything."""
+    for i in range(jobs):
+        await queue.submit(tenant=f"t{i % 7}", priority=("low", "normal", "high")[i % 3])
+    await queue.worker(slots=2)
+    done = 0
+    while bell := queue.redis.rpop("celeriac"):
+        claim = await queue.claim(json.loads(bell)["headers"]["id"])
+        await queue.finish(claim)
+        done += 1
+    assert done == jobs
+    for i in range(min(jobs, 7)):
+        page = await queue.jobs.list(f"t{i}", limit=200)
+        assert {job.state for job in page.jobs} == {State.SUCCEEDED}

@@ -1,0 +1,117 @@
+"""Real processes for tests: started on free ports, waited for, ended by pid with everything they started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+ROOT = Path(__file__).parent.parent
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    """The first true answer of `condition`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for: {what}"
+        time.sleep(0.02)
+    return answer
+
+
+class Process:
+    """A child with its own process group; what it prints is kept."""
+
+    def __init__(self, *argv: str, env: dict[str, str]) -> None:
+        self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115  # closed in stop()
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("CELERIAC_", "OPENAI_", "ANTHROPIC_"))}
+        self.process = subprocess.Popen(
+            argv, env=clean | env, cwd=ROOT, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def output(self) -> str:
+        return Path(self._log.name).read_text(errors="replace")
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = 30) -> int:
+        return self.process.wait(seconds)
+
+    def stop(self) -> None:
+        if self.running():
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+        self._log.close()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Shim(Process):
+    """`python -m api_shim` and a client of it."""
+
+    def __init__(self, redis_url: str, **env: str) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx2.Client(base_url=self.url, timeout=70)
+        super().__init__(
+            sys.executable,
+            "-m",
+            "api_shim",
+            env={"CELERIAC_REDIS_URL": redis_url, "CELERIAC_SHIM__PORT": str(port), "CELERIAC_ENV": "dev"} | env,
+        )
+
+    def up(self) -> Shim:
+        def answers() -> bool:
+            assert self.running(), self.output()
+            with contextlib.suppress(httpx2.TransportError):
+                return self.http.get("/livez").status_code == 200
+            return False
+
+        wait_until(answers, "the shim to answer")
+        return self
+
+    def submit(self, **facts: Any) -> dict[str, Any]:
+        answer = self.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi"} | facts)
+        assert answer.status_code == 202, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+    def job(self, id: str, wait: float = 0) -> dict[str, Any]:
+        answer = self.http.get(f"/v1/jobs/{id}", params={"wait": wait} if wait else {})
+        assert answer.status_code == 200, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+
+@contextlib.contextmanager
+def running(process: Any) -> Iterator[Any]:
+    try:
+        yield process.up()
+    finally:
+        process.stop()

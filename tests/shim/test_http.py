@@ -1,0 +1,388 @@
+"""The shim over real HTTP: what it takes, what it refuses and how, what it says when the store is away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celeriac.contexts.store import encode_turn
+from celeriac.jobs.dispatch import celery_app, templates
+from celeriac.jobs.model import Ending, State
+from celeriac.jobs.store import new_nonce
+from celeriac.llm.model import Message
+from celeriac.settings import load_settings
+from celeriac.stores import open_fleet, open_stores
+from tests.conftest import Valkey
+from tests.processes import Shim, running, wait_until
+
+
+@pytest.fixture(scope="module")
+def one_shim(valkey_server: Valkey) -> Iterator[Shim]:
+    with running(Shim(valkey_server.url)) as shim:
+        yield shim
+
+
+@pytest.fixture
+def shim(one_shim: Shim, valkey: Valkey) -> Shim:
+    return one_shim
+
+
+def finish(valkey: Valkey, job_id: str, answer: str = "Paris", context: bool = False) -> None:
+    """Do what a worker does, for one job."""
+
+    async def run() -> None:
+        settings = load_settings(redis_url=valkey.url)
+        stores = open_stores(settings)
+        fleet, line = open_fleet(settings, stores, name="test")
+        name = new_nonce()
+        await fleet.register(name, ["celeriac"], 100, "a", dict(templates(celery_app(settings), ["celeriac"])))
+        claim = await stores.jobs.claim(job_id, name, new_nonce())
+        assert claim is not None
+        turn = encode_turn([Message("user", "hi"), Message("assistant", answer)]) if context else b""
+        usage = {"input_tokens": 3, "output_tokens": 1}
+        receipt = {"calls": [{"lane": "openai/x", "seconds": 0.1, "error": None, "request_id": "", "in_doubt": False}]}
+        ending = Ending(
+            State.SUCCEEDED, answer, model="x-1", usage=usage, cost_nanos=1_234, receipt=receipt, turn=turn
+        )
+        await stores.jobs.finish(claim, ending)
+        await fleet.leave(name)
+        await stores.close()
+        await line.aclose()
+
+    asyncio.run(run())
+
+
+def test_a_submitted_job_is_named_and_found(shim: Shim) -> None:
+    """202 with the job and where to find it."""
+    answer = shim.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi", "metadata": {"order": "7"}})
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert (job["state"], job["agent"], job["metadata"]) == ("queued", "assistant", {"order": "7"})
+    assert shim.http.get(answer.headers["location"]).json() == job
+
+
+def test_an_ended_job_shows_its_answer_tokens_and_exact_cost(shim: Shim, valkey: Valkey) -> None:
+    """Cost is dollars as text, to the nano-dollar."""
+    job = shim.submit()
+    finish(valkey, job["id"])
+    job = shim.job(job["id"])
+    assert (job["state"], job["answer"], job["model"], job["cost_usd"]) == ("succeeded", "Paris", "x-1", "0.000001234")
+    assert job["usage"]["input_tokens"] == 3
+    assert job["calls"][0]["lane"] == "openai/x"
+
+
+def test_waiting_for_a_job_ends_with_it(shim: Shim, valkey: Valkey) -> None:
+    """A long poll is woken by the job's end, not by its time running out."""
+    job = shim.submit()
+    threading.Timer(0.5, finish, (valkey, job["id"])).start()
+    began = time.monotonic()
+    assert shim.job(job["id"], wait=60)["state"] == "succeeded"
+    assert time.monotonic() - began < 30
+
+
+def test_waiting_asks_the_store_once_and_not_in_a_loop(shim: Shim, valkey: Valkey) -> None:
+    """While nothing happens a long poll costs Redis nothing."""
+    job = shim.submit()
+    shim.job(job["id"], wait=0.1)  # the scripts are loaded, the subscription stands
+
+    def asked() -> int:
+        return int(valkey.client().info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+    before = asked()
+    assert shim.job(job["id"], wait=2)["state"] == "queued"
+    assert asked() - before <= 3
+
+
+def test_many_waiters_of_one_job_are_all_woken(shim: Shim, valkey: Valkey) -> None:
+    """Each of fifty gets the answer."""
+    job = shim.submit()
+    states: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: states.append(shim.job(job["id"], wait=60)["state"])) for _ in range(50)
+    ]
+    for thread in threads:
+        thread.start()
+    finish(valkey, job["id"])
+    for thread in threads:
+        thread.join(30)
+    assert states == ["succeeded"] * 50
+
+
+def test_jobs_are_listed_by_state_and_page(shim: Shim, valkey: Valkey) -> None:
+    """The cursor leads from page to page, newest first."""
+    ids = [shim.submit()["id"] for _ in range(5)]
+    finish(valkey, ids[0])
+    page = shim.http.get("/v1/jobs", params={"state": "queued", "limit": 3}).json()
+    assert [job["id"] for job in page["jobs"]] == ids[:1:-1]
+    rest = shim.http.get("/v1/jobs", params={"state": "queued", "limit": 3, "cursor": page["cursor"]}).json()
+    assert ([job["id"] for job in rest["jobs"]], rest["cursor"]) == ([ids[1]], None)
+
+
+def test_a_conversation_is_read_and_forgotten(shim: Shim, valkey: Valkey) -> None:
+    """GET shows its messages, DELETE leaves none."""
+    finish(valkey, shim.submit(context_id="c-1")["id"], context=True)
+    assert shim.http.get("/v1/contexts/c-1").json() == {
+        "id": "c-1", "version": 1, "held_by": None,
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Paris"}],
+    }  # fmt: skip
+    assert shim.http.delete("/v1/contexts/c-1").status_code == 204
+    assert shim.http.get("/v1/contexts/c-1").status_code == 404
+    assert shim.http.delete("/v1/contexts/c-1").status_code == 404
+
+
+def test_a_busy_context_refuses_who_would_not_wait(shim: Shim) -> None:
+    """409 names the job that holds it."""
+    holder = shim.submit(context_id="c")["id"]
+    assert shim.submit(context_id="c")["waits_for"] == holder
+    answer = shim.http.post(
+        "/v1/jobs", json={"agent": "assistant", "input": "hi", "context_id": "c", "if_busy": "reject"}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert holder in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({"input": "hi"}, 422, "agent"),
+        ({"agent": "assistant"}, 422, "input"),
+        ({"agent": "nobody", "input": "hi"}, 422, "agent"),
+        ({"agent": "assistant", "input": ""}, 422, "input"),
+        ({"agent": "assistant", "input": 7}, 422, "input"),
+        ({"agent": "assistant", "input": []}, 422, "input"),
+        ({"agent": "assistant", "input": [{"role": "system", "content": "x"}]}, 422, "input[0].role"),
+        ({"agent": "assistant", "input": [{"role": "assistant", "content": "x"}]}, 422, "input"),
+        ({"agent": "assistant", "input": [{"role": "user", "content": "x", "name": "y"}]}, 422, "input[0].name"),
+        ({"agent": "assistant", "input": "\ud800"}, 422, "input"),
+        ({"agent": "assistant", "input": "hi", "temprature": 1}, 422, "temprature"),
+        ({"agent": "assistant", "input": "hi", "max_output_tokens": 0}, 422, "max_output_tokens"),
+        ({"agent": "assistant", "input": "hi", "max_output_tokens": 1.5}, 422, "max_output_tokens"),
+        ({"agent": "assistant", "input": "hi", "model": "gpt"}, 422, "model"),
+        ({"agent": "assistant", "input": "hi", "context_id": "a:b"}, 422, "context_id"),
+        ({"agent": "assistant", "input": "hi", "priority": "urgent"}, 422, "priority"),
+        ({"agent": "assistant", "input": "hi", "metadata": {"a": 1}}, 422, "metadata.a"),
+        ({"agent": "assistant", "input": "hi", "metadata": {str(i): "" for i in range(17)}}, 422, "metadata"),
+        ([], 422, ""),
+        (None, 422, ""),
+    ],
+)
+def test_a_wrong_request_is_told_which_field_and_what_to_do(
+    shim: Shim, valkey: Valkey, body: Any, status: int, field: str
+) -> None:
+    """problem+json names the field, the value's problem and the remedy; nothing is stored."""
+    answer = shim.http.post("/v1/jobs", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    problem = answer.json()
+    assert problem["status"] == status
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    error = next(e for e in problem["errors"] if e["field"] == field)
+    assert error["message"]
+    assert error["remedy"]
+    assert valkey.client().dbsize() == 0
+
+
+def test_a_body_that_is_not_json_says_where(shim: Shim) -> None:
+    """400, not a traceback."""
+    answer = shim.http.post("/v1/jobs", content=b'{"agent": ', headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert "not JSON" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_oversized_body_is_refused(shim: Shim, chunked: bool) -> None:
+    """413 by the length that was announced, or by what was read of one that was not."""
+    body = json.dumps({"agent": "assistant", "input": "x" * 1_100_000}).encode()
+    parts = [body[i : i + 50_000] for i in range(0, len(body), 50_000)]
+    answer = shim.http.post(
+        "/v1/jobs", content=iter(parts) if chunked else body, headers={"Content-Type": "application/json"}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    assert "CELERIAC_SHIM__MAX_BODY_BYTES" in answer.json()["errors"][0]["remedy"]
+
+
+def test_what_is_not_there_is_a_problem_too(shim: Shim) -> None:
+    """Unknown jobs, unknown routes and wrong methods answer in the same words as everything else."""
+    for answer in (shim.http.get("/v1/jobs/nope"), shim.http.get("/nope"), shim.http.put("/v1/jobs")):
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["status"] == answer.status_code
+    assert shim.http.get("/v1/jobs", params={"state": "nope"}).json()["errors"][0]["field"] == "state"
+    assert shim.http.get("/v1/jobs", params={"cursor": "nope"}).json()["errors"][0]["field"] == "cursor"
+
+
+def test_the_agents_are_listed(shim: Shim) -> None:
+    """At least those that we ship, with their lanes in order."""
+    agents = {agent["name"]: agent for agent in shim.http.get("/v1/agents").json()["agents"]}
+    assert {"assistant", "summariser", "extractor"} <= agents.keys()
+    assert agents["assistant"]["lanes"][0].startswith("openai/")
+
+
+def test_answers_carry_headers_that_browsers_obey(shim: Shim) -> None:
+    """On every answer, errors included; the documentation may run its own script."""
+    for path in ("/v1/agents", "/nope"):
+        headers = shim.http.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["content-security-policy"].startswith("default-src 'none'")
+        assert headers["cache-control"] == "no-store"
+        assert "server" not in headers
+    docs = shim.http.get("/docs")
+    assert docs.status_code == 200
+    assert "'self'" in docs.headers["content-security-policy"]
+    for asset in re.findall(r'(?:src|href)="([^"]+)"', docs.text):
+        assert asset.startswith(shim.url), "the documentation loads nothing from elsewhere"
+        assert shim.http.get(asset).status_code == 200
+
+
+def test_the_openapi_document_names_the_routes(shim: Shim) -> None:
+    """What callers generate their clients from."""
+    paths = shim.http.get("/openapi.json").json()["paths"]
+    assert {"/v1/jobs", "/v1/jobs/{job_id}", "/v1/contexts/{context_id}", "/v1/agents", "/readyz"} <= paths.keys()
+
+
+def test_a_request_id_is_kept_or_made(shim: Shim) -> None:
+    """A caller's own id comes back; one that could not be logged safely is replaced."""
+    assert shim.http.get("/v1/agents", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
+    replaced = shim.http.get("/v1/agents", headers={"X-Request-ID": "a b\tc"}).headers["x-request-id"]
+    assert re.fullmatch(r"[0-9a-f-]{36}", replaced)
+    job = shim.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi"}, headers={"X-Request-ID": "abc-2"})
+    assert job.json()["request_id"] == "abc-2"
+
+
+def test_the_request_log_names_route_and_job_and_no_prompt(shim: Shim) -> None:
+    """One line a request; what the caller said is in none of them."""
+    job = shim.submit(input="my-secret-prompt", metadata={"k": "my-secret-metadata"})
+    wait_until(lambda: job["id"] in shim.output(), "the request's log line")
+    line = next(line for line in shim.output().splitlines() if job["id"] in line)
+    assert "route=/v1/jobs" in line
+    assert "status=202" in line
+    assert "my-secret" not in shim.output()
+
+
+def test_metrics_count_requests_by_route(shim: Shim) -> None:
+    """Labels are routes, not paths: they stay few."""
+    shim.http.get("/v1/jobs/some-id-of-a-job")
+    text = shim.http.get("/metrics").text
+    assert 'celeriac_http_requests_total{method="GET",route="/v1/jobs/{job_id}",status="404"}' in text
+    assert "celeriac_http_request_duration_seconds_bucket" in text
+    assert "some-id-of-a-job" not in text
+
+
+def test_the_shim_imports_no_provider_sdk_and_no_celery(shim: Shim, valkey: Valkey) -> None:
+    """It starts in half a second and stays small; asked of a running shim that has taken a job."""
+    shim.submit()
+    maps = Path(f"/proc/{shim.pid}/maps").read_text()
+    for library in ("/jiter/", "/aiohttp/", "/billiard/"):
+        assert library not in maps, f"the shim loaded {library}"
+    # And by name, in a process that does what the shim does.
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from api_shim.app import create_app; from celeriac.settings import load_settings as s;"
+        "create_app(s()); print([m for m in ('openai', 'anthropic', 'celery', 'kombu', 'tasks', 'worker') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_readiness_names_the_store_and_counts_workers(shim: Shim) -> None:
+    """Without workers jobs are taken and wait."""
+    assert shim.http.get("/readyz").json() == {"status": "ok", "store": "ok", "workers": 0}
+
+
+def test_with_keys_each_tenant_sees_its_own(valkey: Valkey) -> None:
+    """No key or a wrong one is 401; a key is its tenant; probes need none."""
+    keys = json.dumps({"acme": "key-of-acme-1234567", "globex": "key-of-globex-1234567"})
+    with running(Shim(valkey.url, CELERIAC_SHIM__API_KEYS=keys)) as shim:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-API-Key": "wrong"}):
+            answer = shim.http.get("/v1/jobs", headers=headers)
+            assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        acme, globex = {"Authorization": "Bearer key-of-acme-1234567"}, {"X-API-Key": "key-of-globex-1234567"}
+        job = shim.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi"}, headers=acme).json()
+        assert shim.http.get(f"/v1/jobs/{job['id']}", headers=acme).status_code == 200
+        assert shim.http.get(f"/v1/jobs/{job['id']}", headers=globex).status_code == 404
+        assert shim.http.get("/v1/jobs", headers=globex).json()["jobs"] == []
+        assert shim.http.get("/readyz").status_code == 200
+        assert "tenant=acme" in shim.output()
+        assert "key-of-" not in shim.output()
+
+
+def test_browsers_of_named_origins_only_may_call(valkey: Valkey) -> None:
+    """CORS comes from the settings; without them there is none."""
+    with running(Shim(valkey.url, CELERIAC_SHIM__CORS_ORIGINS="https://app.example")) as shim:
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+        allowed = shim.http.options("/v1/jobs", headers={"Origin": "https://app.example", **asked})
+        assert allowed.headers["access-control-allow-origin"] == "https://app.example"
+        refused = shim.http.options("/v1/jobs", headers={"Origin": "https://evil.example", **asked})
+        assert "access-control-allow-origin" not in refused.headers
+        got = shim.http.get("/v1/agents", headers={"Origin": "https://app.example"})
+        assert "Location" in got.headers["access-control-expose-headers"]
+
+
+def test_the_store_away_is_503_and_nothing_is_half_written(own_valkey: Valkey) -> None:
+    """Retry-After says when; a write that may have happened names its job; everything comes back by itself."""
+    with running(Shim(own_valkey.url)) as shim:
+        before = shim.submit()
+        own_valkey.stop()
+        answer = shim.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi"})
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.json()["maybe_accepted"] is True
+        lost = answer.json()["job_id"]
+        assert shim.http.get(f"/v1/jobs/{before['id']}").status_code == 503
+        assert shim.http.get("/readyz").json()["store"] == "away"
+        assert shim.http.get("/livez").status_code == 200
+        own_valkey.start()
+        wait_until(lambda: shim.http.get("/readyz").status_code == 200, "the store to be found again")
+        assert shim.job(before["id"])["state"] == "queued"
+        assert shim.http.get(f"/v1/jobs/{lost}").status_code == 404
+        assert [job["id"] for job in shim.http.get("/v1/jobs").json()["jobs"]] == [before["id"]]
+
+
+def test_a_waiter_survives_a_restart_of_the_store(own_valkey: Valkey) -> None:
+    """An end that was published while the line was down is found all the same."""
+    with running(Shim(own_valkey.url)) as shim:
+        job = shim.submit()
+        shim.job(job["id"], wait=0.1)
+        own_valkey.stop()
+        own_valkey.start()
+        wait_until(lambda: shim.http.get("/readyz").status_code == 200, "the store to be found again")
+        threading.Timer(1, finish, (own_valkey, job["id"])).start()
+        assert shim.job(job["id"], wait=30)["state"] == "succeeded"
+
+
+def test_a_stopping_shim_answers_its_waiters(valkey: Valkey) -> None:
+    """SIGTERM ends long polls with the job as it stands; nobody is cut off."""
+    with running(Shim(valkey.url)) as shim:
+        job = shim.submit()
+        answers: list[dict[str, Any]] = []
+        waiter = threading.Thread(target=lambda: answers.append(shim.job(job["id"], wait=60)))
+        waiter.start()
+        wait_until(lambda: valkey.client().pubsub_channels("celeriac:ended"), "the poll to wait")
+        began = time.monotonic()
+        shim.signal(signal.SIGTERM)
+        shim.wait(20)
+        waiter.join(20)
+        assert answers[0]["state"] == "queued"
+        assert time.monotonic() - began < 8
+
+
+def test_a_wrong_setting_or_agents_file_stops_the_start(valkey: Valkey, tmp_path: Path) -> None:
+    """One line on stderr, exit status 2, no traceback."""
+    file = tmp_path / "agents.toml"
+    file.write_text('[agents.a]\ndescription = "x"\nlanes = ["gpt"]\n')
+    for env in ({"CELERIAC_SHIM__PORTT": "1"}, {"CELERIAC_AGENTS_FILE": str(file)}, {"CELERIAC_ENV": "prod"}):
+        shim = Shim(valkey.url, **env)
+        assert shim.wait(20) == 2
+        assert "Traceback" not in shim.output()
+        assert shim.output().strip()
+        shim.stop()
