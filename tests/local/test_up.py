@@ -16,7 +16,8 @@ import pytest
 from redis import Redis
 
 from celeriac.local.ports import free
-from tests.local.programs import PATIENCE, alive, descendants, wait_for
+from tests.local.programs import PATIENCE, alive, descendants
+from tests.processes import wait_until
 
 DOORS = Path(__file__).parent / "doors"
 COMMAND = (sys.executable, "-m", "celeriac.cli")
@@ -50,7 +51,7 @@ class Up:
 
     def start_up(self, **env: str) -> None:
         self.start(**env)
-        wait_for("everything to be up", lambda: "Ctrl-C" in self.out() or not alive(self.pid))
+        wait_until(lambda: "Ctrl-C" in self.out() or not alive(self.pid), "everything to be up", PATIENCE)
 
     @property
     def pid(self) -> int:
@@ -127,7 +128,7 @@ def test_a_killed_valkey_comes_back_with_its_data(up: Up) -> None:
     up.redis().set("kept", "yes")
     killed = up.child("valkey-server")
     os.kill(killed, signal.SIGKILL)
-    wait_for("Valkey to be back", lambda: up.err().count("valkey is ready") == 2)
+    wait_until(lambda: up.err().count("valkey is ready") == 2, "Valkey to be back", PATIENCE)
     assert "valkey was killed by SIGKILL" in up.err()
     assert up.redis().get("kept") == "yes"
 
