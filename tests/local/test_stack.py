@@ -111,7 +111,7 @@ def test_without_a_valkey_for_this_platform_one_line_says_what_to_do(monkeypatch
 
 @pytest.mark.parametrize(
     ("host", "url"),
-    [("0.0.0.0", "http://127.0.0.1:80"), ("::", "http://[::1]:80"), ("::1", "http://[::1]:80"), ("a", "http://a:80")],
+    [("0.0.0.0", "http://127.0.0.1:80"), ("::", "http://[::1]:80"), ("::1", "http://[::1]:80"), ("a", "http://a:80")],  # noqa: S104  # nothing is bound
 )
 def test_urls_are_for_this_machine(host: str, url: str) -> None:
     """Nobody can open 0.0.0.0."""
