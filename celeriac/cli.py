@@ -69,3 +69,7 @@ def settings() -> None:
     from celeriac.settings import example
 
     click.echo(example(), nl=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,29 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.local import house
-
-PATIENCE = 60.0
-
-
-def wait_for(what: str, condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"still waiting for: {what}"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+from tests.local.programs import PATIENCE, alive, descendants
+from tests.processes import wait_until
 
 
 class House:
@@ -48,7 +33,7 @@ class House:
 
     def start_up(self, *groups: dict[str, list[str]]) -> None:
         self.start(*groups)
-        wait_for("everything to be ready", lambda: (self.directory / "up").exists())
+        wait_until(lambda: (self.directory / "up").exists(), "everything to be ready", PATIENCE)
 
     def journal(self) -> list[str]:
         path = self.directory / "journal"
@@ -60,12 +45,12 @@ class House:
     def everybody(self) -> set[int]:
         """The supervisor, all that its children told of, and all that descends from it now: the guard too."""
         told = {int(line.split()[2]) for line in self.journal() if line.startswith("start ")}
-        children = psutil.Process(self.process.pid).children(recursive=True) if alive(self.process.pid) else []
-        return {self.process.pid, *told, *(child.pid for child in children)}
+        return {self.process.pid, *told, *(child.pid for child in descendants(self.process.pid))}
 
     def guard(self) -> int:
-        children = psutil.Process(self.process.pid).children()
-        return next(child.pid for child in children if any(a.endswith("guard.py") for a in child.cmdline()))
+        return next(
+            child.pid for child in descendants(self.process.pid) if any("guard.py" in a for a in child.cmdline())
+        )
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -136,7 +121,7 @@ def test_a_second_signal_kills_at_once(home: House) -> None:
     home.start_up({"store": ["--deaf"]}, {"shim": ["--deaf"], "worker": ["--deaf"]})
     everybody = home.everybody()
     home.signal(signal.SIGINT)
-    wait_for("the stop to begin", lambda: "stopping" in home.said())
+    wait_until(lambda: "stopping" in home.said(), "the stop to begin", PATIENCE)
     began = time.monotonic()
     home.signal(signal.SIGINT)
     home.end()
@@ -149,7 +134,7 @@ def test_a_killed_child_is_reported_and_started_again(home: House) -> None:
     home.start_up({"store": []}, {"shim": [], "worker": []})
     [first] = home.pids("worker")
     os.kill(first, signal.SIGKILL)
-    wait_for("another worker", lambda: len(home.pids("worker")) == 2)
+    wait_until(lambda: len(home.pids("worker")) == 2, "another worker", PATIENCE)
     assert "worker was killed by SIGKILL; starting it again" in home.said()
     assert (len(home.pids("shim")), len(home.pids("store"))) == (1, 1)
 
@@ -158,16 +143,16 @@ def test_the_first_of_all_is_started_again_too(home: House) -> None:
     """The store and the model are children like any other."""
     home.start_up({"store": []}, {"worker": []})
     os.kill(home.pids("store")[0], signal.SIGKILL)
-    wait_for("another store", lambda: len(home.pids("store")) == 2)
+    wait_until(lambda: len(home.pids("store")) == 2, "another store", PATIENCE)
 
 
 def test_a_child_that_keeps_dying_is_started_with_growing_delay(home: House) -> None:
     """Half a second, a second, and so on."""
     home.start_up({"worker": []})
     for starts in (1, 2):
-        wait_for("the next worker", lambda starts=starts: len(home.pids("worker")) == starts)
+        wait_until(lambda starts=starts: len(home.pids("worker")) == starts, "the next worker", PATIENCE)
         os.kill(home.pids("worker")[-1], signal.SIGKILL)
-    wait_for("the second report", lambda: "in 1 s" in home.said())
+    wait_until(lambda: "in 1 s" in home.said(), "the second report", PATIENCE)
     assert home.said().index("in 0.5 s") < home.said().index("in 1 s")
 
 
@@ -176,8 +161,8 @@ def test_what_a_killed_child_had_started_dies_with_it(home: House) -> None:
     home.start_up({"worker": ["--grandchild"]})
     [grandchild] = home.pids("worker-grandchild")
     os.kill(home.pids("worker")[0], signal.SIGKILL)
-    wait_for("the orphan to go", lambda: not alive(grandchild))
-    wait_for("another worker", lambda: len(home.pids("worker")) == 2)
+    wait_until(lambda: not alive(grandchild), "the orphan to go", PATIENCE)
+    wait_until(lambda: len(home.pids("worker")) == 2, "another worker", PATIENCE)
 
 
 def test_a_stop_takes_grandchildren_along(home: House) -> None:
@@ -197,7 +182,7 @@ def test_a_killed_supervisor_leaves_nothing_behind(home: House) -> None:
     assert len(everybody) == 6
     home.signal(signal.SIGKILL)
     home.end()
-    wait_for("everybody to go", lambda: not list(filter(alive, everybody)))
+    wait_until(lambda: not list(filter(alive, everybody)), "everybody to go", PATIENCE)
 
 
 def test_a_killed_guard_is_replaced_and_still_knows_everybody(home: House) -> None:
@@ -205,11 +190,11 @@ def test_a_killed_guard_is_replaced_and_still_knows_everybody(home: House) -> No
     home.start_up({"store": []}, {"worker": ["--grandchild"]})
     first = home.guard()
     os.kill(first, signal.SIGKILL)
-    wait_for("another guard", lambda: not alive(first) and len(home.everybody()) == 5)
+    wait_until(lambda: not alive(first) and len(home.everybody()) == 5, "another guard", PATIENCE)
     everybody = home.everybody()
     home.signal(signal.SIGKILL)
     home.end()
-    wait_for("everybody to go", lambda: not list(filter(alive, everybody)))
+    wait_until(lambda: not list(filter(alive, everybody)), "everybody to go", PATIENCE)
 
 
 def test_a_child_that_dies_before_it_is_ready_stops_everything_with_its_last_words(home: House) -> None:
@@ -224,7 +209,7 @@ def test_a_child_that_dies_before_it_is_ready_stops_everything_with_its_last_wor
 def test_a_signal_during_the_start_stops_what_runs_already(home: House) -> None:
     """Nobody waits for a child that is not ready yet."""
     home.start({"store": []}, {"shim": ["--ready-after", "1000"]})
-    wait_for("shim to be starting", lambda: home.pids("shim"))
+    wait_until(lambda: home.pids("shim"), "shim to be starting", PATIENCE)
     everybody = home.everybody()
     home.signal(signal.SIGTERM)
     assert home.end() == 0
@@ -234,5 +219,5 @@ def test_a_signal_during_the_start_stops_what_runs_already(home: House) -> None:
 def test_what_children_say_is_passed_on_behind_their_name(home: House) -> None:
     """Names are padded to the longest, so that lines stand below each other."""
     home.start_up({"store": []}, {"worker": []})
-    wait_for("both lines", lambda: "worker says hello" in home.said() and "store says hello" in home.said())
+    wait_until(lambda: "worker says hello" in home.said() and "store says hello" in home.said(), "both lines", PATIENCE)
     assert {"store    | store says hello", "worker   | worker says hello"} <= set(home.said().splitlines())

@@ -1,0 +1,118 @@
+"""What is started, and what it is told, for what the operator has set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from celeriac.errors import Misconfigured
+from celeriac.local import stack, valkey
+from celeriac.local.stack import Stack
+from celeriac.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = ("CELERIAC_", "REDIS_URL", "OPENAI_", "ANTHROPIC_", "SENTRY_")
+    for name in filter(lambda name: name.startswith(usual), list(os.environ)):
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def built(*, has_model: bool = True, **overrides: object) -> Stack:
+    settings = load_settings(**overrides)
+    return stack.build(settings, stack.embedded(settings, has_model=has_model))
+
+
+def told(plan: Stack, name: str) -> dict[str, str]:
+    return next(dict(process.env) for group in plan.groups for process in group if process.name == name)
+
+
+def test_with_nothing_set_everything_is_embedded() -> None:
+    """Valkey first and alone, then the model, then the doors together."""
+    groups = [[process.name for process in group] for group in built().groups]
+    assert groups == [["valkey"], ["model"], ["shim", "worker", "flower"]]
+
+
+def test_everybody_is_told_where_the_embedded_parts_are() -> None:
+    """Under the names that settings read."""
+    plan = built(local={"redis_port": 1001, "model_port": 1002}, shim={"port": 1003}, flower={"port": 1004})
+    assert told(plan, "worker") == {
+        "CELERIAC_REDIS_URL": "redis://127.0.0.1:1001/0",
+        "CELERIAC_BROKER_URL": "redis://127.0.0.1:1001/0",
+        "CELERIAC_OPENAI_BASE_URL": "http://127.0.0.1:1002/v1",
+        "CELERIAC_ANTHROPIC_BASE_URL": "http://127.0.0.1:1002",
+        "CELERIAC_SHIM__PORT": "1003",
+        "CELERIAC_FLOWER__PORT": "1004",
+        "CELERIAC_WORKER__GRACE": "3",
+    }
+
+
+@pytest.mark.parametrize("given", ["openai_api_key", "anthropic_api_key", "openai_base_url", "anthropic_base_url"])
+def test_a_provider_of_the_operators_own_is_used(given: str) -> None:
+    """Then no model is started and no endpoint is changed."""
+    plan = built(**{given: "http://given"})
+    assert "model" not in plan.names
+    assert not {name for name in told(plan, "worker") if "BASE_URL" in name or "SCRIPTED" in name}
+    assert plan.note == ""
+
+
+def test_where_no_model_runs_a_script_answers_and_it_is_said() -> None:
+    """What to set for a real one, too."""
+    plan = built(has_model=False)
+    assert "model" not in plan.names
+    assert told(plan, "worker")["CELERIAC_SCRIPTED"] == "1"
+    assert plan.note.startswith("No wheel of the local model server fits this platform")
+    assert "OPENAI_API_KEY" in plan.note
+
+
+def test_a_script_that_was_asked_for_is_no_news() -> None:
+    """No model is started for it."""
+    plan = built(scripted=True)
+    assert ("model" in plan.names, plan.note) == (False, "")
+
+
+def test_stopping_everything_takes_less_than_ten_seconds() -> None:
+    """The deadlines of the groups add up: they stop one after the other."""
+    deadlines = [max(process.stop_within for process in group) for group in built().groups]
+    assert sum(deadline.total_seconds() for deadline in deadlines) <= 8
+
+
+def test_a_longer_grace_of_the_worker_does_not_hold_up_the_stop() -> None:
+    """A shorter one is left as it is."""
+    assert told(built(worker={"grace": 600}), "worker")["CELERIAC_WORKER__GRACE"] == "3"
+    assert told(built(worker={"grace": 0.5}), "worker")["CELERIAC_WORKER__GRACE"] == "0.5"
+
+
+def test_a_port_of_zero_becomes_a_free_one() -> None:
+    """The others stay."""
+    settings = stack.with_free_ports(load_settings(shim={"port": 0}, flower={"port": 1004}))
+    assert settings.shim.port > 0
+    assert settings.flower.port == 1004
+
+
+def test_free_ports_leave_the_settings_what_they_were() -> None:
+    """Whether a Redis was named, above all."""
+    settings = stack.with_free_ports(load_settings(), every=True)
+    assert stack.embedded(settings, has_model=True).redis
+
+
+def test_without_a_valkey_for_this_platform_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bring a Redis and name it."""
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    with pytest.raises(Misconfigured) as caught:
+        valkey.binary()
+    [line] = str(caught.value).splitlines()
+    assert "install Redis" in line
+    assert "REDIS_URL=" in line
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("0.0.0.0", "http://127.0.0.1:80"), ("::", "http://[::1]:80"), ("::1", "http://[::1]:80"), ("a", "http://a:80")],  # noqa: S104  # nothing is bound
+)
+def test_urls_are_for_this_machine(host: str, url: str) -> None:
+    """Nobody can open 0.0.0.0."""
+    assert built(shim={"host": host, "port": 80}).shim_url == url
