@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 
 
 class ProviderProcess:
-    """Start it, tell it what to do, read its bill, stop it.
+    """Start it, tell it what to do, read its bill, stop it. It belongs to no event loop: many may talk to it in turn.
 
     async with ProviderProcess() as provider:
         await provider.script({"fault": "503"}, {"text": "Paris"})
@@ -23,8 +23,7 @@ class ProviderProcess:
 
     def __init__(self) -> None:
         self.url = ""
-        self._process: asyncio.subprocess.Process | None = None
-        self._http: aiohttp.ClientSession | None = None
+        self._process: subprocess.Popen[str] | None = None
 
     @property
     def openai_url(self) -> str:
@@ -36,34 +35,35 @@ class ProviderProcess:
             raise RuntimeError("the provider is not started")
         return self._process.pid
 
-    async def start(self) -> Self:
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "celeriac.drill.provider", "--port", "0", stdout=asyncio.subprocess.PIPE
-        )
-        line = await asyncio.wait_for(self._process.stdout.readline(), 30) if self._process.stdout else b""
+    def start(self) -> Self:
+        """Blocks until it listens, about half a second."""
+        command = [sys.executable, "-m", "celeriac.drill.provider", "--port", "0"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603  # our own module
+        line = self._process.stdout.readline() if self._process.stdout is not None else ""
         if not line:
-            raise RuntimeError(f"the provider ended with {await self._process.wait()} before it listened")
+            raise RuntimeError(f"the provider ended with {self._process.wait()} before it listened")
         self.url = json.loads(line)["url"]
         return self
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """SIGTERM; SIGKILL after two seconds."""
-        if self._http is not None:
-            await self._http.close()
-            self._http = None
-        if self._process is not None and self._process.returncode is None:
-            self._process.terminate()
-            try:
-                await asyncio.wait_for(self._process.wait(), 2)
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._process = None
 
     async def __aenter__(self) -> Self:
-        return await self.start()
+        return await asyncio.to_thread(self.start)
 
-    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        await self.stop()
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.stop)
 
     async def script(self, *behaviours: dict[str, Any]) -> None:
         """What the next calls meet, one behaviour after the other. Raises ValueError for one that does not exist."""
@@ -79,10 +79,12 @@ class ProviderProcess:
             await self._ask("DELETE", path)
 
     async def bill(self, *, lines: bool = False) -> dict[str, Any]:
+        """calls, written, input, cache_read, output; with lines each call: id, api, model, tokens, written."""
         bill: dict[str, Any] = await self._ask("GET", "/bill?lines=1" if lines else "/bill")
         return bill
 
     async def state(self) -> dict[str, int]:
+        """seen, in_flight, peak, script."""
         state: dict[str, int] = await self._ask("GET", "/state")
         return state
 
@@ -99,9 +101,7 @@ class ProviderProcess:
         return state
 
     async def _ask(self, method: str, path: str, body: object = None) -> Any:
-        if self._http is None or self._http.closed:
-            self._http = aiohttp.ClientSession()
-        async with self._http.request(method, self.url + path, json=body) as answer:
+        async with aiohttp.ClientSession() as http, http.request(method, self.url + path, json=body) as answer:
             said = await answer.json()
             if answer.status != 200:
                 raise ValueError(said["error"])

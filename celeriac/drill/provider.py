@@ -33,6 +33,8 @@ from aiohttp import web
 from celeriac.drill import behaviour, wire
 from celeriac.drill.behaviour import Behaviour
 
+#: A longer request is refused.
+MAX_BYTES = 64 * 1024 * 1024
 #: What is written at once while an answer is dripped.
 DRIP_BYTES = 1
 
@@ -123,6 +125,7 @@ class Provider:
             content = orjson.dumps(said)
         else:
             status, content = 200, orjson.dumps(wire.answer(api, name, body, text, tokens, todo))
+        content += b" " * todo.pad
         if todo.cut is not None or todo.drip or todo.reset == "middle":
             await _write_badly(request, status, content, head, todo)
             line.written = todo.cut is None and todo.reset is None
@@ -231,11 +234,18 @@ async def _write_badly(
         transport.write(kept)
 
 
+def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+    """As aiohttp's own, for conversations of more than a megabyte."""
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MAX_BYTES)
+
+
 async def serve(port: int, host: str = "127.0.0.1") -> None:
     """Serve until SIGTERM or SIGINT."""
     provider = Provider()
     # A caller that goes away cancels its call: the bill then says that the answer was not written.
-    runner = web.ServerRunner(web.Server(provider.handle, handler_cancellation=True), shutdown_timeout=0)
+    server = web.Server(provider.handle, handler_cancellation=True, request_factory=_request)
+    runner = web.ServerRunner(server, shutdown_timeout=0)
     await runner.setup()
     await web.TCPSite(runner, host, port, backlog=8192).start()
     taken = runner.addresses[0][1]
