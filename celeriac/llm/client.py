@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from celeriac.errors import BadCredentials
 from celeriac.llm.model import Answer, ModelClient, ModelRequest
-from celeriac.llm.scripted import Scripted
+from celeriac.llm.scripted import Echo
 from celeriac.llm.transport import open_http
 from celeriac.settings import Settings
 
@@ -41,8 +41,11 @@ async def open_models(settings: Settings, concurrency: int) -> AsyncIterator[Mod
     """The models of this process, open while inside. Open and close it on the loop that asks them.
 
     concurrency: calls in flight at once; a further one waits for a connection within its deadline. In dev there is a
-    provider "scripted" too, which echoes.
+    provider "scripted" too, which echoes; with `scripted` set, it answers for the others as well.
     """
+    if settings.scripted:
+        yield Models(dict.fromkeys(("openai", "anthropic", "scripted"), Echo()))
+        return
     async with open_http(concurrency) as http:
         clients: dict[str, ModelClient] = {}
         # Imported here: the two SDKs cost 1.5 s and 100 MB, and few processes need both.
@@ -55,7 +58,7 @@ async def open_models(settings: Settings, concurrency: int) -> AsyncIterator[Mod
 
             clients["anthropic"] = Anthropic(http, key=key, base_url=settings.anthropic_base_url)
         if settings.env == "dev":
-            clients["scripted"] = Scripted()
+            clients["scripted"] = Echo()
         yield Models(clients)
 
 

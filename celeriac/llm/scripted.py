@@ -9,7 +9,7 @@ from dataclasses import replace
 from inspect import isawaitable
 
 from celeriac.errors import ModelError, ModelTimeout
-from celeriac.llm.model import Answer, ModelRequest, Usage
+from celeriac.llm.model import Answer, Lane, ModelRequest, Usage
 
 #: One answer: its text, all of it, an error to raise, or a function that makes any of these from the request.
 Line = str | Answer | ModelError | Callable[[ModelRequest], "Line | Awaitable[Line]"]
@@ -66,6 +66,15 @@ class Scripted:
         if asked >= len(self._lines) and not self._cycle:
             raise OutOfLines(f"the script has {len(self._lines)} lines and was asked once more, by {request.lane}")
         return self._lines[asked % len(self._lines)]
+
+
+class Echo:
+    """Answers for every lane by saying back what the user said, as the lane scripted/echo. Keeps nothing."""
+
+    LANE = Lane("scripted", "echo")
+
+    async def answer(self, request: ModelRequest) -> Answer:
+        return _cut(Answer(echo(request), Usage(), self.LANE, self.LANE.model), request)
 
 
 def echo(request: ModelRequest) -> str:
