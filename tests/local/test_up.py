@@ -213,6 +213,14 @@ def test_mistakes_in_settings_are_lines_and_no_traceback(up: Up) -> None:
     ]
 
 
+def test_a_directory_that_is_none_is_named(up: Up) -> None:
+    """With its setting, and no traceback."""
+    (up.directory / "state").write_text("a file")
+    up.start(CELERIAC_LOCAL__DIRECTORY="state")
+    assert up.end(None) == 2
+    assert up.err() == "celeriac: CELERIAC_LOCAL__DIRECTORY: state cannot be used: File exists\n"
+
+
 def test_a_shim_that_cannot_start_is_told_with_its_last_words(up: Up) -> None:
     """And everything that ran is stopped."""
     up.start(PYTHONPATH=str(up.directory), CELERIAC_LOCAL__DIRECTORY="state")
