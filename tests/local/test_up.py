@@ -247,8 +247,11 @@ def test_the_demo_prints_one_job_as_json_and_nothing_else(tmp_path: Path) -> Non
 
 def test_the_demo_leaves_the_operators_redis_alone(tmp_path: Path) -> None:
     """It must not take jobs out of a real queue: one that does not even answer does not matter."""
-    ended = demo(tmp_path, REDIS_URL="redis://127.0.0.1:1/0", CELERIAC_BROKER_URL="redis://127.0.0.1:1/0")
+    real = "redis://127.0.0.1:1/0"
+    ended = demo(tmp_path, REDIS_URL=real, CELERIAC_BROKER_URL=real)
     assert ended.returncode == 0, ended.stderr
+    job = json.loads(ended.stdout)
+    assert job["redis"] == job["broker"] != real
 
 
 def test_the_demo_fails_when_its_job_fails(tmp_path: Path) -> None:
