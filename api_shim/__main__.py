@@ -12,6 +12,7 @@ from api_shim.app import create_app
 from celeriac import logs
 from celeriac.errors import Misconfigured
 from celeriac.settings import load_settings
+from celeriac.telemetry import open_sentry
 
 
 class Server(uvicorn.Server):
@@ -30,6 +31,7 @@ def main() -> int:
     try:
         settings = load_settings()
         logs.configure(settings.env, settings.log_level, service="shim")
+        open_sentry(settings, "shim")
         app = create_app(settings)
     except Misconfigured as error:
         print(error, file=sys.stderr)  # noqa: T201  # the operator is at a terminal or reads the last line

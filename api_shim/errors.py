@@ -89,7 +89,7 @@ async def http_error(request: Request, error: Exception) -> Response:
     return problem(request, error.status_code, error.detail, error.detail, code, headers=error.headers or {}, **more)
 
 
-async def unexpected(request: Request, error: Exception) -> Response:
+def unexpected(request: Request, error: Exception) -> Response:
     log.error("request_failed", error=type(error).__name__, exc_info=error)
     return problem(request, 500, "Something went wrong here", "the request id names the log line", "internal")
 
@@ -135,4 +135,3 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(CeleriacError, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, unexpected)

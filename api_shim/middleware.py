@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api_shim.errors import TooLarge, http_error
+from api_shim.errors import TooLarge, http_error, unexpected
 from celeriac.jobs.store import new_id
 from celeriac.logs import bound, get_logger
 
@@ -62,12 +62,12 @@ class Around:
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.match(given) else new_id()
         scope["celeriac.request_id"] = request_id
-        status, began = 500, time.perf_counter()
+        status, started, began = 500, False, time.perf_counter()
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
                 out = MutableHeaders(scope=message)
                 out["X-Request-ID"] = request_id
                 for name, value in HEADERS.items():
@@ -79,6 +79,10 @@ class Around:
         with bound(request_id=request_id):
             try:
                 await self._within_limit(scope, headers, receive, answer)
+            except Exception as error:  # nobody foresaw it: said here, where the request's facts are bound
+                if started:
+                    raise
+                await unexpected(Request(scope), error)(scope, receive, answer)
             finally:
                 self._tell(scope, status, time.perf_counter() - began)
 

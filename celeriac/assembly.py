@@ -33,3 +33,11 @@ class WorkerParts:
 def new_name() -> str:
     """A worker has a new name at each start: what a former life left behind can never be taken for this one's."""
     return f"{socket.gethostname().partition('.')[0]}.{os.getpid()}.{secrets.token_hex(4)}"
+
+
+async def open_worker(settings: Settings) -> WorkerParts:
+    """Everything a worker process needs, on the event loop that runs its jobs.
+
+    Raises Misconfigured for a wrong agents or prices file, a Redis that cannot keep the promises, or no provider at all.
+    """
+    ...

@@ -2,8 +2,8 @@
 
 An event is a constant and its facts are fields. `bound(...)` puts facts on every line that is logged inside it, in
 this task of the event loop only: job_id, agent, context_id, tenant, task, worker, request_id. No line ever holds a
-prompt, an answer or a key: tracebacks therefore come without the values of variables, and the libraries that log what
-they send are kept at WARNING whatever the level is.
+prompt, an answer or a key: tracebacks therefore come without the values of variables and, in prod, without the messages
+of errors that are not ours, and the libraries that log what they send are kept at WARNING whatever the level is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import logging.config
 import sys
+import traceback
 from typing import Any, Literal
 
 import structlog
@@ -27,6 +28,34 @@ QUIET = ("openai", "anthropic", "httpx", "httpx2", "httpcore", "httpcore2", "aio
 def get_logger(name: str) -> Any:
     return structlog.get_logger(name)
 
+
+def is_ours(error: BaseException) -> bool:
+    """Whether the message of this error was written here, and so holds nothing that anybody said."""
+    return type(error).__module__.partition(".")[0] in OURS
+
+
+def _traceback(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """The stack and the types of what was raised; the message only of errors that are ours."""
+    given = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if given is True else given[1] if isinstance(given, tuple) else given
+    if isinstance(error, BaseException):
+        event["exception"] = _described(error)
+    return event
+
+
+def _described(error: BaseException) -> str:
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    parts = [_described(before), "\nwhich led to:\n"] if before is not None else []
+    parts += ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    parts.append(f"{name}: {error if is_ours(error) else '(withheld)'}")
+    if isinstance(error, BaseExceptionGroup):
+        parts += [f"\n{_described(inner)}" for inner in error.exceptions]
+    return "".join(parts)
+
+
+OURS = frozenset({"celeriac", "tasks", "worker", "api_shim", "ops"})
 
 #: Tasks whose Celery id is a job's.
 JOB_TASKS = frozenset({"celeriac.run_job", "celeriac.submit"})
@@ -54,7 +83,7 @@ def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) ->
     """Send everything this process logs to stderr. facts: put on every line, as `service="shim"`."""
     ending: list[Any]
     if env == "prod":
-        ending = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        ending = [_traceback, structlog.processors.JSONRenderer()]
     else:
         # The default prints the values of variables where `rich` is installed.
         plain = structlog.dev.plain_traceback

@@ -1,0 +1,66 @@
+"""Errors, reported to Sentry where an operator asked for it: what happened, where, for which job, and nothing anybody said."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from celeriac.logs import OURS
+from celeriac.settings import Settings
+
+#: Facts of a log line that Sentry may index. All of them are names and ids of ours.
+TAGS: Final = ("job_id", "agent", "context_id", "tenant", "task", "worker", "request_id", "service", "lane", "error")
+
+
+def open_sentry(settings: Settings, service: str) -> None:
+    """Report what is logged as an error. Does nothing without a DSN.
+
+    Stack traces go without local variables, errors that are not ours without their message, requests not at all: any of
+    them may hold a prompt or a key. Integrations are named here and none is found by itself: some wrap Celery's tracer or
+    the provider SDKs, and those send prompts.
+    """
+    if settings.sentry_dsn is None:
+        return
+    # Imported late: 0.15 s that only a process which reports should spend.
+    import sentry_sdk
+    from sentry_sdk.integrations.atexit import AtexitIntegration
+    from sentry_sdk.integrations.dedupe import DedupeIntegration
+    from sentry_sdk.integrations.excepthook import ExcepthookIntegration
+    from sentry_sdk.integrations.logging import LoggingIntegration
+    from sentry_sdk.integrations.threading import ThreadingIntegration
+
+    sentry_sdk.init(
+        dsn=settings.sentry_dsn.get_secret_value(),
+        environment=settings.env,
+        default_integrations=False,
+        auto_enabling_integrations=False,
+        integrations=[
+            LoggingIntegration(),
+            ExcepthookIntegration(),
+            ThreadingIntegration(propagate_hub=True),
+            DedupeIntegration(),
+            AtexitIntegration(callback=lambda pending, timeout: None),
+        ],
+        include_local_variables=False,
+        include_source_context=False,
+        send_default_pii=False,
+        max_request_body_size="never",
+        max_breadcrumbs=0,
+        before_send=_before_send,
+    )
+    sentry_sdk.set_tag("service", service)
+
+
+def _before_send(event: Any, hint: dict[str, Any]) -> Any:
+    record = hint.get("log_record")
+    facts = record.msg if record is not None and isinstance(record.msg, dict) else {}
+    if facts:
+        event["logentry"] = {"message": str(facts.get("event", ""))}
+        event.setdefault("tags", {}).update({name: str(facts[name]) for name in TAGS if facts.get(name)})
+    elif record is not None:
+        # A foreign line: its text before the values were put in.
+        event["logentry"] = {"message": str(record.msg)}
+    event.pop("extra", None)
+    for error in (event.get("exception") or {}).get("values", ()):
+        if str(error.get("module") or "").partition(".")[0] not in OURS:
+            error["value"] = ""
+    return event
