@@ -172,9 +172,9 @@ def _stages() -> aiohttp.TraceConfig:
 async def open_http(connections: int, *, connect_timeout: float = CONNECT_TIMEOUT) -> AsyncIterator[httpx2.AsyncClient]:
     """The one HTTP client of a process. connections: at most so many at once; further calls wait for one.
 
-    It follows no redirect (a second POST is a second bill, and the key would travel with it), keeps no cookies, and reads
-    neither proxies nor `.netrc` from the environment; certificates it does (SSL_CERT_FILE). It has no timeout but for
-    connecting: whoever calls has a deadline for the whole call. Must be opened and closed on the loop it is used on.
+    It follows no redirect (a second POST is a second bill, and the key would travel with it), keeps no cookies, and
+    reads neither proxies nor `.netrc` from the environment; certificates it does (SSL_CERT_FILE). It has no timeout but
+    for connecting: whoever calls has a deadline for the whole call. Open and close it on the loop that uses it.
     """
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
