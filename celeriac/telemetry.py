@@ -1,4 +1,4 @@
-"""Errors, reported to Sentry where an operator asked for it: what happened, where, for which job, and nothing anybody said."""
+"""Errors, reported to Sentry where an operator asks for it: what happened, where, for which job; nothing anybody said."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def open_sentry(settings: Settings, service: str) -> None:
     """Report what is logged as an error. Does nothing without a DSN.
 
     Stack traces go without local variables, errors that are not ours without their message, requests not at all: any of
-    them may hold a prompt or a key. Integrations are named here and none is found by itself: some wrap Celery's tracer or
-    the provider SDKs, and those send prompts.
+    them may hold a prompt or a key. Integrations are named here and none is found by itself: some wrap Celery's tracer
+    or the provider SDKs, and those send prompts.
     """
     if settings.sentry_dsn is None:
         return

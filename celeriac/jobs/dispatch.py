@@ -2,7 +2,8 @@
 
 Where the broker is the store's own Redis, the dispatch script pushes Celery's own message itself, from a template that
 Celery's code built once: 8-13 us of server time and none of ours. Elsewhere the script returns the bells, and the
-ordinary producer publishes them, in a thread. A ring that fails is nobody's error: the job is stored, upkeep rings again.
+ordinary producer publishes them, in a thread. A ring that fails is nobody's error: the job is stored, upkeep rings
+again.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def open_ringer(settings: Settings) -> InScript | Produced:
 
 
 def templates(app: Celery, queues: Iterable[str]) -> Mapping[str, str]:
-    """Celery's own message for a job of each queue, with @JOB@, @TAG@ (delivery tag), @RETRIES@ and @IGNORE@ to fill in.
+    """Celery's own message for a job of each queue, with @JOB@, @TAG@ (its delivery), @RETRIES@ and @IGNORE@ to fill in.
 
     Built by the producer that `apply_async` uses, over kombu's in-memory transport. The body is stored as plain text
     instead of base64, so that the script can put the id in.

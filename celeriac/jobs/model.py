@@ -103,7 +103,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """Why a job failed. code: stable, see `celeriac.errors`. message: for people; never a prompt, an answer or a key."""
+    """Why a job failed. code: stable, see `celeriac.errors`. message: for people, and nothing anybody said."""
 
     code: str
     message: str
@@ -113,8 +113,8 @@ class JobError:
 class Job:
     """A job as it stands in the store.
 
-    cost_nanos: nano-dollars, None until something was spent. usage, receipt: as the runner wrote them. context_appended:
-    False where the context was deleted while the job ran. answer: only in `get`, never in lists.
+    cost_nanos: nano-dollars, None until something was spent. usage, receipt: as the runner wrote them. answer: only in
+    `get`, never in lists. context_appended: False where the context was deleted while the job ran.
     """
 
     id: str

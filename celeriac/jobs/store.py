@@ -179,7 +179,7 @@ class JobStore:
         )
 
     async def finish(self, claim: Claim, ending: Ending) -> bool | None:
-        """End the run: all of it in one step, or nothing. Answers whether the context took the turn (None: there was none).
+        """End the run: all of it in one step, or nothing. Answers whether the context took the turn, None for no turn.
 
         Raises Fenced where this run no longer holds the job.
         """

@@ -1,4 +1,4 @@
-"""Hypothesis drives the scripts in every order, with time under its hand; what must always hold is looked at each step."""
+"""Hypothesis drives the scripts in every order, with time under its hand; what must always hold is looked at."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ async def test_a_job_is_seen_by_its_tenant_alone(queue: Queue) -> None:
 
 
 async def test_only_a_job_whose_bell_is_out_can_be_claimed(queue: Queue) -> None:
-    """A stale bell cannot get round the limits that dispatch keeps: waiting, claimed and ended jobs are not given out."""
+    """A stale bell cannot get round the limits of dispatch: waiting, claimed and ended jobs are not given out."""
     waiting = await queue.submit()
     await queue.worker(slots=1)
     behind = [await queue.submit() for _ in range(5)]

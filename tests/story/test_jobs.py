@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from itertools import pairwise
 
 from tests.processes import wait_until
 from tests.story.conftest import Home
@@ -59,7 +60,7 @@ def test_jobs_of_one_conversation_run_one_at_a_time(home: Home) -> None:
     home.always(delay=0.2)
     jobs = [home.the_shim.submit(input=f"question {i}", context_id="ordered") for i in range(5)]
     ended = [home.the_shim.job(job["id"], wait=60) for job in jobs]
-    for before, after in zip(ended, ended[1:], strict=False):
+    for before, after in pairwise(ended):
         assert before["ended_at"] <= after["started_at"]
     context = home.the_shim.http.get("/v1/contexts/ordered").json()
     assert [m["content"] for m in context["messages"] if m["role"] == "user"] == [f"question {i}" for i in range(5)]

@@ -153,7 +153,8 @@ def test_prefork_still_works_for_ordinary_tasks_of_other_queues(house: House) ->
         ({"CELERIAC_AGENTS_FILE": "/none.toml"}, "CELERIAC_AGENTS_FILE"),
         ({"CELERIAC_PRICES_FILE": "/none.toml"}, "/none.toml"),
         (
-            dict.fromkeys(("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "CELERIAC_OPENAI_BASE_URL", "CELERIAC_ANTHROPIC_BASE_URL"), ""),
+            {"OPENAI_API_KEY": "", "ANTHROPIC_API_KEY": ""}
+            | {"CELERIAC_OPENAI_BASE_URL": "", "CELERIAC_ANTHROPIC_BASE_URL": ""},
             "no lane can be asked",
         ),
     ],
