@@ -1,4 +1,4 @@
-"""Errors, reported to Sentry where an operator asks for it: what happened, where, for which job; nothing anybody said."""
+"""Errors, reported to Sentry if an operator asks: what happened, where, in which job, not what anybody said."""
 
 from __future__ import annotations
 

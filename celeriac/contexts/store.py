@@ -55,5 +55,5 @@ class ContextStore:
         return Context(context_id, decode_turns(turns), int(version or 0), holder.decode() if holder else None)
 
     async def delete(self, tenant: str, context_id: str) -> bool:
-        """Forget the conversation. A job that runs in it ends all the same and appends nothing. False: there is none."""
+        """Forget the conversation. A job that runs in it ends and appends nothing. False: there was none."""
         return bool(await self._delete(tenant=tenant, context=context_id))

@@ -117,7 +117,7 @@ def open_ringer(settings: Settings) -> InScript | Produced:
 
 
 def templates(app: Celery, queues: Iterable[str]) -> Mapping[str, str]:
-    """Celery's own message for a job of each queue, with @JOB@, @TAG@ (its delivery), @RETRIES@ and @IGNORE@ to fill in.
+    """Celery's own message for a job of each queue, with @JOB@, @TAG@ (delivery), @RETRIES@ and @IGNORE@ to fill in.
 
     Built by the producer that `apply_async` uses, over kombu's in-memory transport. The body is stored as plain text
     instead of base64, so that the script can put the id in.
@@ -132,7 +132,7 @@ def _template(app: Celery, queue: str) -> str:
     caught: list[dict[str, Any]] = []
     with Connection("memory://") as connection, connection.channel() as channel:
         # The virtual transports' way to hand a finished message to a queue.
-        channel._put = lambda _queue, message, **_: caught.append(message)  # type: ignore[attr-defined]  # a virtual one
+        channel._put = lambda _queue, message, **_: caught.append(message)  # type: ignore[attr-defined]  # virtual
         producer = app.amqp.Producer(channel)
         app.send_task(
             RUN_JOB, args=["@JOB@"], task_id="@JOB@", queue=queue, retries=0, ignore_result=True, producer=producer
