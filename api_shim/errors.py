@@ -26,7 +26,6 @@ STATUS: Final[Mapping[type[CeleriacError], tuple[int, str]]] = {
 }
 
 
-
 class TooLarge(HTTPException):
     def __init__(self, limit: int) -> None:
         super().__init__(413, f"the body is larger than {limit} bytes", {"Connection": "close"})

@@ -31,7 +31,7 @@ Celery. A message never holds a prompt, an answer or a key.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class CeleriacError(Exception):
@@ -95,7 +95,7 @@ class ModelError(CeleriacError):
 
     provider, model: whom we asked. status: the HTTP status, 0 if there was none. request_id: the provider's own name of
     the request, "" if it gave none. in_doubt: the call may have been billed. retry_after: seconds the provider asked us
-    to wait, or None.
+    to wait, or None. attempts: where several calls were made, those that failed (`celeriac.llm.model.Attempt`).
     """
 
     code = "model_error"
@@ -112,6 +112,7 @@ class ModelError(CeleriacError):
         request_id: str = "",
         in_doubt: bool = False,
         retry_after: float | None = None,
+        attempts: tuple[Any, ...] = (),
     ) -> None:
         super().__init__(message)
         self.provider = provider
@@ -120,6 +121,7 @@ class ModelError(CeleriacError):
         self.request_id = request_id
         self.in_doubt = in_doubt
         self.retry_after = retry_after
+        self.attempts = attempts
 
 
 class RateLimited(ModelError):
@@ -170,14 +172,20 @@ class UnknownModel(BadModelRequest):
 
 
 class ContentRefused(ModelError):
-    """usage: what the refusal cost; the caller settles it. None if the provider did not say."""
+    """usage: what the refusal cost (`celeriac.llm.model.Usage`); the caller settles it. None if nothing was run, or,
+    with `in_doubt`, if the provider did not say. billed_model, tier: what it was billed as, as in an answer.
+    """
 
     code = "content_refused"
     next_lane = False
 
-    def __init__(self, message: str = "", *, usage: object = None, **facts: object) -> None:
-        super().__init__(message, **facts)  # type: ignore[arg-type]  # the facts of ModelError, named there
+    def __init__(
+        self, message: str = "", *, usage: Any = None, billed_model: str = "", tier: str = "", **facts: Any
+    ) -> None:
+        super().__init__(message, **facts)
         self.usage = usage
+        self.billed_model = billed_model
+        self.tier = tier
 
 
 class LocalFault(ModelError):

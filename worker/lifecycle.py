@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
+from celeriac.agents.runner import Runner
 from celeriac.assembly import WorkerParts, new_name, open_worker
 from celeriac.errors import Fenced, StoreUnavailable
+from celeriac.jobs.dispatch import templates
 from celeriac.jobs.lease import HEARTBEAT
 from celeriac.logs import get_logger
 from celeriac.settings import Settings
+from celeriac.telemetry import open_sentry
+from worker.pool import TaskPool
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 #: A hub that has not ticked for so many seconds takes no messages: the worker offers no slots.
 DEAF_AFTER: Final = 3.0
@@ -29,16 +36,50 @@ class Offer:
     taking: bool
 
 
-class Lifecycle:
-    """Everything that lives on the pool's event loop besides the jobs.
+class JobPool(TaskPool):
+    """The pool of a Celeriac worker: on its loop live the stores, the lease, and the models that jobs ask."""
 
-    offer: asked at every heartbeat. templates: queue -> Celery's own message, "" where the broker is another server.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._settings: Settings = self.app.settings
+        self.grace = self._settings.worker.grace.total_seconds()
+        self.stall = self._settings.worker.stall.total_seconds()
+        self._lease = Lease(self._settings, self._offer, self._bells())
+        self._drains = False
+
+    async def opened(self) -> None:
+        open_sentry(self._settings, "worker")
+        self.app.runner = (await self._lease.open()).runner
+
+    async def draining(self) -> None:
+        self._drains = True
+        await self._lease.say()
+
+    async def cut_off(self) -> None:
+        self._lease.runner.hand_back()
+
+    async def closing(self) -> None:
+        await self._lease.close()
+
+    def _offer(self) -> Offer:
+        return Offer(self.limit, taking=not self._drains and self.hub_silence < DEAF_AFTER)
+
+    def _bells(self) -> dict[str, str]:
+        queues = [queue for queue in self._settings.worker.queues if queue in self.app.amqp.queues.consume_from]
+        return dict(templates(self.app, queues)) if self._settings.broker_is_store else dict.fromkeys(queues, "")
+
+
+class Lease:
+    """What the process opens, and its place in the fleet.
+
+    offer: asked at every heartbeat. bells: queue -> Celery's own message, "" where the broker is another server.
     """
 
-    def __init__(self, settings: Settings, *, offer: Callable[[], Offer], templates: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, offer: Callable[[], Offer], bells: Mapping[str, str]) -> None:
         self._settings = settings
         self._offer = offer
-        self._templates = templates
+        self._bells = bells
+        self._open = AsyncExitStack()
         self._parts: WorkerParts | None = None
         self._heart: asyncio.Task[None] | None = None
         self._heard = time.monotonic()
@@ -50,22 +91,20 @@ class Lifecycle:
             raise RuntimeError("the worker is not open")
         return self._parts
 
-    async def start(self) -> WorkerParts:
-        """Open everything and register. Raises Misconfigured; a store that is away is waited for."""
-        self._parts = await open_worker(self._settings)
+    @property
+    def runner(self) -> Runner:
+        return self.parts.runner
+
+    async def open(self) -> WorkerParts:
+        """Open everything and register. Raises Misconfigured. A store that is away is waited for."""
+        self._parts = await self._patiently(
+            lambda: self._open.enter_async_context(open_worker(self._settings, self._offer().slots))
+        )
         await self._register()
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
         return self._parts
 
-    async def drain(self) -> None:
-        """Offer no more slots from now on."""
-        await self._say(Offer(0, taking=False))
-
-    def hand_back(self) -> None:
-        """From now on runs that are cancelled give their jobs back."""
-        self.parts.runner.hand_back()
-
-    async def stop(self) -> None:
+    async def close(self) -> None:
         """Leave the fleet and close. The jobs have ended or were given back."""
         if self._heart is not None:
             self._heart.cancel()
@@ -73,34 +112,39 @@ class Lifecycle:
         with contextlib.suppress(StoreUnavailable):  # then the lease ends by itself
             if self._registered and not await self.parts.fleet.leave(self.parts.runner.worker):
                 log.warning("left_with_jobs", worker=self.parts.runner.worker)
-        await self.parts.close()
+        await self._open.aclose()
 
     async def _register(self) -> None:
         parts, name = self.parts, new_name()
+        await self._patiently(
+            lambda: parts.fleet.register(name, self._bells, self._offer().slots, parts.registry.digest, self._bells)
+        )
+        parts.runner.worker = name
+        self._registered = True
+        self._heard = time.monotonic()
+        log.info("worker_registered", worker=name, queues=sorted(self._bells), slots=self._offer().slots)
+
+    @staticmethod
+    async def _patiently(do: Callable[[], Awaitable[T]]) -> T:
         wait = 0.2
         while True:
             try:
-                await parts.fleet.register(
-                    name, self._templates, self._offer().slots, parts.registry.digest, self._templates
-                )
-                break
+                return await do()
             except StoreUnavailable as error:
                 log.warning("store_away", reason=str(error), again_in_seconds=wait)
                 await asyncio.sleep(wait)
                 wait = min(5.0, wait * 2)
-        parts.runner.worker = name
-        self._registered = True
-        self._heard = time.monotonic()
-        log.info("worker_registered", worker=name, queues=sorted(self._templates), slots=self._offer().slots)
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT.total_seconds())
-            await self._say(self._offer())
+            await self.say()
 
-    async def _say(self, offer: Offer) -> None:
+    async def say(self) -> None:
+        """One heartbeat."""
         if not self._registered:
             return
+        offer = self._offer()
         try:
             await self.parts.fleet.heartbeat(self.parts.runner.worker, offer.slots, taking=offer.taking)
             self._heard = time.monotonic()

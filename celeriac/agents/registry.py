@@ -71,7 +71,11 @@ def read_agents(file: Path) -> Registry:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         line = re.search(r"line (\d+)", str(error))
         raise Misconfigured(f"{file}:{line[1] if line else 1}: {error}") from error
-    mistakes = [f"{file}:{_line(text, key)}: there is no table [{key}]; agents are [agents.NAME]" for key in tables if key != "agents"]
+    mistakes = [
+        f"{file}:{_line(text, key)}: there is no table [{key}]; agents are [agents.NAME]"
+        for key in tables
+        if key != "agents"
+    ]
     given = tables.get("agents")
     if not isinstance(given, dict) or not given:
         raise Misconfigured("\n".join([*mistakes, f"{file}:1: names no agent; begin with [agents.assistant]"]))

@@ -8,16 +8,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from celeriac.agents import loop
 from celeriac.agents.agent import Agent
 from celeriac.agents.registry import Registry, lane
 from celeriac.contexts.store import decode_turns, encode_turn
 from celeriac.costs.money import usd
-from celeriac.costs.prices import Price, Prices
+from celeriac.costs.prices import Prices
 from celeriac.errors import CeleriacError, Fenced, ModelError, StoreUnavailable
 from celeriac.jobs.model import Claim, Ending, JobError, State
 from celeriac.jobs.store import new_nonce
-from celeriac.llm.fallback import Fallback
-from celeriac.llm.model import Answer, Attempt, Lane, Message, ModelRequest, Usage
+from celeriac.llm.model import Attempt, Lane, Message, ModelClient, Usage
 from celeriac.logs import bound, get_logger
 from celeriac.stores import Stores
 
@@ -64,7 +64,7 @@ class Summary:
 class Runner:
     """Runs the jobs of one worker. worker: the name it is registered under; set it before the first run."""
 
-    def __init__(self, stores: Stores, registry: Registry, models: Fallback, prices: Prices) -> None:
+    def __init__(self, stores: Stores, registry: Registry, models: ModelClient, prices: Prices) -> None:
         self._stores = stores
         self._registry = registry
         self._models = models
@@ -118,18 +118,17 @@ class Runner:
     async def _run(self, claim: Claim) -> Summary:
         began = time.monotonic()
         log.info("job_started", attempt=claim.attempt, waited_seconds=claim.waited)
-        calls: list[Attempt] = []
         try:
-            ending = await self._follow(claim, calls)
+            ending = await self._follow(claim)
         except asyncio.CancelledError:
             # Shielded: what cancelled the run must not cancel the words about it.
-            await asyncio.shield(self._cut_off(claim, calls))
+            await asyncio.shield(self._cut_off(claim))
             raise
         await self._patiently(lambda: self._stores.jobs.finish(claim, ending))
         return self._summarise(claim, ending, time.monotonic() - began)
 
-    async def _cut_off(self, claim: Claim, calls: list[Attempt]) -> None:
-        ending = Ending(State.CANCELLED, error=CANCELLED, receipt=_receipt(calls, None))
+    async def _cut_off(self, claim: Claim) -> None:
+        ending = Ending(State.CANCELLED, error=CANCELLED)
         try:
             async with asyncio.timeout(LAST_WORDS):
                 if self._handing_back:
@@ -143,21 +142,30 @@ class Runner:
         except TimeoutError:  # the lease will end without us
             log.warning("run_left_behind", worker=claim.worker)
 
-    async def _follow(self, claim: Claim, calls: list[Attempt]) -> Ending:
+    async def _follow(self, claim: Claim) -> Ending:
         """From the claim to how it ends; what fails in between is an end too."""
         try:
             agent = self._registry[claim.agent]
             asked = [Message(role, text) for role, text in claim.spec["input"]]
-            request = _request(agent, claim, [*decode_turns(claim.turns), *asked])
-            answer = await self._models.answer(request, _lanes(agent, claim), calls)
+            outcome = await loop.run(
+                agent,
+                [*decode_turns(claim.turns), *asked],
+                self._models,
+                self._prices,
+                lanes=_lanes(agent, claim),
+                max_output_tokens=claim.spec["max_output_tokens"] or agent.max_output_tokens,
+            )
         except ModelError as error:
-            return Ending(State.FAILED, error=JobError(error.code, str(error)), receipt=_receipt(calls, None))
+            calls = [_call(attempt) for attempt in error.attempts]
+            return Ending(State.FAILED, error=JobError(error.code, str(error)), receipt={"calls": calls})
         except CeleriacError as error:
             return Ending(State.FAILED, error=JobError(error.code, str(error)))
         except Exception as error:  # our own fault must end the job too, or it would run for ever
             log.exception("run_failed", error=type(error).__name__)
-            return Ending(State.FAILED, error=JobError("internal", "something went wrong here; the log has the details"))
-        price = self._prices.price(answer.lane, answer.model, answer.usage)
+            return Ending(
+                State.FAILED, error=JobError("internal", "something went wrong here; the log has the details")
+            )
+        answer, price = outcome.answer, outcome.price
         if price.estimated:
             log.warning("price_estimated", lane=str(answer.lane), model=answer.model, source=price.source)
         return Ending(
@@ -166,7 +174,7 @@ class Runner:
             model=answer.model,
             usage=_usage(answer.usage),
             cost_nanos=price.nanos,
-            receipt=_receipt(calls, price),
+            receipt=_receipt(outcome),
             turn=encode_turn([*asked, Message("assistant", answer.text)]) if claim.context_id else b"",
         )
 
@@ -176,7 +184,9 @@ class Runner:
             state=ending.state,
             agent=claim.agent,
             model=ending.model,
-            input_tokens=sum(usage.get(name, 0) for name in ("input_tokens", "cache_read_tokens", "cache_write_tokens")),
+            input_tokens=sum(
+                usage.get(name, 0) for name in ("input_tokens", "cache_read_tokens", "cache_write_tokens")
+            ),
             output_tokens=usage.get("output_tokens", 0),
             cost_usd=None if ending.cost_nanos is None else usd(ending.cost_nanos),
             waited_seconds=claim.waited,
@@ -204,18 +214,6 @@ def _lanes(agent: Agent, claim: Claim) -> tuple[Lane, ...]:
     return (lane(asked_for),) if asked_for else agent.lanes
 
 
-def _request(agent: Agent, claim: Claim, messages: list[Message]) -> ModelRequest:
-    return ModelRequest(
-        lane=_lanes(agent, claim)[0],
-        messages=tuple(messages),
-        instructions=agent.instructions,
-        max_output_tokens=claim.spec["max_output_tokens"] or agent.max_output_tokens,
-        temperature=agent.temperature,
-        deadline=agent.timeout.total_seconds(),
-        api=agent.api,
-    )
-
-
 def _usage(usage: Usage) -> dict[str, int]:
     return {
         "input_tokens": usage.input,
@@ -226,19 +224,28 @@ def _usage(usage: Usage) -> dict[str, int]:
     }
 
 
-def _receipt(calls: list[Attempt], price: Price | None) -> dict[str, Any]:
-    """What was done for the job, call by call, as `GET /v1/jobs/{id}` shows it."""
+def _call(attempt: Attempt) -> dict[str, Any]:
     return {
-        "calls": [
-            {
-                "lane": str(call.lane),
-                "seconds": round(call.seconds, 3),
-                "error": call.error or None,
-                "request_id": call.request_id,
-                "in_doubt": call.in_doubt,
-            }
-            for call in calls
-        ],
-        "estimated": price.estimated if price else None,
-        "price_source": price.source if price else None,
+        "lane": str(attempt.lane),
+        "seconds": round(attempt.seconds, 3),
+        "error": attempt.code,
+        "request_id": attempt.request_id,
+        "in_doubt": attempt.in_doubt,
+    }
+
+
+def _receipt(outcome: loop.Outcome) -> dict[str, Any]:
+    """What was done for the job, call by call, as `GET /v1/jobs/{id}` shows it."""
+    answer = outcome.answer
+    answered = {
+        "lane": str(answer.lane),
+        "seconds": round(answer.seconds, 3),
+        "error": None,
+        "request_id": answer.request_id,
+        "in_doubt": False,
+    }
+    return {
+        "calls": [*map(_call, answer.attempts), answered],
+        "estimated": outcome.price.estimated,
+        "price_source": outcome.price.source,
     }

@@ -1,4 +1,7 @@
-"""What we ask a model and what it answers, in our own words: no provider's types pass this line."""
+"""What we ask a model and what it answers, in our own words: no provider's types pass this line.
+
+Texts stay out of every `repr`: error reporters and debuggers print the variables of a frame.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ StopReason = Literal["end", "length", "tool"]
 @dataclass(frozen=True, slots=True)
 class Message:
     role: Role
-    text: str
+    text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class ModelRequest:
 
     lane: Lane
     messages: tuple[Message, ...]
-    instructions: str = ""
+    instructions: str = field(default="", repr=False)
     max_output_tokens: int = 1024
     temperature: float | None = None
     deadline: float = 120.0
@@ -60,16 +63,35 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A model's answer. model: the name the provider billed, which may be longer than the one asked for."""
+class Attempt:
+    """One call that failed, as a receipt shows it. code: of the error. in_doubt: it may have been billed."""
 
-    text: str
+    lane: Lane
+    code: str
+    seconds: float
+    request_id: str = ""
+    status: int = 0
+    in_doubt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A model's answer.
+
+    model: the name the provider billed, which may be longer than the one asked for. tier: the service tier that it says
+    it billed, "" if it says nothing. seconds: from asking to having read the answer. attempts: the calls that failed
+    before this one, oldest first, where a wrapper asked more than once.
+    """
+
+    text: str = field(repr=False)
     usage: Usage
     lane: Lane
     model: str
     stop_reason: StopReason = "end"
     request_id: str = ""
     seconds: float = 0.0
+    tier: str = ""
+    attempts: tuple[Attempt, ...] = ()
 
 
 class ModelClient(Protocol):

@@ -35,7 +35,13 @@ class Queue:
         self.redis.set("test:clock", self.now)
 
     async def submit(self, **facts: Any) -> Accepted:
-        job = {"id": new_id(), "tenant": "default", "agent": "assistant", "queue": "celeriac", "input": (("user", "hi"),)}
+        job = {
+            "id": new_id(),
+            "tenant": "default",
+            "agent": "assistant",
+            "queue": "celeriac",
+            "input": (("user", "hi"),),
+        }
         return await self.jobs.submit(NewJob(**(job | facts)))
 
     async def worker(self, name: str = "w1", *, slots: int = 10, queues: tuple[str, ...] = ("celeriac",)) -> str:

@@ -150,7 +150,9 @@ class Machine(RuleBasedStateMachine):
             worker = r.hgetall(key)
             free = max(0, int(worker["slots"]) - int(worker["running"])) if worker["taking"] == "1" else 0
             totals[worker["queues"]] += free
-        assert {k: int(v) for k, v in r.hgetall("celeriac:free").items() if int(v)} == {k: v for k, v in totals.items() if v}
+        assert {k: int(v) for k, v in r.hgetall("celeriac:free").items() if int(v)} == {
+            k: v for k, v in totals.items() if v
+        }
 
     @invariant()
     def the_index_by_state_is_what_the_records_say(self) -> None:

@@ -33,7 +33,12 @@ async def test_a_job_goes_from_submission_to_its_answer(queue: Queue) -> None:
     await queue.finish(claim, model="x-1", usage={"input_tokens": 3}, cost_nanos=12, receipt={"calls": []})
     found = await queue.jobs.get(job.id, "default")
     assert found is not None
-    assert (found.state, found.answer, found.model, found.usage) == (State.SUCCEEDED, "Paris", "x-1", {"input_tokens": 3})
+    assert (found.state, found.answer, found.model, found.usage) == (
+        State.SUCCEEDED,
+        "Paris",
+        "x-1",
+        {"input_tokens": 3},
+    )
     assert (found.cost_nanos, found.receipt, found.metadata) == (12, {"calls": []}, {"order": "7"})
     assert found.started_at is not None
     assert found.started_at - found.created_at == timedelta(milliseconds=250)
@@ -199,7 +204,9 @@ async def test_jobs_are_listed_newest_first_by_page_state_and_agent(queue: Queue
     assert await pages() == [job.id for job in reversed(jobs)]
     assert await pages(state=State.SUCCEEDED) == [job.id for job in reversed(jobs[:5])]
     assert await pages(agent="reviewer") == [job.id for job in reversed(jobs[::2])]
-    assert await pages(state=State.QUEUED, agent="assistant") == [job.id for job in reversed(jobs[5:]) if job in jobs[1::2]]
+    assert await pages(state=State.QUEUED, agent="assistant") == [
+        job.id for job in reversed(jobs[5:]) if job in jobs[1::2]
+    ]
     with pytest.raises(Invalid):
         await queue.jobs.list("default", cursor="x")
 

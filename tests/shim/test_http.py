@@ -50,9 +50,7 @@ def finish(valkey: Valkey, job_id: str, answer: str = "Paris", context: bool = F
         turn = encode_turn([Message("user", "hi"), Message("assistant", answer)]) if context else b""
         usage = {"input_tokens": 3, "output_tokens": 1}
         receipt = {"calls": [{"lane": "openai/x", "seconds": 0.1, "error": None, "request_id": "", "in_doubt": False}]}
-        ending = Ending(
-            State.SUCCEEDED, answer, model="x-1", usage=usage, cost_nanos=1_234, receipt=receipt, turn=turn
-        )
+        ending = Ending(State.SUCCEEDED, answer, model="x-1", usage=usage, cost_nanos=1_234, receipt=receipt, turn=turn)
         await stores.jobs.finish(claim, ending)
         await fleet.leave(name)
         await stores.close()
@@ -107,9 +105,7 @@ def test_many_waiters_of_one_job_are_all_woken(shim: Shim, valkey: Valkey) -> No
     """Each of fifty gets the answer."""
     job = shim.submit()
     states: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: states.append(shim.job(job["id"], wait=60)["state"])) for _ in range(50)
-    ]
+    threads = [threading.Thread(target=lambda: states.append(shim.job(job["id"], wait=60)["state"])) for _ in range(50)]
     for thread in threads:
         thread.start()
     finish(valkey, job["id"])

@@ -1,0 +1,125 @@
+"""What the drill's provider can be told to do, and the faults that have a name.
+
+A behaviour is chosen, in this order: by the model's name (`fault-503`, `fault-hang`, `delay-1.5`), by the script that a
+test has posted, else the default one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+#: How a call's connection is cut: before the body is read, before a byte is answered, in the middle of the answer.
+Reset = Literal["before", "after", "middle"]
+#: Why the answer stops, in our words; `wire` puts it in the provider's.
+Finish = Literal["end", "length", "refusal", "filter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What happens to one call.
+
+    model: only calls for this model, "" for any. times: for how many calls, 0 for all that follow. delay: seconds
+    before anything is said; jitter: up to so many more. text: the answer, None for an echo. status: anything but 200 is
+    an error in the provider's own words, unless `body` is given. code: which error, where a status has several.
+    headers: added to the answer's. body: sent in place of the answer. cut: this many bytes of the body are kept, though
+    its length is announced in full. pad: so many spaces follow the body. drip: seconds between the bytes of the body.
+    usage: replaces what the answer says about tokens; "missing" leaves it out, a mapping replaces single fields.
+    cached: input tokens read from a cache. output: output tokens billed, None for a count of the words. answer_model:
+    the model named in the answer. billed: whether the call goes on the bill; None for what a provider does: every call
+    that it read and did not refuse.
+    """
+
+    model: str = ""
+    times: int = 1
+    delay: float = 0.0
+    jitter: float = 0.0
+    text: str | None = None
+    status: int = 200
+    code: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str | None = None
+    content_type: str = "application/json"
+    cut: int | None = None
+    pad: int = 0
+    drip: float = 0.0
+    hang: bool = False
+    reset: Reset | None = None
+    usage: Any = None
+    cached: int = 0
+    output: int | None = None
+    reasoning: int = 0
+    answer_model: str | None = None
+    finish: Finish = "end"
+    billed: bool | None = None
+
+    @property
+    def is_billed(self) -> bool:
+        return self.billed if self.billed is not None else self.status == 200 and self.reset != "before"
+
+
+HTML = "<!DOCTYPE html><html><head><title>Bad gateway</title></head><body><h1>Bad gateway</h1></body></html>"
+
+#: The faults that have a name: `fault-<name>` as a model, or {"fault": "<name>"} in a script.
+FAULTS: dict[str, Behaviour] = {
+    "html": Behaviour(body=HTML, content_type="text/html"),
+    "empty": Behaviour(body=""),
+    "object": Behaviour(body="{}"),
+    "null": Behaviour(body="null"),
+    "list": Behaviour(body="[]"),
+    "not-json": Behaviour(body='{"id": '),
+    "truncated": Behaviour(cut=40),
+    "drip": Behaviour(drip=0.1),
+    "hang": Behaviour(hang=True),
+    "reset-before": Behaviour(reset="before"),
+    "reset-after": Behaviour(reset="after"),
+    "reset-middle": Behaviour(reset="middle"),
+    "no-usage": Behaviour(usage="missing"),
+    "null-usage": Behaviour(usage="null"),
+    "negative-usage": Behaviour(usage={"input": -5}),
+    "float-usage": Behaviour(usage={"output": 7.5}),
+    "string-usage": Behaviour(usage={"output": "7"}),
+    "true-usage": Behaviour(usage={"output": True}),
+    "huge-usage": Behaviour(usage={"output": 10**12}),
+    "more-cached-than-input": Behaviour(usage={"cache_read": 10**6}),
+    "wrong-model": Behaviour(answer_model="another-model-2026-01-01"),
+    "length": Behaviour(finish="length"),
+    "refusal": Behaviour(finish="refusal"),
+    "filter": Behaviour(finish="filter"),
+    "quota": Behaviour(status=429, code="insufficient_quota"),
+    "context": Behaviour(status=400, code="context_length_exceeded"),
+    "model": Behaviour(status=404, code="model_not_found"),
+    "policy": Behaviour(status=400, code="content_filter"),
+    "gateway": Behaviour(status=502, body=HTML, content_type="text/html"),
+    "unavailable": Behaviour(status=503, body=HTML, content_type="text/html"),
+}
+
+
+def named(name: str) -> Behaviour | None:
+    """The fault of that name; any three digits are a status."""
+    if name.isdigit() and len(name) == 3:
+        return Behaviour(status=int(name))
+    return FAULTS.get(name)
+
+
+def of_model(model: str) -> Behaviour | None:
+    """What the name of a model asks for, None where it asks for nothing."""
+    if model.startswith("fault-"):
+        return named(model.removeprefix("fault-"))
+    if model.startswith("delay-"):
+        return Behaviour(delay=float(model.removeprefix("delay-")))
+    return None
+
+
+_FIELDS = {f.name for f in fields(Behaviour)}
+
+
+def from_json(given: dict[str, Any]) -> Behaviour:
+    """Read one behaviour of a script. Raises ValueError where a name is unknown: a mistyped fault would pass a test."""
+    rest = dict(given)
+    fault = rest.pop("fault", None)
+    base = Behaviour() if fault is None else named(fault)
+    unknown = rest.keys() - _FIELDS
+    if base is None or unknown:
+        raise ValueError(f"unknown fault {fault!r}" if base is None else f"unknown fields {sorted(unknown)}")
+    return replace(base, **rest)

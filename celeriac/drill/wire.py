@@ -1,0 +1,266 @@
+"""The three wire formats of the drill's provider: OpenAI's two APIs and Anthropic's, with their errors and headers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from celeriac.drill.behaviour import Behaviour
+
+Api = Literal["chat", "responses", "messages"]
+PATHS: dict[str, Api] = {
+    "/v1/chat/completions": "chat",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+}
+
+REFUSAL = "I can't help with that."
+
+#: status -> (type, code, message) as OpenAI words it. {model} and {key} are filled in.
+OPENAI_ERRORS: dict[int | str, tuple[str, str | None, str]] = {
+    400: ("invalid_request_error", None, "Invalid value for 'messages'."),
+    401: ("invalid_request_error", "invalid_api_key", "Incorrect API key provided: {key}."),
+    402: ("billing_error", "billing_hard_limit_reached", "Billing hard limit has been reached."),
+    403: (
+        "invalid_request_error",
+        "unsupported_country_region_territory",
+        "Country, region, or territory not supported",
+    ),
+    404: ("invalid_request_error", "model_not_found", "The model `{model}` does not exist or you do not have access."),
+    408: ("server_error", None, "The request timed out."),
+    409: ("invalid_request_error", None, "The resource was updated by another request."),
+    413: ("invalid_request_error", None, "Request too large."),
+    422: ("invalid_request_error", None, "Unprocessable: {prompt}"),
+    429: ("tokens", "rate_limit_exceeded", "Rate limit reached for {model} on tokens per min (TPM): Limit 200000."),
+    500: ("server_error", None, "The server had an error while processing your request. Sorry about that!"),
+    503: ("server_error", None, "The engine is currently overloaded, please try again later."),
+    "insufficient_quota": (
+        "insufficient_quota",
+        "insufficient_quota",
+        "You exceeded your current quota, please check your plan and billing details.",
+    ),
+    "context_length_exceeded": (
+        "invalid_request_error",
+        "context_length_exceeded",
+        "This model's maximum context length is 128000 tokens. However, your messages resulted in 200000 tokens.",
+    ),
+    "content_filter": ("invalid_request_error", "content_filter", "The prompt triggered our policy: {prompt}"),
+}
+
+#: The same for Anthropic: (type, message).
+ANTHROPIC_ERRORS: dict[int | str, tuple[str, str]] = {
+    400: ("invalid_request_error", "messages: at least one message is required"),
+    401: ("authentication_error", "invalid x-api-key: {key}"),
+    402: ("billing_error", "There is an issue with your billing or payment information."),
+    403: ("permission_error", "Your API key does not have permission to use the specified resource."),
+    404: ("not_found_error", "model: {model}"),
+    408: ("timeout_error", "Request timed out."),
+    409: ("conflict_error", "Conflict."),
+    413: ("request_too_large", "Request exceeds the maximum size"),
+    422: ("invalid_request_error", "Unprocessable: {prompt}"),
+    429: ("rate_limit_error", "This request would exceed your organization's rate limit of 50 requests per minute."),
+    500: ("api_error", "Internal server error"),
+    503: ("api_error", "Service unavailable"),
+    504: ("timeout_error", "Request timed out while processing."),
+    529: ("overloaded_error", "Overloaded"),
+    "insufficient_quota": (
+        "invalid_request_error",
+        "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing.",
+    ),
+    "context_length_exceeded": ("invalid_request_error", "prompt is too long: 210000 tokens > 200000 maximum"),
+    "content_filter": ("invalid_request_error", "Output blocked by content filtering policy"),
+}
+#: Where Anthropic uses another status for the same thing.
+ANTHROPIC_STATUS = {"insufficient_quota": 400}
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a call really costs, in disjoint classes."""
+
+    input: int
+    cache_read: int
+    output: int
+    reasoning: int
+
+
+def prompt_of(api: Api, body: dict[str, Any]) -> str:
+    """The last text that the user said."""
+    items = body.get("input" if api == "responses" else "messages")
+    if isinstance(items, str):
+        return items
+    last = items[-1] if isinstance(items, list) and items else {}
+    content = last.get("content", "") if isinstance(last, dict) else ""
+    if isinstance(content, list):
+        return " ".join(part.get("text", "") for part in content if isinstance(part, dict))
+    return str(content)
+
+
+def within_limit(api: Api, body: dict[str, Any], text: str, behaviour: Behaviour) -> tuple[str, Behaviour]:
+    """The text up to the output limit of the request, and the behaviour of a model that met it."""
+    names = {
+        "chat": ("max_completion_tokens", "max_tokens"),
+        "responses": ("max_output_tokens",),
+        "messages": ("max_tokens",),
+    }
+    limit = next((body[name] for name in names[api] if isinstance(body.get(name), int)), 0)
+    words = text.split()
+    if not limit or len(words) <= limit:
+        return text, behaviour
+    return " ".join(words[:limit]), replace(behaviour, finish="length") if behaviour.finish == "end" else behaviour
+
+
+def tokens_of(size: int, text: str, behaviour: Behaviour) -> Tokens:
+    """Four bytes of the request are a token, and so is a word of the answer."""
+    whole = max(1, size // 4)
+    cached = min(behaviour.cached, whole)
+    output = behaviour.output if behaviour.output is not None else max(1, len(text.split())) + behaviour.reasoning
+    return Tokens(whole - cached, cached, output, behaviour.reasoning)
+
+
+def answer(
+    api: Api, name: str, body: dict[str, Any], text: str, tokens: Tokens, behaviour: Behaviour
+) -> dict[str, Any]:
+    """The body of a 200."""
+    model = behaviour.answer_model or str(body.get("model"))
+    make = {"chat": _chat, "responses": _responses, "messages": _messages}[api]
+    made = make(name, model, text, behaviour)
+    if behaviour.usage != "missing":
+        made["usage"] = None if behaviour.usage == "null" else usage(api, tokens, behaviour.usage)
+    return made
+
+
+def _chat(name: str, model: str, text: str, behaviour: Behaviour) -> dict[str, Any]:
+    refused = behaviour.finish == "refusal"
+    reason = {"end": "stop", "length": "length", "refusal": "stop", "filter": "content_filter"}[behaviour.finish]
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": None if refused else text,
+        "refusal": REFUSAL if refused else None,
+        "annotations": [],
+    }
+    return {
+        "id": f"chatcmpl-{name}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reason}],
+        "service_tier": "default",
+        "system_fingerprint": None,
+    }
+
+
+def _responses(name: str, model: str, text: str, behaviour: Behaviour) -> dict[str, Any]:
+    part: dict[str, Any] = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    if behaviour.finish == "refusal":
+        part = {"type": "refusal", "refusal": REFUSAL}
+    why = {"length": "max_output_tokens", "filter": "content_filter"}.get(behaviour.finish)
+    message: dict[str, Any] = {
+        "id": f"msg_{name}",
+        "type": "message",
+        "status": "completed",
+        "role": "assistant",
+        "content": [part],
+    }
+    return {
+        "id": f"resp_{name}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "incomplete" if why else "completed",
+        "error": None,
+        "incomplete_details": {"reason": why} if why else None,
+        "model": model,
+        "output": [{"id": f"rs_{name}", "type": "reasoning", "summary": []}, message],
+        "parallel_tool_calls": True,
+        "service_tier": "default",
+        "store": False,
+        "tool_choice": "auto",
+        "tools": [],
+    }
+
+
+def _messages(name: str, model: str, text: str, behaviour: Behaviour) -> dict[str, Any]:
+    refused = behaviour.finish in ("refusal", "filter")
+    reason = "refusal" if refused else {"end": "end_turn", "length": "max_tokens"}[behaviour.finish]
+    return {
+        "id": f"msg_{name}",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": [] if refused else [{"type": "text", "text": text}],
+        "stop_reason": reason,
+        "stop_sequence": None,
+    }
+
+
+def usage(api: Api, tokens: Tokens, lies: object) -> dict[str, Any]:
+    """Tokens as each API counts them: OpenAI's input holds what was cached, Anthropic's does not."""
+    said: dict[str, Any] = {"input": tokens.input, "cache_read": tokens.cache_read, "output": tokens.output}
+    if isinstance(lies, dict):
+        said |= lies
+    if api == "messages":
+        return {
+            "input_tokens": said["input"],
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": said["cache_read"],
+            "output_tokens": said["output"],
+            "service_tier": "standard",
+        }
+    whole = said["input"] + tokens.cache_read
+    spent = said["output"]
+    total = whole + spent if isinstance(spent, (int, float)) else whole
+    if api == "chat":
+        return {
+            "prompt_tokens": whole,
+            "completion_tokens": spent,
+            "total_tokens": total,
+            "prompt_tokens_details": {"cached_tokens": said["cache_read"], "audio_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": tokens.reasoning, "audio_tokens": 0},
+        }
+    return {
+        "input_tokens": whole,
+        "input_tokens_details": {"cached_tokens": said["cache_read"], "cache_write_tokens": 0},
+        "output_tokens": spent,
+        "output_tokens_details": {"reasoning_tokens": tokens.reasoning},
+        "total_tokens": total,
+    }
+
+
+def error(api: Api, name: str, behaviour: Behaviour, facts: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    """Status and body of an error in the provider's own words. Like the real ones, some name the key or the prompt."""
+    if api == "messages":
+        status = ANTHROPIC_STATUS.get(behaviour.code, behaviour.status)
+        kind, message = ANTHROPIC_ERRORS.get(behaviour.code) or ANTHROPIC_ERRORS.get(
+            status, ("invalid_request_error" if status < 500 else "api_error", f"HTTP {status}")
+        )
+        said = {"type": "error", "error": {"type": kind, "message": message.format(**facts)}, "request_id": name}
+        return status, said
+    kind, code, message = OPENAI_ERRORS.get(behaviour.code) or OPENAI_ERRORS.get(
+        behaviour.status, ("invalid_request_error" if behaviour.status < 500 else "server_error", None, "Error.")
+    )
+    return behaviour.status, {
+        "error": {"message": message.format(**facts), "type": kind, "param": None, "code": code},
+    }
+
+
+def headers(api: Api, name: str) -> dict[str, str]:
+    """The headers that both providers put on every answer, errors included."""
+    if api == "messages":
+        return {
+            "request-id": name,
+            "anthropic-ratelimit-requests-limit": "4000",
+            "anthropic-ratelimit-requests-remaining": "3999",
+            "anthropic-ratelimit-tokens-limit": "400000",
+            "anthropic-ratelimit-tokens-remaining": "399000",
+        }
+    return {
+        "x-request-id": name,
+        "openai-processing-ms": "12",
+        "x-ratelimit-limit-requests": "10000",
+        "x-ratelimit-limit-tokens": "200000",
+        "x-ratelimit-remaining-requests": "9999",
+        "x-ratelimit-remaining-tokens": "199000",
+        "x-ratelimit-reset-requests": "6ms",
+        "x-ratelimit-reset-tokens": "12ms",
+    }

@@ -1,0 +1,144 @@
+"""OpenAI and whoever speaks like it: Chat Completions by default, Responses where the request says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+
+from celeriac.errors import BadAnswer, ContentRefused, LocalFault, ModelError, ModelTimeout, ProviderFailed, Unreachable
+from celeriac.llm.adapter import Adapter, Declined
+from celeriac.llm.failures import kind_of
+from celeriac.llm.model import Answer, ModelRequest, StopReason
+from celeriac.llm.reading import NotAnAnswer, billed_model, member, openai_usage, tier
+
+URL = "https://api.openai.com/v1"
+
+STOP: Mapping[str, StopReason] = {
+    "stop": "end",
+    "length": "length",
+    "tool_calls": "tool",
+    "function_call": "tool",
+}
+
+
+class OpenAI(Adapter):
+    """own: whether OpenAI itself is at the other end, None to tell by the URL.
+
+    OpenAI is sent `max_completion_tokens` (its reasoning models refuse the older name), `store=false` and the service
+    tier. Everybody else is sent `max_tokens` and nothing that is OpenAI's own: it is the one name that llama.cpp, vLLM,
+    Ollama, Mistral and the others all take, some refuse fields they do not know, and none stores chat completions.
+    """
+
+    status_error = openai.APIStatusError
+    errors: ClassVar[Mapping[type[BaseException], type[ModelError]]] = {
+        openai.APIStatusError: ProviderFailed,
+        openai.APITimeoutError: ModelTimeout,
+        openai.APIConnectionError: Unreachable,
+        openai.APIResponseValidationError: BadAnswer,
+        openai.LengthFinishReasonError: BadAnswer,
+        openai.ContentFilterFinishReasonError: ContentRefused,
+        openai.APIError: ProviderFailed,
+        # Everything else is raised before anything is sent: missing packages, credentials, wrong use.
+        openai.OpenAIError: LocalFault,
+    }
+
+    def __init__(
+        self, http: httpx2.AsyncClient, *, key: str, base_url: str | None = None, own: bool | None = None
+    ) -> None:
+        # The URL is always given: else the SDK would take OPENAI_BASE_URL from the environment, past our settings.
+        self._sdk = openai.AsyncOpenAI(api_key=key, base_url=base_url or URL, max_retries=0, http_client=http)
+        self._own = is_openai(base_url or URL) if own is None else own
+
+    async def _ask(self, request: ModelRequest) -> httpx2.Response:
+        path, body = (
+            ("/responses", self._responses) if request.api == "responses" else ("/chat/completions", self._chat)
+        )
+        return await self._sdk.post(
+            path, body=body(request), cast_to=httpx2.Response, options={"timeout": request.deadline}
+        )
+
+    def _read(self, made: dict[str, Any], request: ModelRequest) -> Answer:
+        return read_responses(made, request) if request.api == "responses" else read_chat(made, request)
+
+    def _chat(self, request: ModelRequest) -> dict[str, Any]:
+        messages = [{"role": message.role, "content": message.text} for message in request.messages]
+        if request.instructions:
+            messages.insert(0, {"role": "system", "content": request.instructions})
+        body: dict[str, Any] = {"model": request.lane.model, "messages": messages}
+        if request.temperature is not None:
+            body["temperature"] = request.temperature
+        if not self._own:
+            return body | {"max_tokens": request.max_output_tokens}
+        return body | {"max_completion_tokens": request.max_output_tokens, "store": False, "service_tier": "default"}
+
+    def _responses(self, request: ModelRequest) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": request.lane.model,
+            "input": [{"role": message.role, "content": message.text} for message in request.messages],
+            "max_output_tokens": request.max_output_tokens,
+            "store": False,
+        }
+        if request.instructions:
+            body["instructions"] = request.instructions
+        if request.temperature is not None:
+            body["temperature"] = request.temperature
+        return body | {"service_tier": "default"} if self._own else body
+
+
+def is_openai(url: str) -> bool:
+    """Whether OpenAI itself answers there, Azure included."""
+    host = urlsplit(url).hostname or ""
+    return host == "api.openai.com" or host.endswith((".api.openai.com", ".openai.azure.com"))
+
+
+def read_chat(made: dict[str, Any], request: ModelRequest) -> Answer:
+    choices = member(made, "choices", list)
+    message = member(choices[0] if choices else None, "message", dict)
+    reason = member(choices[0], "finish_reason", str)
+    usage = openai_usage(made, request, sides=("prompt", "completion"))
+    model = billed_model(made, request.lane.model)
+    if reason == "content_filter" or message.get("refusal"):
+        raise Declined(ContentRefused, usage=usage, billed_model=model, tier=tier(made))
+    if reason not in STOP:
+        raise NotAnAnswer("an unknown reason to stop")
+    text = message.get("content")
+    if text is None and STOP[reason] != "end":
+        text = ""  # all of the output went into reasoning, or into a tool call
+    if not isinstance(text, str):
+        raise NotAnAnswer("no content")
+    return Answer(text, usage, request.lane, model, STOP[reason], tier=tier(made))
+
+
+def read_responses(made: dict[str, Any], request: ModelRequest) -> Answer:
+    status = member(made, "status", str)
+    if status == "failed":
+        # After a 200: what was spent is in the usage, if anywhere.
+        usage = openai_usage(made, request, sides=("input", "output")) if made.get("usage") else None
+        kind = kind_of(500, {"error": made.get("error")})
+        if kind is not ContentRefused:
+            raise Declined(kind, in_doubt=True)
+        raise Declined(kind, in_doubt=usage is None, usage=usage, billed_model=billed_model(made, request.lane.model))
+    items = member(made, "output", list)
+    usage = openai_usage(made, request, sides=("input", "output"))
+    model = billed_model(made, request.lane.model)
+    details = made.get("incomplete_details")
+    why = details.get("reason") if isinstance(details, dict) else None
+    messages = [item for item in items if isinstance(item, dict) and item.get("type") == "message"]
+    parts = [part for item in messages for part in member(item, "content", list)]
+    if why == "content_filter" or any(isinstance(part, dict) and part.get("type") == "refusal" for part in parts):
+        raise Declined(ContentRefused, usage=usage, billed_model=model, tier=tier(made))
+    if status == "incomplete" and why != "max_output_tokens":
+        raise NotAnAnswer("an unknown reason to stop")
+    if status not in ("completed", "incomplete"):
+        raise NotAnAnswer("not finished")
+    text = "".join(member(part, "text", str) for part in parts if part.get("type") == "output_text")
+    stop: StopReason = "length" if status == "incomplete" else "end"
+    if any(isinstance(item, dict) and item.get("type") == "function_call" for item in items):
+        stop = "tool"
+    elif not messages and stop == "end":
+        raise NotAnAnswer("no message")
+    return Answer(text, usage, request.lane, model, stop, tier=tier(made))

@@ -1,0 +1,112 @@
+"""Believing an answer only after looking at it: both SDKs hand out HTML, `{}` and `null` as if they were answers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+from celeriac.llm.model import ModelRequest, Usage
+
+#: A reported count may be this many times what the request could cause before it is taken for nonsense.
+SLACK = 10
+#: Tokens a provider may add unseen: templates, tool prompts, hidden instructions.
+HIDDEN = 4096
+
+_MODEL = re.compile(r"[\w.:/@+-]{1,200}")
+
+
+class NotAnAnswer(Exception):
+    """why: in our own words, never a piece of the body."""
+
+
+def json_object(content: bytes) -> dict[str, Any]:
+    try:
+        made = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        made = None
+        why = "no JSON" if content else "nothing"
+    else:
+        why = "JSON, but no object"
+    if not isinstance(made, dict):
+        raise NotAnAnswer(why)
+    return made
+
+
+def member(of: object, name: str, kind: type | tuple[type, ...]) -> Any:
+    """`of[name]`, which must be there and of that kind."""
+    value = of.get(name) if isinstance(of, dict) else None
+    if not isinstance(value, kind):
+        raise NotAnAnswer(f"no {name}")
+    return value
+
+
+def count(of: object, name: str, *, needed: bool = False) -> int:
+    """A number of tokens: whole and not negative. Absent or null is 0 where it is not needed."""
+    value = of.get(name) if isinstance(of, dict) else None
+    if value is None and not needed:
+        return 0
+    if type(value) is not int:  # a bool is an int, and true is no number of tokens
+        raise NotAnAnswer(f"{name} is no whole number")
+    if value < 0:
+        raise NotAnAnswer(f"{name} is negative")
+    return value
+
+
+def billed_model(made: dict[str, Any], asked: str) -> str:
+    """The model that the provider says it used; the one asked for where it says nothing."""
+    said = made.get("model")
+    if said is None:
+        return asked
+    if not isinstance(said, str) or not _MODEL.fullmatch(said):
+        raise NotAnAnswer("model is no name")
+    return said
+
+
+def tier(of: object) -> str:
+    said = of.get("service_tier") if isinstance(of, dict) else None
+    return said if isinstance(said, str) and _MODEL.fullmatch(said) else ""
+
+
+def openai_usage(made: dict[str, Any], request: ModelRequest, *, sides: tuple[str, str]) -> Usage:
+    """OpenAI's counts overlap: its input holds what was cached. sides: what the API calls input and output."""
+    usage = member(made, "usage", dict)
+    whole, output = count(usage, f"{sides[0]}_tokens", needed=True), count(usage, f"{sides[1]}_tokens", needed=True)
+    # Some who speak this API leave reasoning out of the output and put it in the total only: it is billed all the same.
+    output = max(output, count(usage, "total_tokens") - whole)
+    before = usage.get(f"{sides[0]}_tokens_details")
+    read, written = count(before, "cached_tokens"), count(before, "cache_write_tokens")
+    if read + written > whole:
+        raise NotAnAnswer("more tokens cached than there were")
+    reasoning = count(usage.get(f"{sides[1]}_tokens_details"), "reasoning_tokens")
+    return checked(Usage(whole - read - written, read, written, output, reasoning), request)
+
+
+def anthropic_usage(made: dict[str, Any], request: ModelRequest) -> Usage:
+    """Anthropic's counts are disjoint as they come."""
+    usage = member(made, "usage", dict)
+    return checked(
+        Usage(
+            input=count(usage, "input_tokens", needed=True),
+            cache_read=count(usage, "cache_read_input_tokens"),
+            cache_write=count(usage, "cache_creation_input_tokens"),
+            output=count(usage, "output_tokens", needed=True),
+            reasoning=count(usage.get("output_tokens_details"), "thinking_tokens"),
+        ),
+        request,
+    )
+
+
+def checked(usage: Usage, request: ModelRequest) -> Usage:
+    """The same usage, if this request can have caused it."""
+    said = len(request.instructions.encode(errors="replace")) + sum(
+        len(message.text.encode(errors="replace")) for message in request.messages
+    )
+    if usage.input + usage.cache_read + usage.cache_write > SLACK * (said + HIDDEN):
+        raise NotAnAnswer("more input tokens than the request can have")
+    if usage.output > SLACK * request.max_output_tokens:
+        raise NotAnAnswer("more output tokens than were allowed")
+    if usage.reasoning > usage.output:
+        raise NotAnAnswer("more tokens of reasoning than of output")
+    return usage

@@ -1,0 +1,119 @@
+"""Asking the next lane."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from celeriac.errors import (
+    BadCredentials,
+    BadModelRequest,
+    ContentRefused,
+    ContextTooLong,
+    ModelError,
+    Overloaded,
+    QuotaExhausted,
+    RateLimited,
+    Unreachable,
+)
+from celeriac.llm.fallback import Fallback
+from celeriac.llm.model import Lane, Message, ModelRequest
+from celeriac.llm.scripted import Line, Scripted
+
+A, B, C = Lane("openai", "a"), Lane("anthropic", "b"), Lane("scripted", "c")
+REQUEST = ModelRequest(A, (Message("user", "Capital of France?"),))
+
+
+def over(*lines: Line, **how: Any) -> tuple[Fallback, list[Scripted]]:
+    clients = [Scripted(line) for line in lines]
+    return Fallback(list(zip((A, B, C), clients, strict=False)), **how), clients
+
+
+async def test_the_first_lane_answers_alone() -> None:
+    """Nobody else is asked, and no attempt is on the receipt."""
+    fallback, (first, second) = over("Paris", "Lyon")
+    answer = await fallback.answer(REQUEST)
+    assert (answer.text, answer.lane, answer.attempts) == ("Paris", A, ())
+    assert (len(first.requests), len(second.requests)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RateLimited("x"),
+        Overloaded("x"),
+        Unreachable("x"),
+        BadCredentials("x"),
+        QuotaExhausted("x"),
+        ContextTooLong("x"),
+    ],
+)
+async def test_the_next_lane_is_asked_where_it_may_do_better(error: ModelError) -> None:
+    """As itself, with the same conversation; what failed is on the receipt."""
+    error.request_id, error.in_doubt, error.status = "req_1", True, 503
+    fallback, (_, second) = over(error, "Paris")
+    answer = await fallback.answer(REQUEST)
+    assert (answer.text, answer.lane) == ("Paris", B)
+    assert (second.requests[0].lane, second.requests[0].messages) == (B, REQUEST.messages)
+    (failed,) = answer.attempts
+    assert (failed.lane, failed.code, failed.request_id, failed.status, failed.in_doubt) == (
+        A,
+        error.code,
+        "req_1",
+        503,
+        True,
+    )
+
+
+@pytest.mark.parametrize("error", [BadModelRequest("x"), ContentRefused("x")])
+async def test_no_other_lane_is_asked_where_it_would_say_the_same(error: ModelError) -> None:
+    """A bad request is bad everywhere, and a refusal is not shopped around."""
+    fallback, (_, second) = over(error, "Paris")
+    with pytest.raises(type(error)) as caught:
+        await fallback.answer(REQUEST)
+    assert caught.value is error
+    assert second.requests == []
+
+
+async def test_whoever_asks_may_decide_when_to_go_on() -> None:
+    """An agent may want a second opinion on a refusal."""
+    fallback, _ = over(ContentRefused("x"), "Paris", goes_on=lambda error: True)
+    assert (await fallback.answer(REQUEST)).text == "Paris"
+
+
+async def test_if_all_fail_the_error_that_time_may_cure_is_raised() -> None:
+    """A job that can wait shall wait; it holds all attempts, in order."""
+    fallback, _ = over(BadCredentials("x"), RateLimited("busy", retry_after=20), Overloaded("x"))
+    with pytest.raises(RateLimited) as caught:
+        await fallback.answer(REQUEST)
+    assert caught.value.retry_after == 20
+    assert [attempt.code for attempt in caught.value.attempts] == ["bad_credentials", "rate_limited", "overloaded"]
+    assert [attempt.lane for attempt in caught.value.attempts] == [A, B, C]
+
+
+async def test_if_all_fail_for_good_the_first_error_is_raised() -> None:
+    """The agent's first choice is what its owner wants to hear about."""
+    fallback, _ = over(QuotaExhausted("x"), BadCredentials("x"))
+    with pytest.raises(QuotaExhausted):
+        await fallback.answer(REQUEST)
+
+
+async def test_an_error_of_all_lanes_survives_pickling() -> None:
+    """With its attempts."""
+    fallback, _ = over(Overloaded("x"), Overloaded("y"))
+    with pytest.raises(Overloaded) as caught:
+        await fallback.answer(REQUEST)
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301  # our own bytes
+    assert again.attempts == caught.value.attempts
+    assert len(again.attempts) == 2
+
+
+async def test_fallbacks_nest() -> None:
+    """A fallback is a model client like any other, and its attempts are not lost."""
+    inner, _ = over(Overloaded("x"), RateLimited("y"))
+    outer = Fallback([(A, inner), (C, Scripted("Paris"))])
+    answer = await outer.answer(REQUEST)
+    assert answer.text == "Paris"
+    assert [attempt.code for attempt in answer.attempts][:2] == ["overloaded", "rate_limited"]

@@ -1,0 +1,66 @@
+"""No key, no prompt and nothing a provider said is in an error, whatever part of it is looked at."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from types import TracebackType
+
+import pytest
+
+from celeriac.drill.behaviour import FAULTS
+from celeriac.errors import ModelError
+from celeriac.llm.model import Answer, Lane, Message, ModelRequest, Usage
+
+from .conftest import KEY, PROMPT, Case
+
+#: All faults that end in an error, and every status that our provider answers with the key or the prompt in it.
+FAULTY = [*sorted(FAULTS.keys() - {"wrong-model", "length", "drip", "hang"}), "401", "404", "422", "429", "500", "529"]
+
+
+def ours(tb: TracebackType | None) -> list[str]:
+    """The frames of our own code with their variables, as an error reporter prints them."""
+    shown: list[str] = []
+    while tb is not None:
+        if "/celeriac/" in tb.tb_frame.f_code.co_filename:
+            shown += [repr(value) for value in tb.tb_frame.f_locals.values()]
+        tb = tb.tb_next
+    return shown
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+async def test_an_error_tells_no_secret(sdk: Case, fault: str) -> None:
+    """Message, repr, fields, pickle, chain, and the variables of every frame of ours."""
+    try:
+        await sdk.answer(f"fault-{fault}", text=PROMPT, instructions=PROMPT)
+    except ModelError as error:
+        caught = error
+    assert caught.__cause__ is None
+    assert caught.__context__ is None
+    shown = [str(caught), repr(caught), repr(vars(caught)), repr(pickle.dumps(caught))]
+    shown += traceback.format_exception(caught)
+    shown += ours(caught.__traceback__)
+    for secret in (KEY, KEY[-12:], PROMPT, "Quackenbush"):
+        assert not [text for text in shown if secret in text]
+
+
+async def test_an_error_stands_alone_while_another_is_handled(sdk: Case) -> None:
+    """Its context is then the caller's own error, and nothing of the SDK's."""
+    own = KeyError("the caller's own")
+
+    async def while_handling_it() -> None:
+        try:
+            raise own
+        except KeyError:
+            await sdk.answer("fault-401")
+
+    with pytest.raises(ModelError) as caught:
+        await while_handling_it()
+    assert caught.value.__context__ is own
+
+
+def test_texts_stay_out_of_repr() -> None:
+    """Error reporters print the variables of a frame."""
+    request = ModelRequest(Lane("openai", "m"), (Message("user", PROMPT),), instructions=PROMPT)
+    assert PROMPT not in repr(request)
+    assert PROMPT not in repr(Answer(PROMPT, Usage(), request.lane, "m"))

@@ -1,0 +1,181 @@
+"""What goes over the wire, and what the answer's usage says about the bill."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from typing import Any
+
+import anthropic
+import httpx2
+import openai
+import pytest
+
+from celeriac.drill.process import ProviderProcess
+from celeriac.errors import ContentRefused
+from celeriac.llm.anthropic import Anthropic
+from celeriac.llm.client import open_models
+from celeriac.llm.model import Lane, Message, ModelRequest, Usage
+from celeriac.llm.openai import OpenAI, is_openai
+from celeriac.llm.transport import open_http
+from celeriac.settings import Settings
+
+from .conftest import KEY, Case, adapter
+
+TALK = (Message("user", "Hé \U0001f600 <&>"), Message("assistant", ""), Message("user", "  spaces\n\ttoo  "))
+
+
+async def sent(provider: ProviderProcess) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads((await provider.requests())[-1]["body"])
+    return said
+
+
+async def test_the_body_is_what_the_sdk_itself_would_send(sdk: Case, http: httpx2.AsyncClient) -> None:
+    """We go past the SDK's `create` for its cost; byte for byte nothing else changes."""
+    request = replace(sdk.request(instructions="Be brief."), messages=TALK, max_output_tokens=9)
+    await sdk.client.answer(request)
+    messages: Any = [{"role": message.role, "content": message.text} for message in TALK]
+    url = sdk.provider.url
+    if sdk.name == "messages":
+        theirs = anthropic.AsyncAnthropic(api_key=KEY, base_url=url, http_client=http)
+        await theirs.messages.create(model="small", messages=messages, max_tokens=9, system="Be brief.")
+    elif sdk.name == "responses":
+        ours = openai.AsyncOpenAI(api_key=KEY, base_url=f"{url}/v1", http_client=http)
+        await ours.responses.create(
+            model="small", input=messages, max_output_tokens=9, store=False, instructions="Be brief."
+        )
+    else:
+        ours = openai.AsyncOpenAI(api_key=KEY, base_url=f"{url}/v1", http_client=http)
+        system: Any = [{"role": "system", "content": "Be brief."}]
+        await ours.chat.completions.create(model="small", messages=system + messages, max_tokens=9)
+    mine, theirs_too = (await sdk.provider.requests())[-2:]
+    assert json.loads(mine["body"]) == json.loads(theirs_too["body"])
+    assert sorted(mine["body"]) == sorted(theirs_too["body"])
+    differ = {"x-stainless-read-timeout", "x-stainless-timeout", "content-length"}
+    assert {k: v for k, v in mine["headers"].items() if k not in differ} == {
+        k: v for k, v in theirs_too["headers"].items() if k not in differ
+    }
+
+
+async def test_openai_itself_is_sent_its_own_words(http: httpx2.AsyncClient, provider: ProviderProcess) -> None:
+    """Its reasoning models refuse `max_tokens`; nothing is stored; the tier is always named."""
+    client = OpenAI(http, key=KEY, base_url=provider.openai_url, own=True)
+    request = ModelRequest(Lane("openai", "small"), TALK, max_output_tokens=7, temperature=0.5)
+    await client.answer(request)
+    body = await sent(provider)
+    assert {name: body.get(name) for name in ("max_completion_tokens", "store", "service_tier", "temperature")} == {
+        "max_completion_tokens": 7,
+        "store": False,
+        "service_tier": "default",
+        "temperature": 0.5,
+    }
+    assert "max_tokens" not in body
+
+
+async def test_others_are_sent_only_what_all_of_them_take(http: httpx2.AsyncClient, provider: ProviderProcess) -> None:
+    """Some refuse fields they do not know, and `max_tokens` is the one name they share."""
+    await OpenAI(http, key=KEY, base_url=provider.openai_url).answer(ModelRequest(Lane("openai", "small"), TALK))
+    assert (await sent(provider)).keys() == {"model", "messages", "max_tokens"}
+
+
+async def test_responses_are_never_stored(http: httpx2.AsyncClient, provider: ProviderProcess) -> None:
+    """The context is ours: that is what makes a fallback between providers possible."""
+    client = OpenAI(http, key=KEY, base_url=provider.openai_url)
+    await client.answer(ModelRequest(Lane("openai", "small"), TALK, api="responses"))
+    assert (await sent(provider))["store"] is False
+
+
+async def test_temperature_reaches_anthropic(http: httpx2.AsyncClient, provider: ProviderProcess) -> None:
+    """Its SDK has dropped the argument; the API has not."""
+    client = Anthropic(http, key=KEY, base_url=provider.url)
+    await client.answer(ModelRequest(Lane("anthropic", "small"), TALK, temperature=0.25))
+    assert (await sent(provider))["temperature"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("url", "own"),
+    [
+        ("https://api.openai.com/v1", True),
+        ("https://eu.api.openai.com/v1", True),
+        ("https://mine.openai.azure.com/openai/v1", True),
+        ("http://127.0.0.1:8081/v1", False),
+        ("https://api.openai.com.evil.example/v1", False),
+    ],
+)
+def test_openai_is_known_by_its_host(url: str, own: bool) -> None:
+    """Nothing else in the URL counts."""
+    assert is_openai(url) is own
+
+
+async def test_usage_equals_the_bill_with_caching_and_reasoning(sdk: Case) -> None:
+    """Each billed token is in exactly one class: OpenAI counts cached tokens as input too, Anthropic does not."""
+    await sdk.meets(text="a b c", cached=5, reasoning=4)
+    answer = await sdk.answer(text="words " * 40)
+    line = (await sdk.provider.bill(lines=True))["lines"][-1]
+    assert answer.usage == Usage(line["input"], line["cache_read"], 0, line["output"])
+    assert answer.usage.cache_read == 5
+    assert answer.usage.output == 7
+    assert answer.usage.reasoning == (0 if sdk.name == "messages" else 4)
+    assert (answer.request_id, line["written"]) == (line["id"], True)
+
+
+@pytest.mark.parametrize("fault", ["refusal", "filter"])
+async def test_a_refusal_is_settled_from_its_usage(sdk: Case, fault: str) -> None:
+    """The model worked and is paid: the error carries what it cost and as what it was billed."""
+    with pytest.raises(ContentRefused) as caught:
+        await sdk.answer(f"fault-{fault}")
+    line = (await sdk.provider.bill(lines=True))["lines"][-1]
+    assert caught.value.usage == Usage(line["input"], 0, 0, line["output"])
+    assert (caught.value.billed_model, caught.value.in_doubt) == (f"fault-{fault}", False)
+
+
+async def test_an_answer_names_the_model_that_was_billed(sdk: Case) -> None:
+    """It may be another one than we asked for, and another price."""
+    answer = await sdk.answer("fault-wrong-model")
+    assert (answer.model, answer.lane.model) == ("another-model-2026-01-01", "fault-wrong-model")
+    assert answer.tier == ("standard" if sdk.name == "messages" else "default")
+
+
+async def test_a_cancelled_call_leaves_no_request_behind(sdk: Case) -> None:
+    """The provider sees the connection end, and the answer was not written."""
+    await sdk.meets(delay=30.0)
+    task = asyncio.create_task(sdk.answer())
+    await sdk.started()
+    task.cancel()
+    await sdk.provider.until(lambda state: state["in_flight"] == 0)
+    assert (await sdk.provider.bill())["written"] == 0
+
+
+async def test_redirects_are_not_followed(sdk: Case) -> None:
+    """A second POST would be a second bill, and the key would go wherever the answer says."""
+    seen = (await sdk.provider.state())["seen"]
+    where = f"{sdk.provider.url}/v1/{'messages' if sdk.name == 'messages' else 'chat/completions'}"
+    await sdk.meets(status=307, headers={"location": where})
+    with pytest.raises(Exception, match="HTTP 307"):
+        await sdk.answer()
+    assert (await sdk.provider.state())["seen"] == seen + 1
+
+
+async def test_proxies_of_the_environment_are_not_used(
+    provider: ProviderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a shell has set must not decide where keys and prompts go."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with open_http(1) as http:
+        answer = await adapter("chat", http, provider.url).answer(ModelRequest(Lane("openai", "small"), TALK))
+    assert answer.text
+
+
+async def test_models_are_built_from_the_settings(provider: ProviderProcess) -> None:
+    """A URL without a key is enough: servers of one's own mostly want none."""
+    settings = Settings(
+        _env_file=None, env="dev", openai_base_url=provider.openai_url, openai_api_key=None, anthropic_api_key=None
+    )
+    async with open_models(settings, 5) as models:
+        assert models.providers == ("openai", "scripted")
+        answer = await models.answer(ModelRequest(Lane("openai", "small"), TALK))
+        assert answer.text.startswith("You said:")
+        with pytest.raises(Exception, match="no key is set for anthropic"):
+            await models.answer(ModelRequest(Lane("anthropic", "small"), TALK))
