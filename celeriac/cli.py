@@ -23,7 +23,10 @@ class Commands(click.Group):
                 click.echo(f"celeriac: {line}", err=True)
             sys.exit(2)
         except NotStarted as error:
-            click.echo(f"celeriac: {error}", err=True)
+            said = "; its last words:" if error.last_words else ""
+            click.echo(f"celeriac: {error}{said}", err=True)
+            for line in error.last_words:
+                click.echo(f"    {line}", err=True)
             sys.exit(1)
 
 

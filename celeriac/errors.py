@@ -45,7 +45,13 @@ class Misconfigured(CeleriacError):
 
 
 class NotStarted(CeleriacError):
+    """last_words: what the process said before, line by line."""
+
     code = "not_started"
+
+    def __init__(self, message: str = "", *, last_words: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.last_words = last_words
 
 
 class Refused(CeleriacError):

@@ -47,18 +47,23 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
 
-def _redis_url(url: SecretStr) -> SecretStr:
-    scheme = urlsplit(url.get_secret_value()).scheme
-    if scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError(f"begins with {scheme or 'no scheme'}://; use redis://, rediss:// or unix://")
+def _url(url: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
+    # What it begins with is not repeated either: somebody may have pasted a password alone.
+    if not url.get_secret_value().startswith(tuple(f"{scheme}://" for scheme in schemes)):
+        raise ValueError(f"does not begin with {'://, '.join(schemes)}://")
+    try:
+        urlsplit(url.get_secret_value()).port  # noqa: B018  # looking at it is the check
+    except ValueError:
+        raise ValueError("has no valid port; a password must be percent-encoded") from None
     return url
+
+
+def _redis_url(url: SecretStr) -> SecretStr:
+    return _url(url, ("redis", "rediss", "unix"))
 
 
 def _broker_url(url: SecretStr) -> SecretStr:
-    scheme = urlsplit(url.get_secret_value()).scheme
-    if scheme not in {"redis", "rediss", "amqp", "amqps", "pyamqp"}:
-        raise ValueError(f"begins with {scheme or 'no scheme'}://; use redis://, rediss://, amqp:// or amqps://")
-    return url
+    return _url(url, ("redis", "rediss", "amqp", "amqps", "pyamqp"))
 
 
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -115,3 +116,25 @@ def running(process: Any) -> Iterator[Any]:
         yield process.up()
     finally:
         process.stop()
+
+
+class Worker(Process):
+    """`celery -A worker.app worker`, ready once it consumes."""
+
+    def __init__(self, redis_url: str, *options: str, **env: str) -> None:
+        super().__init__(
+            *(sys.executable, "-m", "celery", "-A", "worker.app", "worker", "--without-mingle", *options),
+            env={"CELERIAC_REDIS_URL": redis_url} | env,
+        )
+
+    def up(self) -> Worker:
+        def ready() -> bool:
+            assert self.running(), self.output()
+            return " ready." in self.output()
+
+        wait_until(ready, "the worker to consume", 60)
+        return self
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it logged, where CELERIAC_ENV is prod."""
+        return [json.loads(line) for line in self.output().splitlines() if line.startswith("{")]

@@ -68,14 +68,12 @@ class Prices:
         if row := self._row(lane.provider, model):
             return Price(nanos(row.price(usage)), row.source)
         at = at or datetime.now(UTC)
-        for name in (model, lane.model):
-            try:
-                _, found = self._table.find_provider_model(name, None, lane.provider, None)
-            except LookupError:
-                continue
-            return Price(nanos(_dollars(found, usage, at)), f"genai-prices {found.id}")
-        found = self._dearest_of(lane.provider, at)
-        return Price(nanos(_dollars(found, usage, at)), f"genai-prices {found.id}", estimated=True)
+        try:
+            _, found = self._table.find_provider_model(model, None, lane.provider, None)
+            known = True
+        except LookupError:
+            found, known = self._dearest_of(lane.provider, at), False
+        return Price(nanos(_dollars(found, usage, at)), f"genai-prices {found.id}", estimated=not known)
 
     def _row(self, provider: str, model: str) -> Row | None:
         exact = self._rows.get((provider, model))

@@ -2,7 +2,8 @@
 
 Each child leads its own session and process group: Ctrl-C in the terminal reaches the supervisor alone, and whatever a
 child starts dies with its group. Before a child becomes its command it writes its group to the guard (`guard.py`), so
-there is no moment in which a killed supervisor leaves a child behind.
+there is no moment in which a killed supervisor leaves a child behind. Only a descendant that makes itself a daemon, in
+a session of its own, escapes.
 """
 
 from __future__ import annotations
@@ -180,14 +181,13 @@ class Child:
             ending.cancel()
         if ending in done:
             await self.until_ended()
-            raise NotStarted(self._story(f"{how_it_ended(ending.result())} before it was ready"))
+            raise self._not_started(f"{how_it_ended(ending.result())} before it was ready")
         if polling not in done:
-            raise NotStarted(self._story(f"was not ready within {limit:g} s"))
+            raise self._not_started(f"was not ready within {limit:g} s")
         polling.result()
 
-    def _story(self, what: str) -> str:
-        said = "".join(f"\n    {line}" for line in self.last_lines)
-        return f"{self.process.name} {what}" + (f"; its last words:{said}" if said else " and said nothing")
+    def _not_started(self, what: str) -> NotStarted:
+        return NotStarted(f"{self.process.name} {what}", last_words=tuple(self.last_lines))
 
     async def _poll(self) -> None:
         while not await self.process.ready():  # noqa: ASYNC110  # another process cannot set an event of ours

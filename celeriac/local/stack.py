@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from urllib.parse import urlsplit
 
 from celeriac.local import ports, probes
 from celeriac.local.ports import Port
@@ -188,6 +188,5 @@ def _url(host: str, port: int) -> str:
 
 
 def without_password(redis_url: str) -> str:
-    """The URL without its user and password."""
-    parts = urlsplit(redis_url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    """The URL without its user, its password and its options, however badly it is written."""
+    return re.sub(r"//.*@", "//", redis_url.partition("?")[0])

@@ -127,8 +127,11 @@ async def _reach(settings: Settings) -> None:
 @contextmanager
 def _alone_in(directory: Path) -> Iterator[None]:
     """Two servers on one append-only file would ruin it. The lock ends with us, however we end."""
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise Misconfigured(f"CELERIAC_LOCAL__DIRECTORY: {directory} cannot be used: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -42,4 +42,4 @@ if __name__ == "__main__":
     try:
         asyncio.run(main(Path(sys.argv[1]), json.loads(sys.argv[2])))
     except NotStarted as error:
-        sys.exit(f"not started: {error}")
+        sys.exit(f"not started: {error}: {error.last_words}")

@@ -116,3 +116,12 @@ def test_without_a_valkey_for_this_platform_one_line_says_what_to_do(monkeypatch
 def test_urls_are_for_this_machine(host: str, url: str) -> None:
     """Nobody can open 0.0.0.0."""
     assert built(shim={"host": host, "port": 80}).shim_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://u:s3cret@h:1/0", "redis://:s3/cret@h:1/0", "redis://:s3@cret@h:1/0", "redis://h:1/0?password=s3cret"],
+)
+def test_a_password_is_never_shown(url: str) -> None:
+    """However badly the URL is written."""
+    assert stack.without_password(url) == "redis://h:1/0"

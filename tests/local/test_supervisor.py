@@ -201,8 +201,7 @@ def test_a_child_that_dies_before_it_is_ready_stops_everything_with_its_last_wor
     """The error names the child, its exit status and what it said."""
     home.start({"store": []}, {"shim": ["--fail"]})
     assert home.end() == 1
-    assert "not started: shim ended with exit status 3 before it was ready; its last words:" in home.said()
-    assert home.said().endswith("    no such luck\n")
+    assert "not started: shim ended with exit status 3 before it was ready: ('no such luck',)" in home.said()
     assert order(home.journal(), "stop") == ["store"]
 
 

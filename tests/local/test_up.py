@@ -213,6 +213,14 @@ def test_mistakes_in_settings_are_lines_and_no_traceback(up: Up) -> None:
     ]
 
 
+def test_a_directory_that_is_none_is_named(up: Up) -> None:
+    """With its setting, and no traceback."""
+    (up.directory / "state").write_text("a file")
+    up.start(CELERIAC_LOCAL__DIRECTORY="state")
+    assert up.end(None) == 2
+    assert up.err() == "celeriac: CELERIAC_LOCAL__DIRECTORY: state cannot be used: File exists\n"
+
+
 def test_a_shim_that_cannot_start_is_told_with_its_last_words(up: Up) -> None:
     """And everything that ran is stopped."""
     up.start(PYTHONPATH=str(up.directory), CELERIAC_LOCAL__DIRECTORY="state")
@@ -239,8 +247,11 @@ def test_the_demo_prints_one_job_as_json_and_nothing_else(tmp_path: Path) -> Non
 
 def test_the_demo_leaves_the_operators_redis_alone(tmp_path: Path) -> None:
     """It must not take jobs out of a real queue: one that does not even answer does not matter."""
-    ended = demo(tmp_path, REDIS_URL="redis://127.0.0.1:1/0", CELERIAC_BROKER_URL="redis://127.0.0.1:1/0")
+    real = "redis://127.0.0.1:1/0"
+    ended = demo(tmp_path, REDIS_URL=real, CELERIAC_BROKER_URL=real)
     assert ended.returncode == 0, ended.stderr
+    job = json.loads(ended.stdout)
+    assert job["redis"] == job["broker"] != real
 
 
 def test_the_demo_fails_when_its_job_fails(tmp_path: Path) -> None:

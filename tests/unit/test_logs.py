@@ -94,7 +94,7 @@ asyncio.run(main())
 
 FAILURE = """
 def ask(prompt):
-    raise ValueError("what it was given")
+    raise ValueError("what it " + "was given")
 try:
     ask("my " + "secret")
 except ValueError:

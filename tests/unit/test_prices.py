@@ -41,7 +41,7 @@ def test_the_model_that_answered_is_priced_and_not_the_one_asked() -> None:
 def test_an_unknown_model_costs_what_the_dearest_costs_and_says_so() -> None:
     """Never free: an under-estimate would break the budget's promise."""
     usage = Usage(input=1_000_000, output=1_000_000)
-    price = Prices().price(Lane("openai", "no-such-model"), "no-such-model-7", usage, AT)
+    price = Prices().price(OPENAI, "no-such-model-7", usage, AT)
     assert price.estimated
     assert price.nanos >= max(
         Prices().price(OPENAI, model, usage, AT).nanos for model in ("gpt-5", "gpt-5.4", "o1-pro", "gpt-4-32k")

@@ -74,6 +74,8 @@ def test_every_mistake_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
         ("CELERIAC_WORKER__QUEUES", ","),
         ("CELERIAC_REDIS_URL", "http://:s3cret@redis:6379"),
         ("REDIS_URL", "s3cret"),
+        ("REDIS_URL", "s3cret:word"),
+        ("REDIS_URL", "redis://:s3cret/word@redis:6379"),
         ("CELERIAC_BROKER_URL", "s3cret"),
         ("CELERIAC_SHIM__API_KEYS", "s3cret"),
         ("CELERIAC_SHIM__API_KEYS", '{"acme": ["s3cret"]}'),

@@ -18,7 +18,8 @@ class Shim(BaseHTTPRequestHandler):
             facts = {"answer": "To wait in peace.", "model": "stand-in", "usage": usage, "cost_usd": "0.000042"}
             count = redis.incr("jobs")
             state = os.environ.get("STAND_IN_STATE", "succeeded")
-            self.reply(200, {"id": "job-1", "state": state, "count": count, **facts})
+            told = {"redis": os.environ["CELERIAC_REDIS_URL"], "broker": os.environ["CELERIAC_BROKER_URL"]}
+            self.reply(200, {"id": "job-1", "state": state, "count": count, **facts, **told})
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

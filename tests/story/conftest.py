@@ -1,0 +1,94 @@
+"""A whole house for stories: Valkey, a provider, a worker and a shim, as an operator would start them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from celeriac.drill.process import ProviderProcess
+from tests.conftest import Valkey
+from tests.processes import Shim, Worker, running
+
+
+class House:
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self.valkey = Valkey().start()
+        self._open.callback(self.valkey.remove)
+        self.provider = ProviderProcess().start()
+        self._open.callback(self.provider.stop)
+        self.env = {
+            "CELERIAC_OPENAI_BASE_URL": self.provider.openai_url,
+            "CELERIAC_ANTHROPIC_BASE_URL": self.provider.url,
+            "OPENAI_API_KEY": "secret-openai-key",
+            "ANTHROPIC_API_KEY": "secret-anthropic-key",
+        }
+
+    def worker(self, *options: str, **env: str) -> Worker:
+        worker: Worker = self._open.enter_context(running(Worker(self.valkey.url, *options, **(self.env | env))))
+        return worker
+
+    def shim(self, **env: str) -> Shim:
+        shim: Shim = self._open.enter_context(running(Shim(self.valkey.url, **env)))
+        return shim
+
+    def close(self) -> None:
+        self._open.close()
+
+    # The provider, for tests that are not asynchronous.
+    def scripted(self, *behaviours: dict[str, Any]) -> None:
+        asyncio.run(self.provider.script(*behaviours))
+
+    def always(self, **behaviour: Any) -> None:
+        asyncio.run(self.provider.default(**behaviour))
+
+    def bill(self) -> dict[str, Any]:
+        return asyncio.run(self.provider.bill(lines=True))
+
+    def asked(self) -> list[dict[str, Any]]:
+        return asyncio.run(self.provider.requests())
+
+    def in_flight(self) -> int:
+        return asyncio.run(self.provider.state())["in_flight"]
+
+    def peak(self) -> int:
+        return asyncio.run(self.provider.state())["peak"]
+
+
+class Home(House):
+    """One worker and one shim, started once for all stories that break nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.the_worker = self.worker()
+        self.the_shim = self.shim()
+
+    def ask(self, text: str = "What is the capital of France?", **facts: Any) -> dict[str, Any]:
+        """Submit a job and wait for its end."""
+        return self.the_shim.job(self.the_shim.submit(input=text, **facts)["id"], wait=60)
+
+
+@pytest.fixture(scope="package")
+def one_home() -> Iterator[Home]:
+    home = Home()
+    yield home
+    home.close()
+
+
+@pytest.fixture
+def home(one_home: Home) -> Home:
+    """The provider has forgotten what the story before told it."""
+    asyncio.run(one_home.provider.reset())
+    return one_home
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    """An empty house of one's own, to break."""
+    opened = House()
+    yield opened
+    opened.close()

@@ -1,0 +1,166 @@
+"""What happens to jobs when something around them goes away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes import ROOT, Worker, wait_until
+from tests.story.conftest import House
+
+
+def test_a_job_waits_until_there_is_a_worker(house: House) -> None:
+    """Nobody to run it is no reason to refuse it."""
+    shim = house.shim()
+    job = shim.submit()
+    assert shim.http.get("/readyz").json()["workers"] == 0
+    house.worker()
+    assert shim.job(job["id"], wait=60)["state"] == "succeeded"
+
+
+def test_a_lost_bell_is_rung_again(house: House) -> None:
+    """The broker's list is deleted with the bells in it: seconds later they are rung again."""
+    shim, worker = house.shim(), house.worker()
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        jobs = [shim.submit()["id"] for _ in range(20)]
+        house.valkey.client().delete("celeriac")
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)
+    for job in jobs:
+        assert shim.job(job, wait=60)["state"] == "succeeded"
+    assert house.bill()["calls"] == 20
+
+
+def test_a_worker_that_is_told_to_stop_finishes_what_it_runs(house: House) -> None:
+    """SIGTERM: the call that was paid for is waited for, and the exit is clean."""
+    shim, worker = house.shim(), house.worker()
+    house.always(delay=2, text="Paris")
+    job = shim.submit()
+    wait_until(lambda: house.in_flight() == 1, "the call to be under way")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    assert shim.job(job["id"])["state"] == "succeeded"
+    assert shim.http.get("/readyz").json()["workers"] == 0
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGQUIT]], ids=["grace ends", "cold"])
+def test_a_job_that_does_not_fit_into_the_grace_is_handed_to_another_worker(
+    house: House, signals: list[signal.Signals]
+) -> None:
+    """Given back in good order: the next worker has it at once, not after the lease."""
+    shim = house.shim()
+    worker = house.worker(CELERIAC_WORKER__GRACE="1")
+    house.scripted({"hang": True}, {"text": "Paris"})
+    job = shim.submit()
+    wait_until(lambda: house.in_flight() == 1, "the call to be under way")
+    other = house.worker("-n", "other@%h")
+    for number in signals:
+        worker.signal(number)
+    worker.wait(30)
+    job = shim.job(job["id"], wait=30)
+    assert (job["state"], job["attempts"], job["answer"]) == ("succeeded", 2, "Paris")
+    assert "job_given_back" in worker.output()
+    assert other.running()
+
+
+def test_a_stopping_worker_takes_no_new_job(house: House) -> None:
+    """What is submitted while it drains goes to the other."""
+    shim, worker = house.shim(), house.worker()
+    house.scripted({"delay": 4, "text": "slow"})
+    slow = shim.submit()
+    wait_until(lambda: house.in_flight() == 1, "the call to be under way")
+    worker.signal(signal.SIGTERM)
+    wait_until(lambda: "Warm shutdown" in worker.output(), "the shutdown to begin")
+    house.worker("-n", "other@%h")
+    jobs = [shim.submit()["id"] for _ in range(10)]
+    assert {shim.job(job, wait=30)["state"] for job in [*jobs, slow["id"]]} == {"succeeded"}
+    worker.wait(30)
+    assert all(job not in worker.output() for job in jobs)
+
+
+def test_a_worker_whom_the_store_forgot_comes_back_under_a_new_name(house: House) -> None:
+    """An emptied store is no reason to go deaf."""
+    shim, worker = house.shim(), house.worker()
+    house.valkey.client().flushall()
+    wait_until(lambda: worker.output().count("worker_registered") == 2, "the second registration")
+    assert shim.job(shim.submit()["id"], wait=30)["state"] == "succeeded"
+
+
+def test_a_restart_of_redis_loses_no_job(house: House) -> None:
+    """The append-only file brings the jobs back; worker and shim find the new server by themselves."""
+    shim = house.shim()
+    house.worker()
+    house.always(delay=3, text="Paris")
+    jobs = [shim.submit()["id"] for _ in range(20)]
+    wait_until(lambda: house.in_flight() == 20, "the calls to be under way")
+    house.valkey.stop()
+    house.valkey.start()
+    wait_until(lambda: shim.http.get("/readyz").status_code == 200, "the store to be found again")
+    for job in jobs:
+        assert shim.job(job, wait=60)["state"] == "succeeded"
+    assert house.bill()["calls"] == 20, "no finished call is bought again"
+    house.always(text="Paris")
+    assert shim.job(shim.submit()["id"], wait=60)["state"] == "succeeded"
+
+
+def test_celerys_revoke_cancels_a_running_job(house: House) -> None:
+    """`terminate=True` aborts the provider's request, and the job ends as cancelled."""
+    shim = house.shim()
+    house.worker()
+    house.scripted({"hang": True})
+    job = shim.submit()
+    wait_until(lambda: house.in_flight() == 1, "the call to be under way")
+    from celery import Celery
+
+    Celery(broker=house.valkey.url).control.revoke(job["id"], terminate=True)
+    assert shim.job(job["id"], wait=30)["state"] == "cancelled"
+    wait_until(lambda: house.in_flight() == 0, "the request to be aborted")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_pool_that_cannot_run_jobs_is_refused_at_the_start(house: House, pool: str) -> None:
+    """One clear line and exit status 2, before a job is lost in it."""
+    worker = Worker(house.valkey.url, "-P", pool, **house.env)
+    assert worker.wait(30) == 2
+    assert f"the pool {pool.replace('threads', 'thread')} cannot run jobs" in worker.output()
+    assert "Traceback" not in worker.output()
+    worker.stop()
+
+
+def test_prefork_still_works_for_ordinary_tasks_of_other_queues(house: House) -> None:
+    """The application may have tasks of its own, with the pool that they need."""
+    worker = house.worker("-P", "prefork", "-c", "1", "-Q", "reports")
+    code = (
+        "from worker.app import app; from celery import signature;"
+        "r = app.signature('celery.accumulate', args=(1, 2), queue='reports').apply_async(); print(r.get(timeout=30))"
+    )
+    env = {**os.environ, "CELERIAC_REDIS_URL": house.valkey.url}
+    assert subprocess.check_output([sys.executable, "-c", code], env=env, cwd=ROOT, text=True).strip() == "[1, 2]"
+    assert worker.running()
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"CELERIAC_WORKER__CONCURRENCY": "none"}, "CELERIAC_WORKER__CONCURRENCY"),
+        ({"CELERIAC_AGENTS_FILE": "/none.toml"}, "CELERIAC_AGENTS_FILE"),
+        ({"CELERIAC_PRICES_FILE": "/none.toml"}, "/none.toml"),
+        (
+            {k: "" for k in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "CELERIAC_OPENAI_BASE_URL", "CELERIAC_ANTHROPIC_BASE_URL")},
+            "no lane can be asked",
+        ),
+    ],
+    ids=["setting", "agents", "prices", "keys"],
+)
+def test_an_operators_mistake_stops_the_worker_at_its_start(house: House, env: dict[str, str], said: str) -> None:
+    """Said in a line that names it, and the exit is not clean."""
+    worker = Worker(house.valkey.url, **(house.env | env))
+    assert worker.wait(60) != 0
+    assert said in worker.output()
+    assert "Traceback" not in worker.output()
+    worker.stop()
