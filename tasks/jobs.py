@@ -6,6 +6,7 @@ from typing import Any
 
 from celery import shared_task
 from celery.exceptions import Ignore
+from celery.worker import state
 
 from celeriac.agents.runner import Runner
 from celeriac.errors import CeleriacError
@@ -26,7 +27,7 @@ async def run_job(self: AsyncTask, job_id: str) -> dict[str, Any]:
     `Ignore` where there is nothing to claim: a returned value would be stored as the result of a job that still runs.
     """
     runner: Runner = self.app.runner  # type: ignore[attr-defined]  # put there by the worker before the first message
-    summary = await runner.run(job_id)
+    summary = await runner.run(job_id, revoked=lambda: job_id in state.revoked)
     if summary is None:
         raise Ignore
     if summary.error is not None:

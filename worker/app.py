@@ -8,30 +8,15 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from celery import Celery, bootsteps, signals
+from celery import Celery, signals
 
 from celeriac import logs
 from celeriac.errors import Misconfigured
-from celeriac.jobs.dispatch import celery_app
+from celeriac.jobs.dispatch import RUN_JOB, celery_app
 from celeriac.settings import Settings, load_settings
+from celeriac.telemetry import open_sentry
 from tasks import jobs as jobs  # registers the tasks
-from worker.lifecycle import JobPool
-
-POOL = f"{JobPool.__module__}:{JobPool.__qualname__}"
-
-
-class RightPool(bootsteps.Step):  # type: ignore[misc]  # Celery's base is untyped
-    """Refuse, before anything is started, to take jobs with a pool that cannot run them."""
-
-    def __init__(self, worker: Any, **kwargs: Any) -> None:
-        super().__init__(worker, **kwargs)
-        jobs = set(worker.app.settings.worker.queues) & set(worker.app.amqp.queues.consume_from)
-        if jobs and not issubclass(worker.pool_cls, JobPool):
-            name = worker.pool_cls.__module__.rpartition(".")[2]
-            stop(
-                f"the pool {name} cannot run jobs: queue {', '.join(sorted(jobs))} needs {POOL}; "
-                "leave out --pool, or name other queues with -Q"
-            )
+from worker.lifecycle import Lifecycle
 
 
 def stop(reason: object) -> None:
@@ -42,20 +27,23 @@ def stop(reason: object) -> None:
 def make_app(settings: Settings) -> Celery:
     app = celery_app(settings)
     app.set_current()
-    app.settings = settings
+    app.settings = settings  # type: ignore[attr-defined]  # ours, for the bootstep and the signal below
+    app.tasks[RUN_JOB].queues = settings.worker.queues  # type: ignore[attr-defined]  # of our AsyncTask
     app.conf.update(
-        worker_pool=POOL,
+        worker_pool="worker.pool:TaskPool",
         worker_concurrency=settings.worker.concurrency,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
     )
-    app.steps["worker"].add(RightPool)
+    app.steps["worker"].add(Lifecycle)
     return app
 
 
 @signals.setup_logging.connect
-def _configure_logs(**_: Any) -> None:
-    logs.configure(app.settings.env, app.settings.log_level, service="worker")
+def _open_logs(**_: Any) -> None:
+    settings: Settings = app.settings  # type: ignore[attr-defined]  # put there by make_app
+    logs.configure(settings.env, settings.log_level, service="worker")
+    open_sentry(settings, "worker")
 
 
 try:

@@ -10,14 +10,15 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from celeriac.agents.runner import Runner
+from celery import bootsteps
+from celery.platforms import EX_FAILURE
+
 from celeriac.assembly import WorkerParts, new_name, open_worker
 from celeriac.errors import Fenced, StoreUnavailable
 from celeriac.jobs.dispatch import templates
 from celeriac.jobs.lease import HEARTBEAT
 from celeriac.logs import get_logger
 from celeriac.settings import Settings
-from celeriac.telemetry import open_sentry
 from worker.pool import TaskPool
 
 log = get_logger(__name__)
@@ -36,37 +37,52 @@ class Offer:
     taking: bool
 
 
-class JobPool(TaskPool):
-    """The pool of a Celeriac worker: on its loop live the stores, the lease, and the models that jobs ask."""
+class Lifecycle(bootsteps.StartStopStep):
+    """Gives the pool what jobs need on its loop: the stores, the models, and the worker's place in the fleet."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._settings: Settings = self.app.settings
-        self.grace = self._settings.worker.grace.total_seconds()
-        self.stall = self._settings.worker.stall.total_seconds()
-        self._lease = Lease(self._settings, self._offer, self._bells())
-        self._drains = False
+    requires = ("celery.worker.components:Pool",)
 
-    async def opened(self) -> None:
-        open_sentry(self._settings, "worker")
-        self.app.runner = (await self._lease.open()).runner
+    def create(self, worker: Any) -> None:
+        settings: Settings = worker.app.settings
+        pool = worker.pool
+        if not job_queues(worker.app):
+            return
+        if worker.time_limit:
+            # It kills without a word: the job would be given back and run again, and again.
+            log.critical("worker_cannot_start", reason="--time-limit is set; give agents a timeout_seconds instead")
+            raise SystemExit(EX_FAILURE)
+        pool.grace = settings.worker.grace.total_seconds()
+        pool.stall = settings.worker.stall.total_seconds()
+        began = time.monotonic()
 
-    async def draining(self) -> None:
-        self._drains = True
-        await self._lease.say()
+        def offer() -> Offer:
+            silence = time.monotonic() - max(began, pool.hub_ticked)
+            return Offer(pool.limit, taking=not pool.draining.is_set() and silence < DEAF_AFTER)
 
-    async def cut_off(self) -> None:
-        self._lease.runner.hand_back()
+        lease = Lease(settings, offer, bells(worker.app))
 
-    async def closing(self) -> None:
-        await self._lease.close()
+        async def opened(pool: TaskPool) -> None:
+            worker.app.runner = (await lease.open()).runner
 
-    def _offer(self) -> Offer:
-        return Offer(self.limit, taking=not self._drains and self.hub_silence < DEAF_AFTER)
+        async def closing(pool: TaskPool) -> None:
+            await lease.close()
 
-    def _bells(self) -> dict[str, str]:
-        queues = [queue for queue in self._settings.worker.queues if queue in self.app.amqp.queues.consume_from]
-        return dict(templates(self.app, queues)) if self._settings.broker_is_store else dict.fromkeys(queues, "")
+        async def draining(pool: TaskPool) -> None:
+            self._drain = asyncio.create_task(lease.drain(pool.draining), name="drain")
+
+        pool.on_loop_start += [opened, draining]
+        pool.on_loop_stop.append(closing)
+
+
+def job_queues(app: Any) -> list[str]:
+    """The queues with jobs that this process consumes."""
+    return [queue for queue in app.settings.worker.queues if queue in app.amqp.queues.consume_from]
+
+
+def bells(app: Any) -> dict[str, str]:
+    """Queue -> the message that a script may push for a job, "" where the broker is another server."""
+    queues = job_queues(app)
+    return dict(templates(app, queues)) if app.settings.broker_is_store else dict.fromkeys(queues, "")
 
 
 class Lease:
@@ -91,10 +107,6 @@ class Lease:
             raise RuntimeError("the worker is not open")
         return self._parts
 
-    @property
-    def runner(self) -> Runner:
-        return self.parts.runner
-
     async def open(self) -> WorkerParts:
         """Open everything and register. Raises Misconfigured. A store that is away is waited for."""
         self._parts = await self._patiently(
@@ -103,6 +115,11 @@ class Lease:
         await self._register()
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
         return self._parts
+
+    async def drain(self, draining: asyncio.Event) -> None:
+        """Wait until the worker stops; from then on it offers nothing."""
+        await draining.wait()
+        await self.say()
 
     async def close(self) -> None:
         """Leave the fleet and close. The jobs have ended or were given back."""

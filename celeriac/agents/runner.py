@@ -15,6 +15,7 @@ from celeriac.contexts.store import decode_turns, encode_turn
 from celeriac.costs.money import usd
 from celeriac.costs.prices import Prices
 from celeriac.errors import CeleriacError, Fenced, ModelError, StoreUnavailable
+from celeriac.jobs.dispatch import RUN_JOB
 from celeriac.jobs.model import Claim, Ending, JobError, State
 from celeriac.jobs.store import new_nonce
 from celeriac.llm.model import Attempt, Lane, Message, ModelClient, Usage
@@ -29,7 +30,7 @@ T = TypeVar("T")
 SLOWEST_RETRY: Final = 2.0
 
 #: Seconds that a run which was cut off may take to say so: the process may be stopping.
-LAST_WORDS: Final = 5.0
+LAST_WORDS: Final = 4.0
 
 CANCELLED: Final = JobError("cancelled", "the job was cancelled while it ran")
 
@@ -70,17 +71,17 @@ class Runner:
         self._models = models
         self._prices = prices
         self._runs: dict[str, asyncio.Task[Any]] = {}
-        self._handing_back = False
         self.worker = ""
 
     @property
     def running(self) -> int:
         return len(self._runs)
 
-    async def run(self, job_id: str) -> Summary | None:
+    async def run(self, job_id: str, *, revoked: Callable[[], bool] = lambda: False) -> Summary | None:
         """Run the job to its end. None: there was nothing to claim, or the run lost its lease and may say nothing.
 
-        Cancelled from outside, the job ends as cancelled; after `hand_back` it is ready for another worker instead.
+        Cancelled from outside, the job is given back and ready for another worker at once: the process stops. revoked:
+        asked then; if so, the job itself was meant, and ends as cancelled.
         """
         nonce = new_nonce()
         claim = await self._patiently(lambda: self._stores.jobs.claim(job_id, self.worker, nonce))
@@ -97,8 +98,10 @@ class Runner:
                 context_id=claim.context_id,
                 tenant=claim.tenant,
                 request_id=claim.request_id,
+                task=RUN_JOB,
+                worker=claim.worker,
             ):
-                return await self._run(claim)
+                return await self._run(claim, revoked)
         except Fenced:
             log.warning("run_fenced", job_id=job_id, worker=claim.worker)
             return None
@@ -111,32 +114,28 @@ class Runner:
         for task in self._runs.values():
             task.cancel()
 
-    def hand_back(self) -> None:
-        """From now on a cancelled run gives its job back instead of ending it: the process stops."""
-        self._handing_back = True
-
-    async def _run(self, claim: Claim) -> Summary:
+    async def _run(self, claim: Claim, revoked: Callable[[], bool]) -> Summary:
         began = time.monotonic()
         log.info("job_started", attempt=claim.attempt, waited_seconds=claim.waited)
         try:
             ending = await self._follow(claim)
         except asyncio.CancelledError:
             # Shielded: what cancelled the run must not cancel the words about it.
-            await asyncio.shield(self._cut_off(claim))
+            await asyncio.shield(self._cut_off(claim, revoked()))
             raise
         await self._patiently(lambda: self._stores.jobs.finish(claim, ending))
         return self._summarise(claim, ending, time.monotonic() - began)
 
-    async def _cut_off(self, claim: Claim) -> None:
+    async def _cut_off(self, claim: Claim, revoked: bool) -> None:
         ending = Ending(State.CANCELLED, error=CANCELLED)
         try:
             async with asyncio.timeout(LAST_WORDS):
-                if self._handing_back:
-                    await self._patiently(lambda: self._stores.jobs.give_back(claim))
-                    log.info("job_given_back")
-                else:
+                if revoked:
                     await self._patiently(lambda: self._stores.jobs.finish(claim, ending))
                     log.info("job_ended", state=ending.state)
+                else:
+                    await self._patiently(lambda: self._stores.jobs.give_back(claim))
+                    log.info("job_given_back")
         except Fenced:
             log.warning("run_fenced", worker=claim.worker)
         except TimeoutError:  # the lease will end without us

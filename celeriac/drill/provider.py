@@ -90,7 +90,8 @@ class Provider:
 
     async def _call(self, request: web.BaseRequest, api: wire.Api, name: str) -> web.StreamResponse:
         if self.script and self.script[0].reset == "before" and not self.script[0].model:
-            return _cut_off(request, self.next_behaviour(""))
+            self.next_behaviour("")
+            return _cut_off(request)
         raw = await request.read()
         key = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix("Bearer ")
         try:
@@ -103,7 +104,7 @@ class Provider:
         self.requests.append({"path": request.path, "headers": _shown(request.headers), "body": raw.decode()})
         todo = self.next_behaviour(model) if key and key != "bad-key" else Behaviour(status=401)
         if todo.reset == "before":
-            return _cut_off(request, todo)
+            return _cut_off(request)
         text = todo.text if todo.text is not None else f"You said: {wire.prompt_of(api, body)}"
         text, todo = wire.within_limit(api, body, text, todo)
         tokens = wire.tokens_of(len(raw), text, todo)
@@ -115,7 +116,7 @@ class Provider:
         if todo.hang:
             await asyncio.Event().wait()
         if todo.reset == "after":
-            return _cut_off(request, todo)
+            return _cut_off(request)
 
         head = wire.headers(api, name) | todo.headers
         if todo.body is not None:
@@ -192,13 +193,9 @@ def _json(status: int, said: object, head: Mapping[str, str] | None = None) -> w
     return web.Response(status=status, body=orjson.dumps(said), headers=head, content_type="application/json")
 
 
-def _abort(request: web.BaseRequest) -> None:
+def _cut_off(request: web.BaseRequest) -> web.Response:
     if request.transport is not None:
         request.transport.abort()
-
-
-def _cut_off(request: web.BaseRequest, _: Behaviour) -> web.Response:
-    _abort(request)
     return web.Response()
 
 

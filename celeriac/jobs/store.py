@@ -17,6 +17,7 @@ from celeriac.errors import Conflict, Fenced, Invalid
 from celeriac.jobs import model
 from celeriac.jobs.dispatch import Ringer
 from celeriac.jobs.model import (
+    PRIORITIES,
     SEEN_AS,
     Accepted,
     Claim,
@@ -26,7 +27,6 @@ from celeriac.jobs.model import (
     NewJob,
     Page,
     Place,
-    PRIORITIES,
     Priority,
     State,
 )

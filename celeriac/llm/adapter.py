@@ -62,9 +62,9 @@ class Adapter(ABC):
     async def _ask(self, request: ModelRequest) -> httpx2.Response:
         """Send the request through the SDK and hand out the raw response.
 
-        Through the SDK's own `post`, with the finished body: `create` walks every message twice before it sends the
-        same JSON (36 ms of CPU for 200 messages), and reading the answer into the SDK's classes costs a fifth of a call
-        and does not notice what is wrong with it.
+        Through the SDK's own `post`, with the finished body: OpenAI's `create` walks every message before it sends the
+        same JSON (40 ms of CPU for 200 messages, 1.2 this way), and reading the answer into the SDK's classes costs up
+        to a quarter of a call and does not notice what is wrong with it.
         """
 
     @abstractmethod

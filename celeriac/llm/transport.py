@@ -92,7 +92,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
             answer = await self._session.request(
                 request.method,
                 str(request.url),
-                headers=request.headers.multi_items(),
+                headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
                 data=request.content or None,
                 allow_redirects=False,
                 auto_decompress=False,
@@ -172,16 +172,16 @@ def _stages() -> aiohttp.TraceConfig:
 async def open_http(connections: int, *, connect_timeout: float = CONNECT_TIMEOUT) -> AsyncIterator[httpx2.AsyncClient]:
     """The one HTTP client of a process. connections: at most so many at once; further calls wait for one.
 
-    It follows no redirect (a second POST is a second bill, and the key would travel with it), reads neither proxies nor
-    `.netrc` from the environment and keeps no cookies. It has no timeout but for connecting: whoever calls has a
-    deadline for the whole call. Must be opened and closed on the loop that it is used on.
+    It follows no redirect (a second POST is a second bill, and the key would travel with it), keeps no cookies, and
+    reads neither proxies nor `.netrc` from the environment; certificates it does (SSL_CERT_FILE). It has no timeout but
+    for connecting: whoever calls has a deadline for the whole call. Open and close it on the loop that uses it.
     """
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=connections,
             keepalive_timeout=KEEPALIVE,
             ttl_dns_cache=60,
-            ssl=httpx2.create_ssl_context(trust_env=False),
+            ssl=httpx2.create_ssl_context(),
         ),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -34,7 +34,9 @@ def test_a_conversation_is_remembered_from_job_to_job(home: Home) -> None:
     home.scripted({"text": "Paris"}, {"text": "Lyon"})
     home.ask("The capital of France?", context_id="trip")
     home.ask("And the second city?", context_id="trip")
-    said = [m["content"] for m in json.loads(home.asked()[-1]["body"])["messages"] if m["role"] in {"user", "assistant"}]
+    said = [
+        m["content"] for m in json.loads(home.asked()[-1]["body"])["messages"] if m["role"] in {"user", "assistant"}
+    ]
     assert said == ["The capital of France?", "Paris", "And the second city?"]
     context = home.the_shim.http.get("/v1/contexts/trip").json()
     assert [m["content"] for m in context["messages"]] == [*said, "Lyon"]
@@ -43,7 +45,11 @@ def test_a_conversation_is_remembered_from_job_to_job(home: Home) -> None:
 def test_a_conversation_may_be_brought_along(home: Home) -> None:
     """Input may be messages, of which the last is the user's."""
     home.ask(
-        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}, {"role": "user", "content": "and?"}]  # type: ignore[arg-type]
+        [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "hello"},
+            {"role": "user", "content": "and?"},
+        ]  # type: ignore[arg-type]
     )
     assert [m["content"] for m in json.loads(home.asked()[-1]["body"])["messages"]][-3:] == ["hi", "hello", "and?"]
 
@@ -77,7 +83,7 @@ def test_when_nobody_answers_the_job_fails_with_a_code(home: Home) -> None:
     assert (job["state"], job["answer"]) == ("failed", None)
     assert job["error"]["code"] == "overloaded"
     assert [call["error"] for call in job["calls"]] == ["overloaded", "overloaded"]
-    assert home.the_shim.http.get("/v1/contexts/failing").json()["messages"] == []
+    assert home.the_shim.http.get("/v1/contexts/failing").status_code == 404
 
 
 def test_a_request_that_is_wrong_is_not_sent_elsewhere(home: Home) -> None:
@@ -98,7 +104,7 @@ def test_the_cost_is_the_providers_bill_to_the_nano_dollar(home: Home) -> None:
     home.always(text="Paris is the capital.", cached=7)
     job = home.ask("What is the capital of France? " * 20, model="openai/gpt-5-mini")
     [line] = home.bill()["lines"]
-    nanos = (line["input"] - line["cache_read"]) * 250 + line["cache_read"] * 25 + line["output"] * 2000
+    nanos = line["input"] * 250 + line["cache_read"] * 25 + line["output"] * 2000
     assert line["cache_read"] == 7
     assert Decimal(job["cost_usd"]) == Decimal(nanos) / 10**9
     assert job["cost_estimated"] is False
