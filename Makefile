@@ -31,6 +31,10 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.local
 	@$(PIP) install --no-deps --require-hashes -r requirements-dev.lock >&2
 	@touch $@
 
+$(VENV)/.containers: requirements-containers.lock $(VENV)/.dev
+	@$(PIP) install --no-deps --require-hashes -r requirements-containers.lock >&2
+	@touch $@
+
 install: $(VENV)/.local $(VENV)/.model ## the environment, the locked packages and the project
 run: install ## start everything on this machine, submit one job, stay up until Ctrl-C
 	@exec $(BIN)/celeriac up $(ARGS)
@@ -45,6 +49,10 @@ check: dev ## formatting, lint, types, the import rule
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
+test-containers: $(VENV)/.containers ## the images and the Compose stack, with Docker; root on Debian needs none before
+	@.ci/engine
+	$(BIN)/hadolint ops/docker/Dockerfile
+	@exec $(BIN)/python -m pytest tests/containers $(ARGS)
 bench: dev ## measure against plain Celery, side by side
 	$(BIN)/python -m bench $(ARGS)
 
@@ -54,9 +62,10 @@ locks: dev ## resolve the locks anew (UPGRADE=--upgrade for newer versions)
 	$(BIN)/uv pip compile -q $(UPGRADE) $(LOCK) pyproject.toml --extra local -c requirements.lock -o requirements-local.lock
 	$(BIN)/uv pip compile -q $(UPGRADE) $(LOCK) pyproject.toml --extra local --extra dev -c requirements-local.lock -o requirements-dev.lock
 	$(BIN)/uv pip compile -q $(UPGRADE) $(LOCK) --no-deps requirements-model.in -o requirements-model.lock
+	$(BIN)/uv pip compile -q $(UPGRADE) $(LOCK) --no-deps requirements-containers.in -o requirements-containers.lock
 LOCK = --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make locks"
 
 clean: ## remove the environment and caches (.celeriac/, your state, stays)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help install run demo dev test check bench locks clean
+.PHONY: help install run demo dev test test-containers check bench locks clean

@@ -53,7 +53,7 @@ def threads() -> int:
     return max(1, min(cores, 4))
 
 
-def serve(port: int) -> int:
+def serve(host: str, port: int) -> int:
     """Serve until SIGTERM or SIGINT, which end the process; returns the exit code where it cannot serve."""
     file = model_file()
     try:
@@ -66,7 +66,7 @@ def serve(port: int) -> int:
     params = xllamacpp.CommonParams()
     params.model.path = str(file)
     params.model_alias = {MODEL}
-    params.hostnames = ["127.0.0.1"]
+    params.hostnames = [host]
     params.port = port
     params.n_parallel = SLOTS
     params.n_ctx = CONTEXT
@@ -94,7 +94,7 @@ def serve(port: int) -> int:
     try:
         server = xllamacpp.Server(params)
     except RuntimeError as error:
-        return _say(f"the local model did not start on port {port}: {error}", 1)
+        return _say(f"the local model did not start on {host}, port {port}: {error}", 1)
     url = server.listening_address
     said = {"port": int(url.rpartition(":")[2]), "url": url, "model": MODEL}
     sys.stdout.write(json.dumps(said) + "\n")
@@ -112,10 +112,11 @@ def _say(line: str, code: int) -> int:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m celeriac.local.model", description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--host", default="127.0.0.1", help="it asks nobody for a key: mind who reaches it")
     given = parser.parse_args(arguments)
     if why := missing():
         sys.exit(_say(why, NOT_AVAILABLE))
-    sys.exit(serve(given.port))
+    sys.exit(serve(given.host, given.port))
 
 
 if __name__ == "__main__":
