@@ -56,7 +56,7 @@ async def test_a_worker_that_went_silent_is_not_healthy(valkey: Valkey, fleet: F
     name = new_name()
     await register(fleet, name)
     wait_until(lambda: health(valkey.url)[0], "the lease to end")
-    assert name in valkey.client.zrange("celeriac:workers", 0, -1)
+    assert name in valkey.client().zrange("celeriac:workers", 0, -1)
 
 
 def test_a_store_that_is_away_is_not_healthy() -> None:
