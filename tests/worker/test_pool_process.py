@@ -48,9 +48,9 @@ def test_concurrency_is_limited_and_follows_grow_and_shrink(
     valkey: Valkey, celery: Celery, start_worker: Start
 ) -> None:
     """`-c` slots; `pool_grow` adds some at once, `pool_shrink` takes them back as tasks end."""
-    conf = json.dumps({"worker_disable_prefetch": True})
+    conf = json.dumps({"worker_prefetch_multiplier": 4})
     worker = start_worker(valkey.url, "-c", "2", POOL_TEST_CONF=conf).is_ready()
-    tasks = [send(celery, "waits", "limit") for _ in range(6)]
+    tasks = [send(celery, "waits_late", "limit") for _ in range(6)]
     marked(valkey, "limit:began", 2)
     assert stays(lambda: len(marks(valkey, "limit:began")), 2)
     celery.control.pool_grow(2, destination=[worker.name], reply=True, timeout=5)
@@ -96,6 +96,15 @@ def test_messages_are_acknowledged_when_celery_says(valkey: Valkey, celery: Cele
     assert valkey.client.hlen("unacked") == 1
     assert late.get(timeout=PATIENCE) == "late"
     wait_for(lambda: valkey.client.hlen("unacked") == 0, "the late acknowledgement")
+
+
+def test_a_message_that_needs_no_acknowledgement_gets_none(valkey: Valkey, celery: Celery, start_worker: Start) -> None:
+    """On Redis it would be a synchronous round trip for nothing: a third of the worker's CPU time a task."""
+    start_worker(valkey.url, "-c", "10", POOL_TEST_NO_ACK="1").is_ready()
+    valkey.client.config_resetstat()
+    assert send(celery, "add", 1, 2).get(timeout=PATIENCE) == 3
+    assert send(celery, "waits_late", "no_ack", 0).get(timeout=PATIENCE) == "no_ack"
+    assert not {"cmdstat_zrem", "cmdstat_hdel"} & set(valkey.client.info("commandstats"))
 
 
 def test_a_warm_shutdown_finishes_what_runs(valkey: Valkey, celery: Celery, start_worker: Start) -> None:
