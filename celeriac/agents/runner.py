@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from celeriac.agents import loop
-from celeriac.agents.agent import Agent
 from celeriac.agents.registry import Registry, lane
+from celeriac.connections import unpack
 from celeriac.contexts.store import decode_turns, encode_turn
 from celeriac.costs.money import usd
 from celeriac.costs.prices import Prices
@@ -18,7 +18,7 @@ from celeriac.errors import CeleriacError, Fenced, ModelError, StoreUnavailable
 from celeriac.jobs.dispatch import RUN_JOB
 from celeriac.jobs.model import Claim, Ending, JobError, State
 from celeriac.jobs.store import new_nonce
-from celeriac.llm.model import Attempt, Lane, Message, ModelClient, Usage
+from celeriac.llm.model import Attempt, Message, ModelClient, Usage
 from celeriac.logs import bound, get_logger
 from celeriac.stores import Stores
 
@@ -145,14 +145,15 @@ class Runner:
         """From the claim to how it ends; what fails in between is an end too."""
         try:
             agent = self._registry[claim.agent]
-            asked = [Message(role, text) for role, text in claim.spec["input"]]
+            spec = unpack(claim.spec)
+            asked = [Message(role, text) for role, text in spec["input"]]
             outcome = await loop.run(
                 agent,
                 [*decode_turns(claim.turns), *asked],
                 self._models,
                 self._prices,
-                lanes=_lanes(agent, claim),
-                max_output_tokens=claim.spec["max_output_tokens"] or agent.max_output_tokens,
+                lanes=(lane(spec["model"]),) if spec["model"] else agent.lanes,
+                max_output_tokens=spec["max_output_tokens"] or agent.max_output_tokens,
             )
         except ModelError as error:
             calls = [_call(attempt) for attempt in error.attempts]
@@ -206,11 +207,6 @@ class Runner:
                 log.warning("store_away", reason=str(error), again_in_seconds=wait)
                 await asyncio.sleep(wait)
                 wait = min(SLOWEST_RETRY, wait * 2)
-
-
-def _lanes(agent: Agent, claim: Claim) -> tuple[Lane, ...]:
-    asked_for = claim.spec["model"]
-    return (lane(asked_for),) if asked_for else agent.lanes
 
 
 def _usage(usage: Usage) -> dict[str, int]:
