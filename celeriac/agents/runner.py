@@ -71,6 +71,7 @@ class Runner:
         self._models = models
         self._prices = prices
         self._runs: dict[str, asyncio.Task[Any]] = {}
+        self._lost: set[asyncio.Task[Any]] = set()
         self.worker = ""
 
     @property
@@ -105,13 +106,20 @@ class Runner:
         except Fenced:
             log.warning("run_fenced", job_id=job_id, worker=claim.worker)
             return None
+        except asyncio.CancelledError:
+            if task not in self._lost:
+                raise
+            task.uncancel()
+            return None
         finally:
+            self._lost.discard(task)
             if self._runs.get(job_id) is task:
                 del self._runs[job_id]
 
     def cancel_all(self) -> None:
-        """The store gave this worker up: stop every run. What they would write is fenced."""
+        """The store gave this worker up: stop every run. Each answers None, since it may say nothing."""
         for task in self._runs.values():
+            self._lost.add(task)
             task.cancel()
 
     async def _run(self, claim: Claim, revoked: Callable[[], bool]) -> Summary:
