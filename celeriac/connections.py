@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 import redis.asyncio as aioredis
@@ -17,8 +18,12 @@ from redis.commands.core import AsyncScript
 
 from celeriac import keys
 from celeriac.errors import StoreFull, StoreUnavailable
+from celeriac.logs import get_logger
 
 Redis = aioredis.Redis
+T = TypeVar("T")
+
+log = get_logger(__name__)
 
 
 def open_redis(url: str, *, connections: int, timeout: float = 5.0, retries: int = 3, name: str = "celeriac") -> Redis:
@@ -53,6 +58,22 @@ async def answering(job_id: str = "") -> AsyncIterator[None]:
         raise StoreUnavailable("Redis does not answer", maybe_accepted=bool(job_id), job_id=job_id) from error
     except exceptions.ReadOnlyError as error:
         raise StoreUnavailable("Redis is a replica and takes no writes") from error
+
+
+#: Seconds between tries while the store is away: from the first, doubling up to the second.
+FIRST_RETRY, SLOWEST_RETRY = 0.1, 2.0
+
+
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Repeat until the store answers: what was paid for is held until it is stored, or refused for good."""
+    wait = FIRST_RETRY
+    while True:
+        try:
+            return await ask()
+        except StoreUnavailable as error:
+            log.warning("store_away", reason=str(error), again_in_seconds=wait)
+            await asyncio.sleep(wait)
+            wait = min(SLOWEST_RETRY, wait * 2)
 
 
 #: The clock of every script. Tests put another text in its place to have time under their hand.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from celery import bootsteps
 from celery.platforms import EX_FAILURE
 
 from celeriac.assembly import WorkerParts, new_name, open_worker
+from celeriac.connections import patiently
 from celeriac.errors import Fenced, StoreUnavailable
 from celeriac.jobs.dispatch import templates
 from celeriac.jobs.lease import HEARTBEAT
@@ -22,8 +23,6 @@ from celeriac.settings import Settings
 from worker.pool import TaskPool
 
 log = get_logger(__name__)
-
-T = TypeVar("T")
 
 #: A hub that has not ticked for so many seconds takes no messages: the worker offers no slots.
 DEAF_AFTER: Final = 3.0
@@ -109,7 +108,7 @@ class Lease:
 
     async def open(self) -> WorkerParts:
         """Open everything and register. Raises Misconfigured. A store that is away is waited for."""
-        self._parts = await self._patiently(
+        self._parts = await patiently(
             lambda: self._open.enter_async_context(open_worker(self._settings, self._offer().slots))
         )
         await self._register()
@@ -133,7 +132,7 @@ class Lease:
 
     async def _register(self) -> None:
         parts, name = self.parts, new_name()
-        await self._patiently(
+        await patiently(
             lambda: parts.fleet.register(name, self._bells, self._offer().slots, parts.registry.digest, self._bells)
         )
         parts.runner.worker = name
@@ -141,17 +140,6 @@ class Lease:
         self._registered = True
         self._heard = time.monotonic()
         log.info("worker_registered", worker=name, queues=sorted(self._bells), slots=self._offer().slots)
-
-    @staticmethod
-    async def _patiently(do: Callable[[], Awaitable[T]]) -> T:
-        wait = 0.2
-        while True:
-            try:
-                return await do()
-            except StoreUnavailable as error:
-                log.warning("store_away", reason=str(error), again_in_seconds=wait)
-                await asyncio.sleep(wait)
-                wait = min(5.0, wait * 2)
 
     async def _beat(self) -> None:
         while True:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from celeriac.agents import loop
 from celeriac.agents.registry import Registry, lane
-from celeriac.connections import unpack
+from celeriac.connections import patiently, unpack
 from celeriac.contexts.store import decode_turns, encode_turn
 from celeriac.costs.money import usd
 from celeriac.costs.prices import Prices
-from celeriac.errors import CeleriacError, Fenced, ModelError, StoreUnavailable
+from celeriac.errors import CeleriacError, Fenced, ModelError
 from celeriac.jobs.dispatch import RUN_JOB
 from celeriac.jobs.model import Claim, Ending, JobError, State
 from celeriac.jobs.store import new_nonce
@@ -23,11 +23,6 @@ from celeriac.logs import bound, get_logger
 from celeriac.stores import Stores
 
 log = get_logger(__name__)
-
-T = TypeVar("T")
-
-#: Seconds between tries to write an end while the store is away: 0.1, doubling up to this.
-SLOWEST_RETRY: Final = 2.0
 
 #: Seconds that a run which was cut off may take to say so: the process may be stopping.
 LAST_WORDS: Final = 4.0
@@ -85,7 +80,7 @@ class Runner:
         asked then; if so, the job itself was meant, and ends as cancelled.
         """
         nonce = new_nonce()
-        claim = await self._patiently(lambda: self._stores.jobs.claim(job_id, self.worker, nonce))
+        claim = await patiently(lambda: self._stores.jobs.claim(job_id, self.worker, nonce))
         if claim is None:
             log.debug("bell_for_nothing", job_id=job_id)
             return None
@@ -131,7 +126,7 @@ class Runner:
             # Shielded: what cancelled the run must not cancel the words about it.
             await asyncio.shield(self._cut_off(claim, revoked()))
             raise
-        await self._patiently(lambda: self._stores.jobs.finish(claim, ending))
+        await patiently(lambda: self._stores.jobs.finish(claim, ending))
         return self._summarise(claim, ending, time.monotonic() - began)
 
     async def _cut_off(self, claim: Claim, revoked: bool) -> None:
@@ -139,10 +134,10 @@ class Runner:
         try:
             async with asyncio.timeout(LAST_WORDS):
                 if revoked:
-                    await self._patiently(lambda: self._stores.jobs.finish(claim, ending))
+                    await patiently(lambda: self._stores.jobs.finish(claim, ending))
                     log.info("job_ended", state=ending.state)
                 else:
-                    await self._patiently(lambda: self._stores.jobs.give_back(claim))
+                    await patiently(lambda: self._stores.jobs.give_back(claim))
                     log.info("job_given_back")
         except Fenced:
             log.warning("run_fenced", worker=claim.worker)
@@ -204,17 +199,6 @@ class Runner:
         facts = {k: v for k, v in summary.as_result().items() if k not in {"agent", "waited_seconds"}}
         log.info("job_ended", **facts, error=ending.error and ending.error.code)
         return summary
-
-    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Repeat until the store answers: an answer that was paid for is held until it is stored, or fenced."""
-        wait = 0.1
-        while True:
-            try:
-                return await ask()
-            except StoreUnavailable as error:
-                log.warning("store_away", reason=str(error), again_in_seconds=wait)
-                await asyncio.sleep(wait)
-                wait = min(SLOWEST_RETRY, wait * 2)
 
 
 def _usage(usage: Usage) -> dict[str, int]:
