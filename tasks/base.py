@@ -30,6 +30,7 @@ from celery.backends.base import DisabledBackend
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger
+from celery.worker.request import Request
 from greenlet import getcurrent, greenlet
 
 if TYPE_CHECKING:
@@ -259,6 +260,17 @@ class _ThreadedBackend:
         return call(task_id, result, request, store_result, *args, **kwargs)
 
 
+class AsyncRequest(Request):
+    """Spares a message of a `no_ack` queue its acknowledgement: on Redis a round trip that finds nothing."""
+
+    def __init__(self, message: Any, **options: Any) -> None:
+        super().__init__(message, **options)
+        # In the default exchange, and only there, the routing key is the queue.
+        if not message.delivery_info.get("exchange"):
+            queue = options["app"].amqp.queues.get(message.delivery_info.get("routing_key"))
+            self.acknowledged = queue is not None and queue.no_ack
+
+
 class AsyncTask(CeleryTask):
     """Base of tasks that are `async def`. A subclass with an ordinary `def` is an ordinary task.
 
@@ -266,6 +278,7 @@ class AsyncTask(CeleryTask):
     start. None, the default: the queue to which `task_routes` sends it.
     """
 
+    Request = AsyncRequest  # type: ignore[assignment]  # a class is as good as its name
     queues: ClassVar[Iterable[str] | None] = None
     #: Whether the body is a coroutine.
     is_async: ClassVar[bool] = False

@@ -17,7 +17,7 @@ from celeriac.assembly import WorkerParts, new_name, open_worker
 from celeriac.errors import Fenced, StoreUnavailable
 from celeriac.jobs.dispatch import templates
 from celeriac.jobs.lease import HEARTBEAT
-from celeriac.logs import get_logger
+from celeriac.logs import always, get_logger
 from celeriac.settings import Settings
 from worker.pool import TaskPool
 
@@ -137,6 +137,7 @@ class Lease:
             lambda: parts.fleet.register(name, self._bells, self._offer().slots, parts.registry.digest, self._bells)
         )
         parts.runner.worker = name
+        always(worker=name)
         self._registered = True
         self._heard = time.monotonic()
         log.info("worker_registered", worker=name, queues=sorted(self._bells), slots=self._offer().slots)

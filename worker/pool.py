@@ -154,6 +154,7 @@ class TaskPool(BasePool):
         # The broker's side.
         self._consumer: Any = None
         self._fits_prefetch = False
+        self._one_at_a_time = False
         self._acked = 0
         self._paused = False
         self.app.steps["consumer"].add(Slots)
@@ -441,10 +442,12 @@ class TaskPool(BasePool):
     def consumes(self, consumer: Any) -> None:
         """Called by the consumer each time that it has connected, before it takes messages."""
         conf = self.app.conf
-        is_redis = consumer.connection.transport.driver_type == "redis"
+        broker = consumer.connection.transport.driver_type
         self._consumer = consumer
         # There the consumer itself asks for no message while every slot is reserved.
-        self._fits_prefetch = not (conf.worker_disable_prefetch and is_redis)
+        self._fits_prefetch = not (conf.worker_disable_prefetch and broker == "redis")
+        # RabbitMQ's quorum queues: the count of a queue that is consumed is fixed. One at a time is exact, too.
+        self._one_at_a_time = broker == "amqp" and consumer.qos_global is False
         self._paused = False
         self._fit_prefetch()
         consumer.qos.update()
@@ -459,8 +462,7 @@ class TaskPool(BasePool):
         consumer = self._consumer
         if not self._fits_prefetch or consumer.task_consumer is None or self._closing:
             return
-        if consumer.qos_global is False:
-            # Quorum queues: the count of a running consumer is fixed. One at a time is exact, too.
+        if self._one_at_a_time:
             consumer.qos.value = 1
         elif consumer.initial_prefetch_count:
             scheduled = len(state.scheduled_requests)  # type: ignore[attr-defined]  # the stubs leave it out

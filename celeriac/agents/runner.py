@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from celeriac.agents import loop
-from celeriac.agents.agent import Agent
 from celeriac.agents.registry import Registry, lane
+from celeriac.connections import unpack
 from celeriac.contexts.store import decode_turns, encode_turn
 from celeriac.costs.money import usd
 from celeriac.costs.prices import Prices
@@ -18,7 +18,7 @@ from celeriac.errors import CeleriacError, Fenced, ModelError, StoreUnavailable
 from celeriac.jobs.dispatch import RUN_JOB
 from celeriac.jobs.model import Claim, Ending, JobError, State
 from celeriac.jobs.store import new_nonce
-from celeriac.llm.model import Attempt, Lane, Message, ModelClient, Usage
+from celeriac.llm.model import Attempt, Message, ModelClient, Usage
 from celeriac.logs import bound, get_logger
 from celeriac.stores import Stores
 
@@ -71,6 +71,7 @@ class Runner:
         self._models = models
         self._prices = prices
         self._runs: dict[str, asyncio.Task[Any]] = {}
+        self._lost: set[asyncio.Task[Any]] = set()
         self.worker = ""
 
     @property
@@ -105,13 +106,20 @@ class Runner:
         except Fenced:
             log.warning("run_fenced", job_id=job_id, worker=claim.worker)
             return None
+        except asyncio.CancelledError:
+            if task not in self._lost:
+                raise
+            task.uncancel()
+            return None
         finally:
+            self._lost.discard(task)
             if self._runs.get(job_id) is task:
                 del self._runs[job_id]
 
     def cancel_all(self) -> None:
-        """The store gave this worker up: stop every run. What they would write is fenced."""
+        """The store gave this worker up: stop every run. Each answers None, since it may say nothing."""
         for task in self._runs.values():
+            self._lost.add(task)
             task.cancel()
 
     async def _run(self, claim: Claim, revoked: Callable[[], bool]) -> Summary:
@@ -145,14 +153,15 @@ class Runner:
         """From the claim to how it ends; what fails in between is an end too."""
         try:
             agent = self._registry[claim.agent]
-            asked = [Message(role, text) for role, text in claim.spec["input"]]
+            spec = unpack(claim.spec)
+            asked = [Message(role, text) for role, text in spec["input"]]
             outcome = await loop.run(
                 agent,
                 [*decode_turns(claim.turns), *asked],
                 self._models,
                 self._prices,
-                lanes=_lanes(agent, claim),
-                max_output_tokens=claim.spec["max_output_tokens"] or agent.max_output_tokens,
+                lanes=(lane(spec["model"]),) if spec["model"] else agent.lanes,
+                max_output_tokens=spec["max_output_tokens"] or agent.max_output_tokens,
             )
         except ModelError as error:
             calls = [_call(attempt) for attempt in error.attempts]
@@ -206,11 +215,6 @@ class Runner:
                 log.warning("store_away", reason=str(error), again_in_seconds=wait)
                 await asyncio.sleep(wait)
                 wait = min(SLOWEST_RETRY, wait * 2)
-
-
-def _lanes(agent: Agent, claim: Claim) -> tuple[Lane, ...]:
-    asked_for = claim.spec["model"]
-    return (lane(asked_for),) if asked_for else agent.lanes
 
 
 def _usage(usage: Usage) -> dict[str, int]:

@@ -150,7 +150,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A run that this worker now holds. (worker, nonce) is the fence: every write of the run names both."""
+    """A run that this worker now holds. (worker, nonce) is the fence: every write of the run names both.
+
+    spec, turns: still packed. What cannot be read is the run's to end, not the claim's: it is held already.
+    """
 
     id: str
     worker: str
@@ -160,7 +163,7 @@ class Claim:
     agent: str
     context_id: str | None
     request_id: str
-    spec: Mapping[str, Any]
+    spec: bytes
     waited: float
     context_version: int = 0
     turns: tuple[bytes, ...] = ()

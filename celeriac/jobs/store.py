@@ -172,7 +172,7 @@ class JobStore:
             agent=record[b"agent"].decode(),
             context_id=_text(record.get(b"context")),
             request_id=record[b"request_id"].decode(),
-            spec=unpack(record[b"spec"]),
+            spec=record[b"spec"],
             waited=(int(record[b"started"]) - int(record[b"created"])) / 1000,
             context_version=version,
             turns=tuple(turns),

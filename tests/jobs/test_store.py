@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from celeriac.connections import unpack
 from celeriac.contexts.store import encode_turn
 from celeriac.errors import Conflict, Fenced, Invalid, Misconfigured, StoreFull, StoreUnavailable
 from celeriac.jobs.model import MOVES, JobError, Place, State
@@ -29,7 +30,7 @@ async def test_a_job_goes_from_submission_to_its_answer(queue: Queue) -> None:
     claim = await queue.claim(job)
     assert await queue.state(job) == State.RUNNING
     assert (claim.attempt, claim.waited, claim.request_id) == (1, 0.25, "r-1")
-    assert claim.spec == {"input": [["user", "hi"]], "model": "openai/x", "max_output_tokens": 5}
+    assert unpack(claim.spec) == {"input": [["user", "hi"]], "model": "openai/x", "max_output_tokens": 5}
     await queue.finish(claim, model="x-1", usage={"input_tokens": 3}, cost_nanos=12, receipt={"calls": []})
     found = await queue.jobs.get(job.id, "default")
     assert found is not None

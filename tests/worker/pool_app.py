@@ -243,8 +243,7 @@ async def hard_and_stubborn(self: Any) -> str:
     return "a success that nobody asked for"
 
 
-@app.task(base=AsyncTask, bind=True)
-async def waits(self: Any, key: str, seconds: float = 60.0) -> str:
+async def waiting(self: Any, key: str, seconds: float = 60.0) -> str:
     """Tells when it begins and how it ends."""
     mark(f"{key}:began", self.request.id)
     try:
@@ -256,7 +255,8 @@ async def waits(self: Any, key: str, seconds: float = 60.0) -> str:
     return key
 
 
-app.task(waits.__wrapped__, base=AsyncTask, bind=True, name="pool_app.waits_late", acks_late=True)
+app.task(waiting, base=AsyncTask, bind=True, name="pool_app.waits")
+app.task(waiting, base=AsyncTask, bind=True, name="pool_app.waits_late", acks_late=True)
 
 
 @app.task(base=AsyncTask)
