@@ -99,13 +99,16 @@ class Stack:
         kinds = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
         return [name for kind in kinds for name in run("docker", *kind, "--quiet", "--filter", label).split()]
 
-    def submit(self, text: str = "What is the capital of France?", **facts: Any) -> str:
-        """The id of a job that was taken."""
-        job = {"agent": "assistant", "input": text, "max_output_tokens": 16} | facts
+    def submit(self, *texts: str, max_output_tokens: int = 16) -> list[str]:
+        """The ids of jobs that were taken, one for each text, in quick succession."""
+        ids = []
         with self.http() as http:
-            answer = http.post("/v1/jobs", json=job)
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
+            for text in texts:
+                job = {"agent": "assistant", "input": text, "max_output_tokens": max_output_tokens}
+                answer = http.post("/v1/jobs", json=job)
+                assert answer.status_code == 202, answer.text
+                ids.append(str(answer.json()["id"]))
+        return ids
 
     def job(self, id: str, wait: float = 0) -> dict[str, Any]:
         with self.http() as http:

@@ -11,6 +11,8 @@ import pytest
 from tests.containers.stack import Stack
 from tests.processes import wait_until
 
+QUESTION = "What is the capital of France?"
+STORY = "Tell me a long story."
 OURS = ("shim", "worker", "flower", "model")
 
 
@@ -23,7 +25,8 @@ def stack() -> Iterator[Stack]:
 
 def test_a_job_gets_its_answer_with_tokens_and_cost(stack: Stack) -> None:
     """Over HTTP, from the model in its own container, behind the real SDK."""
-    job = stack.ended(stack.submit())
+    [id] = stack.submit(QUESTION)
+    job = stack.ended(id)
     assert job["state"] == "succeeded", job
     assert job["answer"]
     assert job["usage"]["input_tokens"] > 0
@@ -85,30 +88,30 @@ def test_health_is_about_the_worker_in_this_container(stack: Stack) -> None:
 
 
 def test_a_second_worker_takes_jobs_too(stack: Stack) -> None:
-    """Each takes one at a time here: with two, two long jobs run side by side."""
+    """Each takes one at a time here: two jobs that ran side by side ran in two workers."""
     stack.up("--scale", "worker=2")
     assert stack.workers() == 2
-    jobs = [stack.submit("Tell me a long story.", max_output_tokens=400) for _ in range(2)]
-    wait_until(lambda: all(stack.job(id)["started_at"] for id in jobs), "both jobs to be started", 120)
-    assert any(stack.job(id)["ended_at"] is None for id in jobs)
+    first, second = (stack.ended(id) for id in stack.submit(STORY, STORY, max_output_tokens=64))
+    assert (first["state"], second["state"]) == ("succeeded", "succeeded")
+    assert max(first["started_at"], second["started_at"]) < min(first["ended_at"], second["ended_at"])
     stack.up("--scale", "worker=1")
-    assert [stack.ended(id)["state"] for id in jobs] == ["succeeded"] * 2
+    assert stack.workers() == 1
 
 
 def test_a_restart_of_the_worker_loses_no_job(stack: Stack) -> None:
-    """Neither the one that runs nor the one that waits behind it."""
-    first, second = stack.submit("Tell me a long story.", max_output_tokens=200), stack.submit()
-    wait_until(lambda: stack.job(first)["started_at"], "the first job to be started", 60)
-    assert stack.job(second)["state"] == "queued"
+    """Neither the one that runs nor those that wait behind it."""
+    jobs = stack.submit(*[STORY] * 6, max_output_tokens=64)
+    wait_until(lambda: stack.job(jobs[0])["started_at"], "the first job to be started", 60)
+    assert stack.job(jobs[-1])["state"] == "queued"
     stack.compose("restart", "worker")
-    assert [stack.ended(id)["state"] for id in (first, second)] == ["succeeded"] * 2
+    assert [stack.ended(id)["state"] for id in jobs] == ["succeeded"] * 6
 
 
 def test_a_job_that_no_worker_is_there_for_waits_for_one(stack: Stack) -> None:
     """The shim takes it all the same."""
     stack.compose("stop", "worker")
     assert stack.workers() == 0
-    waiting = stack.submit()
+    [waiting] = stack.submit(QUESTION)
     assert stack.job(waiting, wait=1)["state"] == "queued"
     stack.up()
     assert stack.ended(waiting)["state"] == "succeeded"
@@ -116,8 +119,10 @@ def test_a_job_that_no_worker_is_there_for_waits_for_one(stack: Stack) -> None:
 
 def test_another_container_of_valkey_has_the_jobs(stack: Stack) -> None:
     """They are in the volume; shim and worker find the new one by themselves."""
-    before = stack.ended(stack.submit())
+    [id] = stack.submit(QUESTION)
+    before = stack.ended(id)
     stack.compose("rm", "--stop", "--force", "valkey")
     stack.up()
-    assert stack.job(before["id"])["answer"] == before["answer"]
-    assert stack.ended(stack.submit())["state"] == "succeeded"
+    assert stack.job(id)["answer"] == before["answer"]
+    [id] = stack.submit(QUESTION)
+    assert stack.ended(id)["state"] == "succeeded"
