@@ -43,7 +43,9 @@ demo: install ## one job end to end on free ports in a temporary directory, prin
 
 dev: $(VENV)/.dev $(VENV)/.model ## the environment with what tests and checks need
 test: dev ## the tests (ARGS='-k lease' for some)
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest -m "not rabbitmq" $(ARGS)
+test-rabbitmq: dev ## the tests that need a rabbitmq-server on this machine
+	@exec $(BIN)/python -m pytest -m rabbitmq $(ARGS)
 check: dev ## formatting, lint, types, the import rule
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -68,4 +70,4 @@ LOCK = --universal --python-version 3.11 --generate-hashes --no-emit-index-url -
 clean: ## remove the environment and caches (.celeriac/, your state, stays)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help install run demo dev test test-containers check bench locks clean
+.PHONY: help install run demo dev test test-rabbitmq test-containers check bench locks clean
