@@ -31,11 +31,11 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30) -> 
 class Process:
     """A child with its own process group; what it prints is kept."""
 
-    def __init__(self, *argv: str, env: dict[str, str]) -> None:
+    def __init__(self, *argv: str, env: dict[str, str], cwd: Path = ROOT) -> None:
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115  # closed in stop()
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("CELERIAC_", "OPENAI_", "ANTHROPIC_"))}
         self.process = subprocess.Popen(
-            argv, env=clean | env, cwd=ROOT, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
+            argv, env=clean | env, cwd=cwd, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
         )
 
     @property

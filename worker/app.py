@@ -34,6 +34,9 @@ def make_app(settings: Settings) -> Celery:
         worker_concurrency=settings.worker.concurrency,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
+        # Flower asks for events only seconds after it has started: the jobs before would never have a row. They go out
+        # once a second, many at a time, and nobody keeps them where nobody listens.
+        worker_send_task_events=True,
     )
     app.steps["worker"].add(Lifecycle)
     return app

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
+import celeriac
 from celeriac.local import ports, probes
 from celeriac.local.ports import Port
 from celeriac.local.processes import Process
@@ -19,6 +21,9 @@ DOORS_STOP = timedelta(seconds=5)
 MODEL_STOP = timedelta(seconds=1)
 #: What a worker may spend on its jobs once it is told to stop; the rest of DOORS_STOP is for leaving.
 GRACE = timedelta(seconds=3)
+
+#: Beside our package wherever it is installed; by its path, because the room imports no door.
+FLOWER_CONF = Path(celeriac.__file__).parent.parent / "ops" / "flower" / "flowerconfig.py"
 
 NO_WHEEL = (
     "No wheel of the local model server fits this platform: jobs are answered by the scripted model. "
@@ -170,10 +175,10 @@ def _worker(env: dict[str, str], shim_url: str) -> Process:
 
 
 def _flower(env: dict[str, str], settings: Settings, flower_url: str) -> Process:
-    address = (f"--address={settings.flower.host}", f"--port={settings.flower.port}")
+    options = (f"--conf={FLOWER_CONF}", f"--address={settings.flower.host}", f"--port={settings.flower.port}")
     return Process(
         "flower",
-        (sys.executable, "-m", "celery", "-A", "worker.app", "flower", *address),
+        (sys.executable, "-m", "celery", "-A", "worker.app", "flower", *options),
         env,
         # It may ask for a password, or send elsewhere: it answers.
         ready=probes.http(flower_url, lambda status: status < 500),
