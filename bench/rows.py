@@ -1,0 +1,107 @@
+"""The rows of the table: what is measured, beside what, and which target it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench import servers, workers
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """ours, plain: the measure of Celeriac, and of plain Celery at its best; None: not measured.
+
+    target: in words. met: None where the row has none. note: shown in place of a number that is missing.
+    """
+
+    name: str
+    unit: str
+    ours: float | None
+    plain: float | None = None
+    target: str = ""
+    met: bool | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    in_flight: int
+    jobs: int
+    seconds: float
+    processes: int
+    prefork_jobs: int
+    held: int
+    held_seconds: float
+    idle_jobs: int
+    requests: int
+
+
+FULL = Size(500, 2000, 1.0, 8, 80, 5000, 30.0, 200, 3000)
+QUICK = Size(20, 40, 0.1, 2, 4, 50, 0.3, 5, 100)
+
+
+def rows(size: Size) -> Iterator[Row]:
+    """One group of rows after the other, as they are measured."""
+    yield from _at_work(size)
+    yield from _held(size)
+    yield from _idle(size)
+    yield from _taken(size)
+
+
+def _at_work(size: Size) -> Iterator[Row]:
+    n = size.in_flight
+    ours = workers.load("celeriac", n, size.jobs, size.seconds)
+    threads = workers.load("threads", n, size.jobs, size.seconds)
+    prefork = workers.load("prefork", size.processes, size.prefork_jobs, size.seconds)
+    bare = workers.bare(n, size.jobs, size.seconds)
+    few = f"{size.processes} processes"
+    yield Row(f"Jobs a second, {n} in flight; plain: {n} threads", "", ours.per_second, threads.per_second)
+    yield Row(f"The same; plain: prefork, {few}", "", ours.per_second, prefork.per_second)
+    yield Row("CPU of the worker a job; plain: threads", "ms", ours.cpu_ms, threads.cpu_ms)
+    yield Row(f"The same; plain: prefork, {few}", "ms", ours.cpu_ms, prefork.cpu_ms)
+    yield Row("Memory a job in flight; plain: threads", "KB", ours.kb, threads.kb)
+    yield Row(f"The same; plain: prefork, {few}", "KB", ours.kb, prefork.kb)
+    yield Row("Memory of the worker in all; plain: threads", "MB", ours.mb, threads.mb)
+    yield Row("CPU of a bare `AsyncOpenAI` call over our transport", "ms", bare)
+    ratio = ours.cpu_ms / bare
+    yield Row("CPU of the worker a job / of a bare call", "x", ratio, None, "at most 2.5", ratio <= 2.5)
+
+
+def _held(size: Size) -> Iterator[Row]:
+    held = workers.hold(size.held, size.held_seconds)
+    what = f"{size.held} jobs of {size.held_seconds:g} s in one worker process"
+    yield Row(f"{what}: calls in flight at once", "", held.in_flight)
+    yield Row(f"{what}: memory", "MB", held.mb, None, "below 500", held.mb < 500)
+    yield Row(f"{what}: memory a job in flight", "KB", held.kb)
+    yield Row(f"{what}: CPU a job", "ms", held.cpu_ms)
+
+
+def _idle(size: Size) -> Iterator[Row]:
+    ours, plain = workers.idle_celeriac(size.idle_jobs, 0.05), workers.idle_plain(size.idle_jobs, 0.05)
+    p50 = ours.waited.p50
+    what = "Submit to visible result less the provider's time, idle"
+    yield Row(f"{what}: p50", "ms", p50, plain.waited.p50, "at most 15", p50 <= 15)
+    yield Row(f"{what}: p95", "ms", ours.waited.p95, plain.waited.p95)
+    mine = sum(count for who, count in ours.commands.items() if who != "celery")
+    yield Row("Commands to Redis a job, our own", "", mine, None, "at most 6", mine <= 6)
+    yield Row("Commands to Redis a job, Celery's", "", ours.commands.get("celery", 0), plain.commands["celery"])
+
+
+def _taken(size: Size) -> Iterator[Row]:
+    ours, granian, threaded, blocking = (servers.serve(name, size.requests) for name in servers.SERVERS)
+    assert ours is not None
+    for served, how in ((threaded, "`def`"), (blocking, "`async def`, blocking")):
+        assert served is not None
+        fast, cheap = ours.per_second / served.per_second, served.cpu_ms / ours.cpu_ms
+        yield Row(
+            f"Submissions a second; plain: {how}", "", ours.per_second, served.per_second, "twice as many", fast >= 2
+        )
+        yield Row(f"CPU of the server each; plain: {how}", "ms", ours.cpu_ms, served.cpu_ms, "half", cheap >= 2)
+    missing = "" if granian else "not installed: pip install granian"
+    yield Row(
+        "Submissions a second, our shim on granian", "", granian.per_second if granian else None, None, note=missing
+    )
+    yield Row(
+        "CPU of the server each, our shim on granian", "ms", granian.cpu_ms if granian else None, None, note=missing
+    )

@@ -1,0 +1,35 @@
+"""The benchmark runs, in small. What its numbers are is nobody's business here."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import BEGIN, END, line, write
+from bench.house import allow_many_files
+from bench.rows import QUICK, Row, rows
+
+
+@pytest.mark.slow
+def test_every_row_is_measured():
+    allow_many_files()
+    made = list(rows(QUICK))
+    assert len({row.name for row in made}) >= 18
+    for row in made:
+        if row.note:
+            continue
+        assert row.ours is not None
+        for value in (row.ours, row.plain):
+            assert value is None or (math.isfinite(value) and 0 < value < 1_000_000), row
+    assert sum(row.met is not None for row in made) == 8
+
+
+def test_the_page_is_written_between_its_markers(tmp_path: Path):
+    page = tmp_path / "performance.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write(page, line(Row("Jobs", "ms", 2.0, 3.0, "at most 5", True)))
+    assert page.read_text() == (
+        f"before\n{BEGIN}\n| Jobs | 2.00 ms | 3.00 ms | 1.50 | at most 5 | yes |\n{END}\nafter\n"
+    )
