@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +25,10 @@ def stand_in(directory: Path, name: str, options: list[str], stop_seconds: float
         ready=ready,
         stop_within=timedelta(seconds=stop_seconds),
     )
+
+
+# As from a terminal, whoever runs the tests: under `nohup` a hang-up would be ignored, as it should be.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 async def main(directory: Path, plan: list[dict[str, list[str]]]) -> None:
