@@ -26,8 +26,9 @@ def in_words(result: str) -> str:
     try:
         summary = ast.literal_eval(result)
         return (
-            f"waited {summary['waited_seconds']} s, ran {summary['seconds']} s: {summary['state']}, {summary['agent']}, "
-            f"{summary['model']}, {summary['input_tokens']} + {summary['output_tokens']} tokens, ${summary['cost_usd']}"
+            f"waited {summary['waited_seconds']} s, ran {summary['seconds']} s: "
+            f"{summary['state']}, {summary['agent']}, {summary['model']}, "
+            f"{summary['input_tokens']} + {summary['output_tokens']} tokens, ${summary['cost_usd']}"
         )
     except (ValueError, SyntaxError, TypeError, LookupError):
         return result
