@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from celeriac.logs import get_logger
@@ -52,6 +54,8 @@ def celery_app(settings: Settings) -> Celery:
         worker_disable_prefetch=settings.broker_is_store,
         worker_prefetch_multiplier=1,
         broker_connection_retry_on_startup=True,
+        # A broker may be away for as long as it takes: the worker's other work is safe in the store.
+        broker_connection_max_retries=None,
         broker_transport_options={} if broker.startswith("amqp") else {"socket_keepalive": True, "socket_timeout": 30},
         result_expires=settings.jobs.result_ttl,
     )
@@ -74,42 +78,98 @@ class InScript:
 
 
 class Produced:
-    """Celery's ordinary producer, in a thread: it blocks, and a broker that is away keeps it for seconds."""
+    """Celery's ordinary producer, in a thread of its own over a connection of its own.
+
+    Not Celery's pool of producers, which asks a broker that is away again and again, for ever, and not the event loop's
+    threads, which name lookups need too. Each step has a time limit; what could not be published is dropped, and upkeep
+    rings for it.
+    """
+
+    #: Seconds that a broker may take to answer.
+    PATIENCE: Final = 5.0
+    #: More bells than this wait for a broker that hangs only until upkeep rings for them.
+    MOST: Final = 10_000
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._rings: set[asyncio.Task[None]] = set()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="bells")
+        self._due: deque[Bell] = deque(maxlen=self.MOST)
+        self._ringing: asyncio.Task[None] | None = None
+        self._producer: Any = None
 
     async def ring(self, bells: Iterable[Bell]) -> None:
         """Returns at once: the caller's job is stored, whether the broker answers or not."""
-        if due := list(bells):
-            ring = asyncio.create_task(self._ring(due))
-            self._rings.add(ring)
-            ring.add_done_callback(self._rings.discard)
+        self._due.extend(bells)
+        if self._due and self._ringing is None:
+            self._ringing = asyncio.create_task(self._ring(), name="bells")
 
-    async def _ring(self, bells: list[Bell]) -> None:
+    async def _ring(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.to_thread(self._publish, bells)
-        except Exception as error:  # whatever a broker's client may raise; upkeep rings again
-            log.warning("bells_not_rung", bells=len(bells), reason=type(error).__name__)
+            while self._due:
+                bells = list(self._due)
+                self._due.clear()
+                try:
+                    await loop.run_in_executor(self._thread, self._publish, bells)
+                except Exception as error:  # whatever a broker's client may raise
+                    # Those that came meanwhile would meet the same.
+                    log.warning("bells_not_rung", bells=len(bells) + len(self._due), reason=type(error).__name__)
+                    self._due.clear()
+        finally:
+            self._ringing = None
 
     def _publish(self, bells: list[Bell]) -> None:
-        with self._app.producer_pool.acquire(block=True, timeout=5) as producer:
-            for queue, job_id, retries, ignore_result in bells:
-                self._app.send_task(
-                    RUN_JOB,
-                    args=[job_id.decode()],
-                    task_id=job_id.decode(),
-                    queue=queue.decode(),
-                    retries=int(retries),
-                    ignore_result=ignore_result == b"true",
-                    producer=producer,
-                    retry=False,
-                )
+        # Twice is harmless, and an idle connection does not know yet that the broker was started anew.
+        if self._producer is not None:
+            try:
+                self._send(bells)
+            except Exception:
+                self._disconnect()
+            else:
+                return
+        try:
+            self._producer = self._connect()
+            self._send(bells)
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def _connect(self) -> Any:
+        connection = self._app.connection_for_write(
+            # We send nothing while there is nothing to send: a heartbeat would end the connection.
+            heartbeat=0,
+            connect_timeout=self.PATIENCE,
+            # Confirmed: what is written to a broker that just went away is otherwise lost without an error.
+            transport_options={**self._app.conf.broker_transport_options, "max_retries": 0, "confirm_publish": True},
+        )
+        return self._app.amqp.Producer(connection, auto_declare=False)
+
+    def _send(self, bells: list[Bell]) -> None:
+        for queue, job_id, retries, ignore_result in bells:
+            self._app.send_task(
+                RUN_JOB,
+                args=[job_id.decode()],
+                task_id=job_id.decode(),
+                queue=queue.decode(),
+                retries=int(retries),
+                ignore_result=ignore_result == b"true",
+                producer=self._producer,
+                retry=False,
+                timeout=self.PATIENCE,
+                confirm_timeout=self.PATIENCE,
+            )
+
+    def _disconnect(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.connection.collect(socket_timeout=0.5)
 
     async def close(self) -> None:
-        """Wait for the rings that are under way."""
-        await asyncio.gather(*self._rings, return_exceptions=True)
+        """Wait for the bells that are under way, as long as a broker may take."""
+        if self._ringing is not None:
+            await asyncio.wait({self._ringing}, timeout=self.PATIENCE)
+        self._thread.submit(self._disconnect)
+        self._thread.shutdown(wait=False)
 
 
 def open_ringer(settings: Settings) -> InScript | Produced:

@@ -1,0 +1,116 @@
+"""RabbitMQ as the broker: bells go through it, jobs do not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from kombu import Connection
+
+from tests.broker.conftest import TwoServers
+from tests.processes import Shim, free_port, running, wait_until
+
+pytestmark = pytest.mark.rabbitmq
+
+
+def depth(house: TwoServers) -> int:
+    """Messages that wait in RabbitMQ; those that a worker has been sent are not among them."""
+    with Connection(house.rabbitmq.url) as connection:
+        return int(connection.default_channel.queue_declare("celeriac", passive=True).message_count)
+
+
+def submit(shim: Shim, count: int) -> list[str]:
+    """None of them takes long: the broker is no part of the answer."""
+    ids = []
+    for _ in range(count):
+        began = time.monotonic()
+        ids.append(shim.submit()["id"])
+        assert time.monotonic() - began < 2, "the submission waited for the broker"
+    return ids
+
+
+def test_a_job_goes_through_rabbitmq_and_a_restart_of_it(house: TwoServers) -> None:
+    """While it is away jobs are accepted; when it is back they run, and no process was started anew."""
+    shim, worker = house.shim(), house.worker()
+    first = shim.job(shim.submit()["id"], wait=30)
+    assert (first["state"], first["attempts"]) == ("succeeded", 1)
+
+    house.rabbitmq.stop()
+    waiting = submit(shim, 20)
+    assert {shim.job(job)["state"] for job in waiting} == {"queued"}
+    house.rabbitmq.start()
+    assert {shim.job(job, wait=60)["state"] for job in waiting} == {"succeeded"}
+    assert worker.running()
+    assert house.bill()["calls"] == 21
+    wait_until(lambda: depth(house) == 0, "the doubled bells to be taken")
+
+
+def test_a_broker_that_hangs_holds_up_nobody(house: TwoServers) -> None:
+    """It takes connections and says nothing: worse than away. Submissions and questions are answered as ever."""
+    shim = house.shim()
+    house.worker()
+    assert shim.job(shim.submit()["id"], wait=30)["state"] == "succeeded"
+    assert house.rabbitmq.process is not None
+    os.kill(house.rabbitmq.process.pid, signal.SIGSTOP)
+    try:
+        jobs = submit(shim, 20)
+        assert shim.http.get("/readyz").status_code == 200
+    finally:
+        os.kill(house.rabbitmq.process.pid, signal.SIGCONT)
+    assert {shim.job(job, wait=60)["state"] for job in jobs} == {"succeeded"}
+
+
+def test_a_shim_that_cannot_reach_the_broker_is_no_less_of_a_shim(house: TwoServers) -> None:
+    """The worker's upkeep rings for its jobs, and bells that nobody takes do not keep it from stopping."""
+    house.worker()
+    nobody = f"amqp://127.0.0.1:{free_port()}//"
+    with running(Shim(house.valkey.url, CELERIAC_BROKER_URL=nobody)) as shim:
+        [job, *_] = submit(shim, 5)
+        assert shim.job(job, wait=30)["state"] == "succeeded"
+        submit(shim, 1)
+        wait_until(lambda: "bells_not_rung" in shim.output(), "the failure to be logged")
+        shim.signal(signal.SIGTERM)
+        assert shim.wait(4) in {0, -signal.SIGTERM}
+
+
+def test_a_full_worker_leaves_the_bells_to_others(house: TwoServers) -> None:
+    """It is sent as many as it has slots; the others stay in RabbitMQ, and a second worker has them at once."""
+    shim = house.shim()
+    house.worker("-c", "2")
+    house.always(hang=True)
+    jobs = submit(shim, 6)
+    wait_until(lambda: house.in_flight() == 2, "the worker to be full")
+    wait_until(lambda: depth(house) == 2, "the margin to wait in RabbitMQ")
+    house.always(text="Paris")
+    began = time.monotonic()
+    house.worker("-n", "second@%h")
+    ended = wait_until(
+        lambda: [job for job in jobs if shim.job(job)["state"] == "succeeded"][3:], "the second worker to do the others"
+    )
+    assert len(ended) == 1
+    assert time.monotonic() - began < 15
+    assert house.in_flight() == 2
+
+
+def test_messages_are_acknowledged_and_none_is_left(house: TwoServers) -> None:
+    """More jobs than slots, one after the other: each slot that falls free is used, and RabbitMQ ends empty."""
+    shim, worker = house.shim(), house.worker("-c", "2")
+    house.always(delay=0.05, text="Paris")
+    jobs = submit(shim, 30)
+    assert {shim.job(job, wait=60)["state"] for job in jobs} == {"succeeded"}
+    wait_until(lambda: depth(house) == 0, "RabbitMQ to be empty")
+    assert house.peak() == 2
+    worker.stop()
+    assert depth(house) == 0, "what a worker had and did not acknowledge comes back"
+
+
+@pytest.mark.parametrize("needed", [True, False], ids=["RabbitMQ", "Redis"])
+def test_the_shim_imports_celery_only_for_another_broker(house: TwoServers, needed: bool) -> None:
+    """Where the store rings by itself the shim is spared 0.2 s and the memory."""
+    env = {"PYTHONPROFILEIMPORTTIME": "1"} | ({"CELERIAC_BROKER_URL": house.rabbitmq.url} if needed else {})
+    with running(Shim(house.valkey.url, **env)) as shim:
+        shim.submit()
+        assert (" celery.app" in shim.output()) is needed
+        assert (" kombu" in shim.output()) is needed
