@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstrai
 
 from celeriac.contexts.store import Context
 from celeriac.costs.money import usd
-from celeriac.jobs.model import Job, State
+from celeriac.jobs.model import Call, Job, State
 from celeriac.settings import NAME, Name
 
 #: Characters of one message; the body's own limit comes first for most.
@@ -86,13 +86,22 @@ class UsageOut(BaseModel):
 
 
 class AttemptOut(BaseModel):
-    """One call to a model."""
+    """One call to a model, as it was booked."""
 
+    id: str
     lane: str
-    seconds: float
+    stands: Literal["open", "settled", "doubt", "released"] = Field(
+        description="`open`: no outcome yet. `settled`: paid. `doubt`: it may have been billed. `released`: it was not."
+    )
+    started_at: datetime
+    seconds: float | None = None
     error: str | None = Field(None, description="Why the next lane was asked; null for the call that answered.")
     request_id: str = Field("", description="The provider's own name of the request.")
     in_doubt: bool = Field(False, description="Whether the provider may have billed a call that has no answer.")
+    model: str | None = Field(None, description="The model that was billed.")
+    usage: UsageOut | None = None
+    cost_usd: str | None = Field(None, description="What was settled.")
+    bound_usd: str | None = Field(None, description="Its highest possible price, while it is open or in doubt.")
 
 
 class JobOut(BaseModel):
@@ -104,7 +113,15 @@ class JobOut(BaseModel):
     created_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    deadline: datetime | None = Field(None, description="It expires unless it has ended by then.")
     attempts: int = Field(description="How many runs it took so far.")
+    reason: str | None = Field(None, description="Why it is parked: `scheduled`, `retry`, `agent_unknown`.")
+    resume_at: datetime | None = Field(None, description="When a parked job goes on.")
+    steps: int = Field(0, description="Steps that are stored: a resumed job goes on after them.")
+    crashes: int = Field(0, description="How often its worker died with it since it last made a step.")
+    dead: bool = Field(False, description="Its worker died too often: it is kept, and can be started again.")
+    replays: int = Field(0, description="How often it was started again after an end.")
+    stopping: bool = Field(False, description="It was asked to stop and runs still.")
     context_id: str | None = None
     waits_for: str | None = Field(None, description="The job that holds the context and goes first.")
     context_appended: bool | None = Field(None, description="False where the context was deleted meanwhile.")
@@ -114,6 +131,7 @@ class JobOut(BaseModel):
     model: str | None = Field(None, description="The model that answered, as its provider names it.")
     usage: UsageOut | None = None
     cost_usd: str | None = Field(None, description="Dollars as text, exact to the nano-dollar.")
+    in_doubt_usd: str = Field("0.000000000", description="What calls without a known outcome may have cost at most.")
     cost_estimated: bool | None = Field(None, description="True where the model's price is not known.")
     calls: list[AttemptOut] | None = Field(None, description="Not in lists.")
     request_id: str = ""
@@ -172,7 +190,6 @@ class Problem(BaseModel):
 
 def job_out(job: Job) -> dict[str, Any]:
     """As `JobOut` describes it; built by hand, since it is most of what an answer costs."""
-    receipt = job.receipt or {}
     return {
         "id": job.id,
         "state": job.state,
@@ -192,9 +209,36 @@ def job_out(job: Job) -> dict[str, Any]:
         "model": job.model,
         "usage": job.usage,
         "cost_usd": None if job.cost_nanos is None else usd(job.cost_nanos),
-        "cost_estimated": receipt.get("estimated"),
-        "calls": receipt.get("calls"),
+        "in_doubt_usd": usd(job.in_doubt_nanos),
+        "cost_estimated": any(call.facts.get("estimated") for call in job.calls) if job.calls else None,
+        "calls": [call_out(call) for call in job.calls] if job.calls else None,
+        "deadline": job.deadline,
+        "reason": job.reason,
+        "resume_at": job.resume_at,
+        "steps": job.steps,
+        "crashes": job.crashes,
+        "dead": job.dead,
+        "replays": job.replays,
+        "stopping": job.stopping,
         "request_id": job.request_id,
+    }
+
+
+def call_out(call: Call) -> dict[str, Any]:
+    settled = call.stands == "settled"
+    return {
+        "id": call.id,
+        "lane": call.facts.get("lane", ""),
+        "stands": call.stands,
+        "started_at": call.at,
+        "seconds": call.facts.get("seconds"),
+        "error": call.facts.get("error"),
+        "request_id": call.facts.get("request_id", ""),
+        "in_doubt": call.stands == "doubt",
+        "model": call.facts.get("model"),
+        "usage": call.facts.get("usage"),
+        "cost_usd": usd(call.nanos) if settled else None,
+        "bound_usd": None if settled else usd(call.nanos),
     }
 
 

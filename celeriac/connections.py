@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import orjson
 import redis.asyncio as aioredis
@@ -85,15 +85,28 @@ ALWAYS: Final = "#!lua flags=allow-oom\n"
 READ: Final = "#!lua flags=no-writes\n"
 
 
+#: What an answer means. process: the server has it, and its append-only file will. disk: it is in the primary's file.
+#: replica: in a replica's as well.
+Durability = Literal["process", "disk", "replica"]
+#: Milliseconds that a write may take to reach the disk, or the replica's. Then the caller is told that nobody knows.
+DURABLE_WITHIN: Final = 2000
+
+
 class Scripts:
     """Lua texts, each put behind the same helpers: keys, clock, arguments `a` (JSON, ARGV[1])."""
 
-    def __init__(self, redis: Redis, helpers: str, clock: str = CLOCK) -> None:
+    def __init__(self, redis: Redis, helpers: str, clock: str = CLOCK, durability: Durability = "process") -> None:
         self._redis = redis
-        self._helpers = keys.lua() + clock + "local a = cjson.decode(ARGV[1])\n" + helpers
+        self._helpers = clock + "local a = cjson.decode(ARGV[1])\n" + helpers
+        self._durability = durability
 
-    def load(self, path: Path, flags: str) -> Script:
-        return Script(self._redis.register_script(flags + self._helpers + path.read_text()))
+    def load(self, path: Path, flags: str, *, before: str = "", durable: bool = False) -> Script:
+        """before: helpers for this script alone. durable: its answer is given as `durability` promises."""
+        text = self._helpers + before + path.read_text()
+        script = self._redis.register_script(flags + keys.lua(text) + text)
+        if durable and self._durability != "process":
+            return DurableScript(script, replicas=int(self._durability == "replica"))
+        return Script(script)
 
 
 class Script:
@@ -103,7 +116,37 @@ class Script:
     async def __call__(self, *blobs: bytes, job_id: str = "", **arguments: Any) -> Any:
         """Run it. arguments: `a` in the script. blobs: ARGV[2] and on, untouched."""
         async with answering(job_id):
-            return await self._script(keys=(), args=(orjson.dumps(arguments), *blobs))
+            return await self._run((orjson.dumps(arguments), *blobs), job_id)
+
+    async def _run(self, args: tuple[bytes, ...], job_id: str) -> Any:
+        return await self._script(keys=(), args=args)
+
+
+class DurableScript(Script):
+    """One round trip for the script and the wait for the disk: both go over the same connection, as WAITAOF needs."""
+
+    def __init__(self, script: AsyncScript, *, replicas: int) -> None:
+        super().__init__(script)
+        self._replicas = replicas
+
+    async def _run(self, args: tuple[bytes, ...], job_id: str) -> Any:
+        client = self._script.registered_client
+        while True:
+            async with client.pipeline(transaction=False) as pipe:
+                pipe.evalsha(self._script.sha, 0, *args)
+                pipe.execute_command("WAITAOF", 1, self._replicas, DURABLE_WITHIN)
+                answer, stored = await pipe.execute(raise_on_error=False)
+            if isinstance(answer, exceptions.NoScriptError):
+                await client.script_load(self._script.script)
+                continue
+            for failed in (answer, stored):
+                if isinstance(failed, Exception):
+                    raise failed
+            if stored[0] < 1 or stored[1] < self._replicas:
+                raise StoreUnavailable(
+                    "Redis has it, but not on disk within the time", maybe_accepted=bool(job_id), job_id=job_id
+                )
+            return answer
 
 
 #: Below this, compressing costs more than it saves.

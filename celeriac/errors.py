@@ -6,10 +6,12 @@
     ├── Refused                    a caller's mistake: said at once, nothing is stored
     │   ├── Invalid                  the request names something that is not so (422)
     │   ├── NotFound                 there is no such job, context or agent (404)
-    │   └── Conflict                 true, but not now (409)
+    │   ├── Conflict                 true, but not now (409)
+    │   └── KeyReused                the idempotency key stands for another request (422)
     ├── StoreUnavailable           Redis did not answer: try again (503)
     │   └── StoreFull                Redis takes no new work (503)
     ├── Fenced                     the run lost its lease: it may write nothing more
+    ├── Stopped                    the job was asked to stop: the run ends it
     └── ModelError                 a call to a model has no usable answer
         ├── RateLimited              429: the provider named, or did not name, a time to wait
         ├── QuotaExhausted           no money left with the provider
@@ -77,6 +79,10 @@ class Conflict(Refused):
     code = "conflict"
 
 
+class KeyReused(Refused):
+    code = "idempotency_key_reused"
+
+
 class StoreUnavailable(CeleriacError):
     """maybe_accepted: the write may have happened; asking for `job_id` later tells."""
 
@@ -94,6 +100,10 @@ class StoreFull(StoreUnavailable):
 
 class Fenced(CeleriacError):
     code = "fenced"
+
+
+class Stopped(CeleriacError):
+    code = "stopped"
 
 
 class ModelError(CeleriacError):

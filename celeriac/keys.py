@@ -13,23 +13,58 @@ PREFIX: Final = "celeriac:"
 
 #: name -> (key, what it holds, lifetime)
 KEYS: Final[dict[str, tuple[str, str, str]]] = {
-    "job": ("job:{id}", "hash: the record of a job", "its life, then jobs.result_ttl"),
+    # A job.
+    "job": ("job:{id}", "hash: the record of a job", "its life, then jobs.result_ttl, or jobs.dead_ttl"),
+    "journal": ("journal:{id}", "list: the steps that a job has finished, packed", "as long as the record"),
+    "calls": ("calls:{id}", "hash: call -> where it stands, bound, amount, when, facts", "as long as the record"),
+    "idempotency": (
+        "idempotency:{tenant}:{key}",
+        "string: the job that a caller's key stands for",
+        "as long as the record",
+    ),
+    # Where jobs wait.
     "seq": ("seq", "counter: submissions", "for ever"),
     "turn": ("turn", "counter: places in rotations, and bells", "for ever"),
-    "ready": ("ready:{queue}:{priority}:{tenant}", "zset: jobs by submission number", "while it holds a job"),
-    "rotation": ("rotation:{queue}:{priority}", "zset: tenants with ready jobs, by turn", "while it holds a tenant"),
+    "ready": ("ready:{line}:{priority}:{tenant}", "zset: jobs by submission number", "while it holds a job"),
+    "rotation": ("rotation:{line}:{priority}", "zset: tenants with ready jobs, by turn", "while it holds a tenant"),
+    "lines": ("lines:{queue}", "set: the lines of agents with a limit", "while one of them holds a job"),
+    "suspects": (
+        "suspects:{queue}:{level}",
+        "zset: ready jobs that crashed, by submission number",
+        "while it holds a job",
+    ),
     "rung": ("rung:{queue}", "zset: jobs whose bell is out, by when to ring again (ms)", "while it holds a job"),
+    "parked": ("parked", "zset: parked jobs by when they go on (ms)", "while it holds a job"),
+    "deadlines": ("deadlines", "zset: jobs by their deadline (ms)", "while it holds a job"),
+    "busy": ("busy", "hash: t:tenant, a:agent -> jobs rung or running", "entries leave at 0"),
+    "limits": ("limits", "hash: t:tenant, t:*, a:agent -> most jobs at once", "until a worker registers with others"),
+    "full": ("full", "set: tenants at their limit", "while one is"),
+    "left": ("left:{tenant}", "set: rotations that a tenant at its limit left", "while it is at its limit"),
+    # Bells and workers.
     "bell": ("bell:{queue}", "string: Celery's message for a job of this queue", "until another broker is used"),
     "protocol": ("protocol", "string: the newest protocol that a worker registered with", "for ever"),
     "workers": ("workers", "zset: worker by the end of its lease (ms)", "while one lives"),
-    "worker": ("worker:{worker}", "hash: queues, slots, running, taking, protocol, agents", "until it left"),
+    "dying": ("dying", "zset: workers that were given up, by when (ms)", "until their last job is taken"),
+    "worker": ("worker:{worker}", "hash: what a worker offers and runs", "until it left, or its last job was taken"),
     "held": ("held:{worker}", "set: the jobs that a worker runs", "while it runs one"),
+    "stops": ("stops:{worker}", "set: jobs that a worker is asked to stop", "while it runs one of them"),
+    "quarantined": ("quarantined", "set: workers that run suspects only", "while there are suspects"),
     "free": ("free", "hash: group of workers (its queues) -> free slots", "while a group has workers"),
+    "beats": ("beats", "counter: heartbeats; never goes back unless the store lost history", "for ever"),
+    # Upkeep.
     "recount": ("recount", "string: the totals were counted anew", "one lease"),
     "upkeep": ("upkeep", "string: the worker that does the upkeep", "under a second"),
+    "round": ("round", "string: when the last upkeep was (ms)", "for ever"),
+    "quiet": ("quiet", "string: nobody is given up until then (ms)", "one lease"),
+    "broken": ("broken", "zset: what made no sense and was set aside, by when (ms)", "the newest 1,000"),
+    "alarmed": ("alarmed", "string: the newest of them that was reported (ms)", "for ever"),
+    # What callers look at.
     "jobs": ("jobs:{tenant}", "zset: a tenant's jobs by submission number", "entries leave with their record"),
     "jobs_in": ("jobs:{tenant}:{state}", "zset: the same in one state", "entries leave with the state or record"),
+    "dead": ("dead:{tenant}", "zset: a tenant's dead letters by submission number", "entries leave with their record"),
     "retention": ("retention", "zset: ended jobs by the end of their record (ms)", "entries leave when due"),
+    "ended": ("ended", "channel: the ids of jobs as they end", "not stored"),
+    # Conversations.
     "context": (
         "context:{tenant}:{context}",
         "hash: version, holder, messages, bytes",
@@ -37,7 +72,6 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     ),
     "turns": ("turns:{tenant}:{context}", "list: one element a turn, oldest first", "contexts.ttl after its last job"),
     "line": ("line:{tenant}:{context}", "zset: jobs behind the holder, by submission number", "while it holds a job"),
-    "ended": ("ended", "channel: the ids of jobs as they end", "not stored"),
 }
 
 
@@ -46,12 +80,15 @@ def spell(name: str, **parts: str) -> str:
     return PREFIX + KEYS[name][0].format(**parts)
 
 
-def lua() -> str:
-    """The same keys as a Lua table of functions, `K.ready(queue, priority, tenant)`."""
+def lua(text: str = "") -> str:
+    """The keys that `text` spells, as a Lua table of functions: `K.ready(line, priority, tenant)`."""
     lines = ["local K = {}"]
+    used = set(re.findall(r"\bK\.(\w+)\(", text))
     for name, (template, _, _) in KEYS.items():
+        if name not in used:
+            continue
         parts = re.split(r"\{(\w+)\}", PREFIX + template)
         names = ", ".join(parts[1::2])
-        text = " .. ".join(f"'{part}'" if i % 2 == 0 else part for i, part in enumerate(parts) if part)
-        lines.append(f"function K.{name}({names}) return {text} end")
+        spelt = " .. ".join(f"'{part}'" if i % 2 == 0 else part for i, part in enumerate(parts) if part)
+        lines.append(f"function K.{name}({names}) return {spelt} end")
     return "\n".join(lines) + "\n"

@@ -105,6 +105,7 @@ Duration = Annotated[timedelta, BeforeValidator(_duration)]
 #: NoDecode: the settings library would fail on a bad value without naming its variable.
 Names = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_list)]
 Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
+Limits = Annotated[dict[Name, Annotated[int, Field(gt=0)]], NoDecode, BeforeValidator(_json)]
 Secrets = Annotated[dict[Name, SecretStr], NoDecode, BeforeValidator(_json)]
 
 #: In prod a shorter API key is refused: it can be guessed.
@@ -141,6 +142,13 @@ class WorkerSettings(Section):
 
 class JobSettings(Section):
     result_ttl: Duration = Field(timedelta(hours=24), description="How long an ended job can be asked for.")
+    dead_ttl: Duration = Field(timedelta(days=7), description="How long a dead letter is kept for replay.")
+    max_running_per_tenant: int | None = Field(
+        None, gt=0, description="Jobs of one tenant at once. Lower keeps room for the others. Default: no limit."
+    )
+    tenant_limits: Limits = Field(
+        default_factory=dict, description="Tenant to its own limit, where it is not that of the others."
+    )
     lease: Duration = Field(
         timedelta(seconds=15),
         ge=timedelta(seconds=1),
@@ -185,6 +193,11 @@ class Settings(BaseSettings):
         description="The job store: one Redis >= 7 or Valkey >= 8 with an append-only file and noeviction.",
     )
     broker_url: BrokerUrl | None = Field(None, description="Celery's broker. Default: the job store's own Redis.")
+    durability: Literal["process", "disk", "replica"] = Field(
+        "process",
+        description="What a stored job survives: `process`, the end of Redis; `disk`, the loss of power, for a wait at "
+        "each submission and settlement; `replica`, the loss of the primary.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe event logged.")
     agents_file: Path = Field(SHIPPED_AGENTS, description="The agents of this deployment. Default: those we ship.")
     prices_file: Path | None = Field(None, description="Prices that override the built-in table, as TOML.")

@@ -11,11 +11,12 @@ from celeriac.connections import CLOCK, Redis, answering, open_redis
 from celeriac.contexts import store as contexts
 from celeriac.contexts.store import ContextStore
 from celeriac.errors import Misconfigured
-from celeriac.jobs import store as jobs
 from celeriac.jobs.dispatch import InScript, Produced, open_ringer
 from celeriac.jobs.events import Ends
+from celeriac.jobs.journal import Journal
 from celeriac.jobs.lease import Fleet
-from celeriac.jobs.store import JobStore
+from celeriac.jobs.scripts import scripts
+from celeriac.jobs.store import JobStore, Keep
 from celeriac.logs import get_logger
 from celeriac.settings import Settings
 
@@ -26,6 +27,7 @@ log = get_logger(__name__)
 class Stores:
     redis: Redis
     jobs: JobStore
+    journal: Journal
     contexts: ContextStore
     ends: Ends
     ringer: InScript | Produced
@@ -45,22 +47,26 @@ def open_stores(
         settings.redis_url.get_secret_value(), connections=connections or settings.shim.redis_connections, name=name
     )
     ringer = open_ringer(settings)
-    scripts = jobs.scripts(redis, contexts.LUA, clock)
+    made = scripts(redis, contexts.LUA, clock, settings.durability)
     return Stores(
         redis=redis,
         jobs=JobStore(
             redis,
-            scripts,
+            made,
             ringer,
-            result_ttl=settings.jobs.result_ttl,
-            context_ttl=settings.contexts.ttl,
+            keep=keep(settings),
             max_messages=settings.contexts.max_messages,
             max_bytes=settings.contexts.max_bytes,
         ),
-        contexts=ContextStore(redis, scripts),
+        journal=Journal(made),
+        contexts=ContextStore(redis, made),
         ends=Ends(redis),
         ringer=ringer,
     )
+
+
+def keep(settings: Settings) -> Keep:
+    return Keep(result=settings.jobs.result_ttl, dead=settings.jobs.dead_ttl, context=settings.contexts.ttl)
 
 
 def open_fleet(settings: Settings, stores: Stores, *, name: str, clock: str = CLOCK) -> tuple[Fleet, Redis]:
@@ -72,7 +78,7 @@ def open_fleet(settings: Settings, stores: Stores, *, name: str, clock: str = CL
         retries=0,
         name=name,
     )
-    fleet = Fleet(jobs.scripts(redis, contexts.LUA, clock), stores.ringer, lease=settings.jobs.lease)
+    fleet = Fleet(scripts(redis, contexts.LUA, clock), stores.ringer, lease=settings.jobs.lease, keep=keep(settings))
     return fleet, redis
 
 

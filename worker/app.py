@@ -16,6 +16,7 @@ from celeriac.jobs.dispatch import RUN_JOB, celery_app
 from celeriac.settings import Settings, load_settings
 from celeriac.telemetry import open_sentry
 from tasks import jobs as jobs  # registers the tasks
+from worker import control as control  # replaces Celery's own commands
 from worker.lifecycle import Lifecycle
 
 

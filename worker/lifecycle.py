@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
+from logging import ERROR, WARNING
 from typing import Any, Final
 
 from celery import bootsteps
@@ -16,8 +18,8 @@ from celery.platforms import EX_FAILURE
 from celeriac.assembly import WorkerParts, new_name, open_worker
 from celeriac.connections import patiently
 from celeriac.errors import Fenced, StoreUnavailable
-from celeriac.jobs.dispatch import templates
-from celeriac.jobs.lease import HEARTBEAT
+from celeriac.jobs.dispatch import celery_app, is_suspects, suspects, templates
+from celeriac.jobs.lease import HEARTBEAT, HistoryLost, limits
 from celeriac.logs import always, get_logger
 from celeriac.settings import Settings
 from worker.pool import TaskPool
@@ -58,7 +60,13 @@ class Lifecycle(bootsteps.StartStopStep):
             silence = time.monotonic() - max(began, pool.hub_ticked)
             return Offer(pool.limit, taking=not pool.draining.is_set() and silence < DEAF_AFTER)
 
-        lease = Lease(settings, offer, bells(worker.app))
+        def quarantine(quarantined: bool) -> None:
+            queues = job_queues(worker.app)
+            if hasattr(pool, "consume"):
+                pool.consume([suspects(queue) for queue in queues] if quarantined else queues)
+
+        lease = Lease(settings, offer, bells(worker.app), quarantine)
+        worker.app.lease = lease
 
         async def opened(pool: TaskPool) -> None:
             worker.app.runner = (await lease.open()).runner
@@ -80,24 +88,37 @@ def job_queues(app: Any) -> list[str]:
 
 def bells(app: Any) -> dict[str, str]:
     """Queue -> the message that a script may push for a job, "" where the broker is another server."""
-    queues = job_queues(app)
-    return dict(templates(app, queues)) if app.settings.broker_is_store else dict.fromkeys(queues, "")
+    queues = [name for queue in job_queues(app) for name in (queue, suspects(queue))]
+    # An application of its own: asked for a queue that it does not know, Celery would consume it from then on.
+    return (
+        dict(templates(celery_app(app.settings), queues)) if app.settings.broker_is_store else dict.fromkeys(queues, "")
+    )
 
 
 class Lease:
     """What the process opens, and its place in the fleet.
 
     offer: asked at every heartbeat. bells: queue -> Celery's own message, "" where the broker is another server.
+    quarantine: told whether the process runs suspects only.
     """
 
-    def __init__(self, settings: Settings, offer: Callable[[], Offer], bells: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        offer: Callable[[], Offer],
+        bells: Mapping[str, str],
+        quarantine: Callable[[bool], None],
+    ) -> None:
         self._settings = settings
         self._offer = offer
         self._bells = bells
+        self._quarantine = quarantine
         self._open = AsyncExitStack()
         self._parts: WorkerParts | None = None
         self._heart: asyncio.Task[None] | None = None
-        self._heard = time.monotonic()
+        self._saying = asyncio.Lock()
+        self._listed = 0.0
+        self._strange: frozenset[str] = frozenset()
         self._registered = False
 
     @property
@@ -111,6 +132,8 @@ class Lease:
         self._parts = await patiently(
             lambda: self._open.enter_async_context(open_worker(self._settings, self._offer().slots))
         )
+        self._parts.runner.lease.length = self._settings.jobs.lease
+        self._parts.runner.recheck = self.say
         await self._register()
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
         return self._parts
@@ -132,14 +155,24 @@ class Lease:
 
     async def _register(self) -> None:
         parts, name = self.parts, new_name()
+        queues = [queue for queue in self._bells if not is_suspects(queue)]
+        limited = {agent.name: agent.max_running for agent in parts.registry if agent.max_running}
+        jobs = self._settings.jobs
         await patiently(
-            lambda: parts.fleet.register(name, self._bells, self._offer().slots, parts.registry.digest, self._bells)
+            lambda: parts.fleet.register(
+                name,
+                queues,
+                self._offer().slots,
+                parts.registry.digest,
+                self._bells,
+                limits(jobs.max_running_per_tenant, jobs.tenant_limits, limited),
+            )
         )
         parts.runner.worker = name
         always(worker=name)
         self._registered = True
-        self._heard = time.monotonic()
-        log.info("worker_registered", worker=name, queues=sorted(self._bells), slots=self._offer().slots)
+        parts.runner.lease.renewed()
+        log.info("worker_registered", worker=name, queues=sorted(queues), slots=self._offer().slots)
 
     async def _beat(self) -> None:
         while True:
@@ -147,18 +180,64 @@ class Lease:
             await self.say()
 
     async def say(self) -> None:
-        """One heartbeat."""
-        if not self._registered:
-            return
-        offer = self._offer()
+        """One heartbeat, and what it asks for."""
+        async with self._saying:
+            if self._registered:
+                await self._say()
+
+    async def _say(self) -> None:
+        parts, offer, began = self.parts, self._offer(), time.monotonic()
+        list_held = began - self._listed >= self._settings.jobs.lease.total_seconds()
         try:
-            await self.parts.fleet.heartbeat(self.parts.runner.worker, offer.slots, taking=offer.taking)
-            self._heard = time.monotonic()
+            beat = await parts.fleet.heartbeat(
+                parts.runner.worker, offer.slots, taking=offer.taking, list_held=list_held
+            )
         except StoreUnavailable as error:
-            log.warning("heartbeat_lost", reason=str(error), seconds=round(time.monotonic() - self._heard, 1))
+            silent = round(time.monotonic() - parts.runner.lease.heard, 1)
+            log.warning("heartbeat_lost", reason=str(error), seconds=silent)
+            return
+        except HistoryLost as error:
+            await self._remind(error)
+            return
         except Fenced:
             # Somebody took our jobs away: what still runs here may write nothing.
-            log.warning("lease_lost", worker=self.parts.runner.worker, running=self.parts.runner.running)
+            log.warning("lease_lost", worker=parts.runner.worker, running=parts.runner.running)
             self._registered = False
-            self.parts.runner.cancel_all()
+            for run in parts.runner.runs():
+                parts.runner.lost(run.claim.id)
             await self._register()
+            return
+        # From when it was asked: the answer may have been long under way.
+        parts.runner.lease.renewed(began)
+        for job_id, why in beat.stop.items():
+            log.info("job_stopping", job_id=job_id, why=why)
+            parts.runner.stop(job_id)
+        self._quarantine(beat.quarantined)
+        if beat.held is not None:
+            self._listed = began
+            await self._compare(beat.held)
+
+    async def _compare(self, held: frozenset[str]) -> None:
+        """Hand back what the store believes that we run. Twice in a row, since a claim may be under way."""
+        unknown = held - self.parts.runner.known()
+        for job_id in unknown & self._strange:
+            if await self.parts.fleet.disown(self.parts.runner.worker, job_id):
+                log.warning("job_disowned", job_id=job_id)
+        self._strange = unknown
+
+    async def _remind(self, error: HistoryLost) -> None:
+        """The store has lost history: it hears from us what we run."""
+        runner = self.parts.runner
+        log.error("store_lost_history", reason=str(error), running=runner.running)
+        if error.gone:
+            self._registered = False
+            await self._register()
+        for run in runner.runs():
+            how = await patiently(partial(self.parts.fleet.adopt, run.claim, runner.worker))
+            if how is None:
+                log.error("job_lost_to_another", job_id=run.claim.id)
+                runner.lost(run.claim.id)
+                continue
+            run.claim.worker = runner.worker
+            run.adopted += 1
+            log.log(WARNING if how == "kept" else ERROR, "job_adopted", job_id=run.claim.id, how=how)

@@ -1,41 +1,79 @@
-"""The agent loop: from a conversation to an outcome. One step so far: one question, one answer."""
+"""The agent loop: from a conversation to an outcome, step by step. Each finished step is stored before the next begins.
+
+A step is one question and its answer. The first question is the caller's; an agent's follow-ups are asked after it, one
+after the other, in the same conversation, and the last answer is the job's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from celeriac.agents.agent import Agent
-from celeriac.costs.prices import Price, Prices
+from celeriac.agents.calls import Calls
+from celeriac.connections import patiently, unpack
+from celeriac.jobs.journal import Journal, Settlement
+from celeriac.jobs.model import Claim
 from celeriac.llm.fallback import Fallback
-from celeriac.llm.model import Answer, Lane, Message, ModelClient, ModelRequest
+from celeriac.llm.model import Lane, Message, ModelRequest, Usage
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    answer: Answer
-    price: Price
+    """text: the job's answer. usage: of all steps, those of former runs included. settlement: of the last call, to be
+    booked with the end; None where it was booked by a former run.
+    """
+
+    text: str
+    model: str
+    usage: Usage
+    settlement: Settlement | None
 
 
 async def run(
     agent: Agent,
-    messages: Sequence[Message],
-    models: ModelClient,
-    prices: Prices,
+    conversation: Sequence[Message],
+    calls: Calls,
+    journal: Journal,
+    claim: Claim,
     *,
     lanes: Sequence[Lane],
     max_output_tokens: int,
 ) -> Outcome:
-    """Ask the lanes in order until one answers. Raises ModelError, with the attempts that were made."""
-    answer = await Fallback([(lane, models) for lane in lanes]).answer(
-        ModelRequest(
-            lane=lanes[0],
-            messages=tuple(messages),
-            instructions=agent.instructions,
-            max_output_tokens=max_output_tokens,
-            temperature=agent.temperature,
-            deadline=agent.timeout.total_seconds(),
-            api=agent.api,
+    """Follow the agent from the step that the job has reached.
+
+    Raises ModelError, Fenced, Stopped.
+    """
+    messages, usage = list(conversation), Usage()
+    done = [unpack(step) for step in claim.journal]
+    client = Fallback([(lane, calls) for lane in lanes])
+    settlement: Settlement | None = None
+    text = model = ""
+    for number in range(1 + len(agent.follow_ups)):
+        if number > 0:
+            messages += [Message("assistant", text), Message("user", agent.follow_ups[number - 1])]
+        if number < len(done):
+            step = done[number]
+            text, model = step["text"], step["model"]
+            usage += Usage.from_dict(step["usage"])
+            continue
+        answer = await client.answer(
+            ModelRequest(
+                lane=lanes[0],
+                messages=tuple(messages),
+                instructions=agent.instructions,
+                max_output_tokens=max_output_tokens,
+                temperature=agent.temperature,
+                deadline=agent.timeout.total_seconds(),
+                api=agent.api,
+            )
         )
-    )
-    return Outcome(answer, prices.price(answer.lane, answer.model, answer.usage))
+        text, model = answer.text, answer.model
+        usage += answer.usage
+        settlement = calls.settlement(answer)
+        if number < len(agent.follow_ups):
+            made = {"text": text, "model": model, "usage": answer.usage.as_dict(), "call": answer.call}
+            await patiently(partial(journal.commit, claim, number, made, settlement))
+            settlement = None
+    return Outcome(text, model, usage, settlement)

@@ -31,6 +31,11 @@ class _AgentTable(BaseModel):
     timeout_seconds: float = Field(120, gt=0, le=3600)
     queue: Name = "celeriac"
     api: Literal["chat", "responses"] = "chat"
+    follow_ups: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] = []
+    max_running: int | None = Field(None, gt=0)
+    max_retries: int = Field(3, ge=0, le=100)
+    retry_backoff_seconds: float = Field(1, gt=0, le=86_400)
+    retry_backoff_max_seconds: float = Field(60, gt=0, le=86_400)
 
 
 class Registry:
@@ -108,6 +113,11 @@ def _agent(name: str, table: _AgentTable) -> Agent:
         timeout=timedelta(seconds=table.timeout_seconds),
         queue=table.queue,
         api=table.api,
+        follow_ups=tuple(table.follow_ups),
+        max_running=table.max_running,
+        max_retries=table.max_retries,
+        retry_backoff=timedelta(seconds=table.retry_backoff_seconds),
+        retry_backoff_max=timedelta(seconds=table.retry_backoff_max_seconds),
     )
 
 

@@ -4,35 +4,62 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal, TypeVar
+
+from celery.utils.time import get_exponential_backoff_interval
 
 from celeriac.agents import loop
+from celeriac.agents.agent import Agent
+from celeriac.agents.calls import Calls, Lease
 from celeriac.agents.registry import Registry, lane
 from celeriac.connections import patiently, unpack
 from celeriac.contexts.store import decode_turns, encode_turn
 from celeriac.costs.money import usd
 from celeriac.costs.prices import Prices
-from celeriac.errors import CeleriacError, Fenced, ModelError
+from celeriac.errors import (
+    BadAnswer,
+    CeleriacError,
+    Fenced,
+    LocalFault,
+    ModelError,
+    ModelTimeout,
+    NotFound,
+    Overloaded,
+    ProviderFailed,
+    RateLimited,
+    Stopped,
+    Unreachable,
+)
 from celeriac.jobs.dispatch import RUN_JOB
-from celeriac.jobs.model import Claim, Ending, JobError, State
+from celeriac.jobs.model import Claim, Ended, Ending, JobError, Parked, State
 from celeriac.jobs.store import new_nonce
-from celeriac.llm.model import Attempt, Message, ModelClient, Usage
+from celeriac.llm.model import Message, ModelClient
 from celeriac.logs import bound, get_logger
 from celeriac.stores import Stores
 
 log = get_logger(__name__)
+T = TypeVar("T")
 
 #: Seconds that a run which was cut off may take to say so: the process may be stopping.
 LAST_WORDS: Final = 4.0
+#: A worker that does not know a job's agent leaves it to others for this long: a deploy is rolling.
+AGENT_UNKNOWN: Final = timedelta(seconds=5)
 
-CANCELLED: Final = JobError("cancelled", "the job was cancelled while it ran")
+CANCELLED: Final = JobError("cancelled", "the job was cancelled")
+
+#: What time may cure: the job is tried again.
+CURABLE: Final = (RateLimited, Overloaded, ProviderFailed, ModelTimeout, Unreachable, BadAnswer, LocalFault)
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What Celery and Flower are told of a run: never a prompt, never an answer."""
+    """What Celery and Flower are told of a run: never a prompt, never an answer.
+
+    state: of the job after the run. resume_at: when a parked job goes on.
+    """
 
     state: State
     agent: str
@@ -43,6 +70,7 @@ class Summary:
     waited_seconds: float
     seconds: float
     error: JobError | None = None
+    resume_at: datetime | None = None
 
     def as_result(self) -> dict[str, Any]:
         return {
@@ -57,36 +85,76 @@ class Summary:
         }
 
 
+@dataclass(slots=True)
+class Run:
+    """A job that this worker runs. why: why it was cancelled from within, None while it was not.
+
+    adopted: how often the store had to be reminded of it. ends: its last words are being said; it is not disturbed.
+    """
+
+    claim: Claim
+    task: asyncio.Task[Any]
+    why: Literal["stop", "lost"] | None = None
+    adopted: int = 0
+    ends: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How a run goes that is worth another try later."""
+
+    error: ModelError
+    delay: timedelta
+
+
 class Runner:
-    """Runs the jobs of one worker. worker: the name it is registered under; set it before the first run."""
+    """Runs the jobs of one worker. worker: the name it is registered under; set it before the first run.
+
+    lease: of this worker; no call starts without it. recheck: asked before a run that was fenced out gives up, since
+    the store may have lost history.
+    """
 
     def __init__(self, stores: Stores, registry: Registry, models: ModelClient, prices: Prices) -> None:
         self._stores = stores
         self._registry = registry
         self._models = models
         self._prices = prices
-        self._runs: dict[str, asyncio.Task[Any]] = {}
-        self._lost: set[asyncio.Task[Any]] = set()
+        self._runs: dict[str, Run] = {}
+        self._claiming: set[str] = set()
         self.worker = ""
+        self.lease = Lease()
+        self.recheck: Callable[[], Awaitable[None]] | None = None
 
     @property
     def running(self) -> int:
         return len(self._runs)
 
-    async def run(self, job_id: str, *, revoked: Callable[[], bool] = lambda: False) -> Summary | None:
-        """Run the job to its end. None: there was nothing to claim, or the run lost its lease and may say nothing.
+    def known(self) -> set[str]:
+        """The jobs that this worker runs, or is about to."""
+        return self._claiming | self._runs.keys()
 
-        Cancelled from outside, the job is given back and ready for another worker at once: the process stops. revoked:
-        asked then; if so, the job itself was meant, and ends as cancelled.
+    def runs(self) -> list[Run]:
+        return list(self._runs.values())
+
+    async def run(self, job_id: str) -> Summary | None:
+        """Run the job until it ends or is parked. None: there was nothing to claim, or the run may say nothing.
+
+        Cancelled from outside, the job is given back and ready for another worker at once: the process stops.
         """
         nonce = new_nonce()
-        claim = await patiently(lambda: self._stores.jobs.claim(job_id, self.worker, nonce))
-        if claim is None:
-            log.debug("bell_for_nothing", job_id=job_id)
-            return None
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  # a coroutine that runs has one
-        self._runs[job_id] = task
+        self._claiming.add(job_id)
+        try:
+            claim = await patiently(lambda: self._stores.jobs.claim(job_id, self.worker, nonce))
+            if claim is None:
+                log.debug("bell_for_nothing", job_id=job_id)
+                return None
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101  # a coroutine that runs has one
+            if older := self._runs.get(job_id):
+                self._cancel(older, "lost")
+            run = self._runs[job_id] = Run(claim, task)
+        finally:
+            self._claiming.discard(job_id)
         try:
             with bound(
                 job_id=job_id,
@@ -97,70 +165,127 @@ class Runner:
                 task=RUN_JOB,
                 worker=claim.worker,
             ):
-                return await self._run(claim, revoked)
+                return await self._run(run)
         except Fenced:
             log.warning("run_fenced", job_id=job_id, worker=claim.worker)
             return None
         except asyncio.CancelledError:
-            if task not in self._lost:
+            if run.why != "lost":
                 raise
             task.uncancel()
+            log.warning("run_fenced", job_id=job_id, worker=claim.worker)
             return None
         finally:
-            self._lost.discard(task)
-            if self._runs.get(job_id) is task:
+            if self._runs.get(job_id) is run:
                 del self._runs[job_id]
 
-    def cancel_all(self) -> None:
-        """The store gave this worker up: stop every run. Each answers None, since it may say nothing."""
-        for task in self._runs.values():
-            self._lost.add(task)
-            task.cancel()
+    def stop(self, job_id: str) -> None:
+        """The job was asked to stop: abort what it does. A run that is at its end already is left in peace."""
+        if (run := self._runs.get(job_id)) is not None and not run.ends:
+            self._cancel(run, "stop")
 
-    async def _run(self, claim: Claim, revoked: Callable[[], bool]) -> Summary:
-        began = time.monotonic()
-        log.info("job_started", attempt=claim.attempt, waited_seconds=claim.waited)
+    def lost(self, job_id: str) -> None:
+        """Somebody else has the job: the run answers None, since it may say nothing."""
+        if (run := self._runs.get(job_id)) is not None:
+            self._cancel(run, "lost")
+
+    def _cancel(self, run: Run, why: Literal["stop", "lost"]) -> None:
+        if run.why is None:
+            run.why = why
+            run.task.cancel()
+
+    async def _run(self, run: Run) -> Summary:
+        claim, began = run.claim, time.monotonic()
+        log.info("job_started", attempt=claim.attempt, waited_seconds=claim.waited, steps_done=len(claim.journal))
+        calls = Calls(claim, self._models, self._stores.journal, self._prices, self.lease)
         try:
-            ending = await self._follow(claim)
+            made = await self._follow(claim, calls)
         except asyncio.CancelledError:
+            if run.why == "lost":
+                raise
+            run.ends = True
             # Shielded: what cancelled the run must not cancel the words about it.
-            await asyncio.shield(self._cut_off(claim, revoked()))
-            raise
-        await patiently(lambda: self._stores.jobs.finish(claim, ending))
-        return self._summarise(claim, ending, time.monotonic() - began)
+            ended = await asyncio.shield(self._cut_off(run, calls))
+            if run.why is None or ended is None:
+                raise
+            run.task.uncancel()
+            return self._summarise(claim, ended.state, time.monotonic() - began, ended=ended, error=CANCELLED)
+        run.ends = True
+        return await self._conclude(run, made, began)
 
-    async def _cut_off(self, claim: Claim, revoked: bool) -> None:
+    async def _conclude(self, run: Run, made: Ending | Retry | None, began: float) -> Summary:
+        claim, jobs = run.claim, self._stores.jobs
+        if isinstance(made, Ending):
+            ended = await self._write(run, lambda: jobs.finish(claim, made))
+            return self._summarise(claim, ended.state, time.monotonic() - began, made, ended=ended)
+        if made is None:
+            log.warning("agent_unknown", reason="no such agent here: left to other workers")
+            parked = await self._write(run, lambda: jobs.park(claim, "agent_unknown", AGENT_UNKNOWN, exclude=True))
+            error = None
+        else:
+            parked = await self._write(run, lambda: jobs.park(claim, "retry", made.delay, retry=True))
+            error = JobError(made.error.code, str(made.error))
+        if isinstance(parked, Parked):
+            return self._summarise(
+                claim, State.PARKED, time.monotonic() - began, error=error, resume_at=parked.resume_at
+            )
+        return self._summarise(claim, parked, time.monotonic() - began, error=CANCELLED)
+
+    async def _write(self, run: Run, write: Callable[[], Awaitable[T]]) -> T:
+        """Repeat until it is stored, or fenced for good. A store that lost history is reminded first."""
+        adopted = run.adopted
+        try:
+            return await patiently(write)
+        except Fenced:
+            if self.recheck is None:
+                raise
+            await self.recheck()
+            if run.adopted == adopted:
+                raise
+            return await patiently(write)
+
+    async def _cut_off(self, run: Run, calls: Calls) -> Ended | None:
+        claim, jobs = run.claim, self._stores.jobs
         ending = Ending(State.CANCELLED, error=CANCELLED)
         try:
             async with asyncio.timeout(LAST_WORDS):
-                if revoked:
-                    await patiently(lambda: self._stores.jobs.finish(claim, ending))
-                    log.info("job_ended", state=ending.state)
-                else:
-                    await patiently(lambda: self._stores.jobs.give_back(claim))
-                    log.info("job_given_back")
+                await calls.close()
+                if run.why == "stop":
+                    return await patiently(lambda: jobs.finish(claim, ending))
+                await patiently(lambda: jobs.give_back(claim))
+                log.info("job_given_back")
         except Fenced:
             log.warning("run_fenced", worker=claim.worker)
         except TimeoutError:  # the lease will end without us
             log.warning("run_left_behind", worker=claim.worker)
+        return None
 
-    async def _follow(self, claim: Claim) -> Ending:
-        """From the claim to how it ends; what fails in between is an end too."""
+    async def _follow(self, claim: Claim, calls: Calls) -> Ending | Retry | None:
+        """From the claim to how it ends; what fails in between is an end too. None: another worker has to do it."""
         try:
             agent = self._registry[claim.agent]
+        except NotFound:
+            return None
+        try:
             spec = unpack(claim.spec)
             asked = [Message(role, text) for role, text in spec["input"]]
             outcome = await loop.run(
                 agent,
                 [*decode_turns(claim.turns), *asked],
-                self._models,
-                self._prices,
+                calls,
+                self._stores.journal,
+                claim,
                 lanes=(lane(spec["model"]),) if spec["model"] else agent.lanes,
                 max_output_tokens=spec["max_output_tokens"] or agent.max_output_tokens,
             )
+        except Fenced:
+            raise
+        except Stopped:
+            return Ending(State.CANCELLED, error=CANCELLED)
         except ModelError as error:
-            calls = [_call(attempt) for attempt in error.attempts]
-            return Ending(State.FAILED, error=JobError(error.code, str(error)), receipt={"calls": calls})
+            if isinstance(error, CURABLE) and claim.retries < agent.max_retries:
+                return Retry(error, backoff(agent, claim.retries, error))
+            return Ending(State.FAILED, error=JobError(error.code, str(error)))
         except CeleriacError as error:
             return Ending(State.FAILED, error=JobError(error.code, str(error)))
         except Exception as error:  # our own fault must end the job too, or it would run for ever
@@ -168,71 +293,55 @@ class Runner:
             return Ending(
                 State.FAILED, error=JobError("internal", "something went wrong here; the log has the details")
             )
-        answer, price = outcome.answer, outcome.price
-        if price.estimated:
-            log.warning("price_estimated", lane=str(answer.lane), model=answer.model, source=price.source)
         return Ending(
             State.SUCCEEDED,
-            answer=answer.text,
-            model=answer.model,
-            usage=_usage(answer.usage),
-            cost_nanos=price.nanos,
-            receipt=_receipt(outcome),
-            turn=encode_turn([*asked, Message("assistant", answer.text)]) if claim.context_id else b"",
+            answer=outcome.text,
+            model=outcome.model,
+            usage=outcome.usage.as_dict(),
+            settlement=outcome.settlement,
+            turn=encode_turn([*asked, Message("assistant", outcome.text)]) if claim.context_id else b"",
         )
 
-    def _summarise(self, claim: Claim, ending: Ending, seconds: float) -> Summary:
-        usage = ending.usage or {}
+    def _summarise(
+        self,
+        claim: Claim,
+        state: State,
+        seconds: float,
+        ending: Ending | None = None,
+        *,
+        ended: Ended | None = None,
+        error: JobError | None = None,
+        resume_at: datetime | None = None,
+    ) -> Summary:
+        usage = (ending and ending.usage) or {}
         summary = Summary(
-            state=ending.state,
+            state=state,
             agent=claim.agent,
-            model=ending.model,
+            model=ending.model if ending else None,
             input_tokens=sum(
                 usage.get(name, 0) for name in ("input_tokens", "cache_read_tokens", "cache_write_tokens")
             ),
             output_tokens=usage.get("output_tokens", 0),
-            cost_usd=None if ending.cost_nanos is None else usd(ending.cost_nanos),
+            cost_usd=usd(ended.cost_nanos) if ended is not None else None,
             waited_seconds=claim.waited,
             seconds=round(seconds, 3),
-            error=ending.error,
+            error=(ending and ending.error) or error,
+            resume_at=resume_at,
         )
         facts = {k: v for k, v in summary.as_result().items() if k not in {"agent", "waited_seconds"}}
-        log.info("job_ended", **facts, error=ending.error and ending.error.code)
+        if state == State.PARKED:
+            log.info("job_parked", resume_at=resume_at and resume_at.isoformat(), error=error and error.code)
+        else:
+            log.info("job_ended", **facts, error=summary.error and summary.error.code)
         return summary
 
 
-def _usage(usage: Usage) -> dict[str, int]:
-    return {
-        "input_tokens": usage.input,
-        "cache_read_tokens": usage.cache_read,
-        "cache_write_tokens": usage.cache_write,
-        "output_tokens": usage.output,
-        "reasoning_tokens": usage.reasoning,
-    }
-
-
-def _call(attempt: Attempt) -> dict[str, Any]:
-    return {
-        "lane": str(attempt.lane),
-        "seconds": round(attempt.seconds, 3),
-        "error": attempt.code,
-        "request_id": attempt.request_id,
-        "in_doubt": attempt.in_doubt,
-    }
-
-
-def _receipt(outcome: loop.Outcome) -> dict[str, Any]:
-    """What was done for the job, call by call, as `GET /v1/jobs/{id}` shows it."""
-    answer = outcome.answer
-    answered = {
-        "lane": str(answer.lane),
-        "seconds": round(answer.seconds, 3),
-        "error": None,
-        "request_id": answer.request_id,
-        "in_doubt": False,
-    }
-    return {
-        "calls": [*map(_call, answer.attempts), answered],
-        "estimated": outcome.price.estimated,
-        "price_source": outcome.price.source,
-    }
+def backoff(agent: Agent, retries: int, error: ModelError) -> timedelta:
+    """How long a job waits for its next try: exponential, full jitter, and at least as long as we were asked to."""
+    ms = get_exponential_backoff_interval(
+        factor=int(agent.retry_backoff.total_seconds() * 1000),
+        retries=retries,
+        maximum=int(agent.retry_backoff_max.total_seconds() * 1000),
+        full_jitter=True,
+    )
+    return max(timedelta(milliseconds=ms), timedelta(seconds=error.retry_after or 0))

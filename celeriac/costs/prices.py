@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import tomllib
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,11 +19,15 @@ from typing import Any, Final
 
 from celeriac.costs.money import nanos
 from celeriac.errors import Misconfigured
-from celeriac.llm.model import Lane, Usage
+from celeriac.llm.model import Lane, ModelRequest, Usage
 
 SHIPPED: Final = Path(__file__).parent / "prices.toml"
 #: Token classes of an override, in dollars per million tokens.
 CLASSES: Final = ("input", "cache_read", "cache_write", "output")
+#: Tokens that providers put around a message, and before the first one: roles, separators, templates. Generous, since the
+#: bound has to be true: it lasts only as long as the call.
+PER_MESSAGE: Final = 32
+UNSEEN: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,18 @@ class Prices:
             found, known = self._dearest_of(lane.provider, at), False
         return Price(nanos(_dollars(found, usage, at)), f"genai-prices {found.id}", estimated=not known)
 
+    def bound(self, request: ModelRequest) -> int:
+        """The highest price that the call can have, in nano-dollars: it is booked before the call is sent.
+
+        Every byte a token, at the dearest class of input, and the whole output limit. A model may be billed under a longer
+        name than it was asked for; what then costs more than the bound is an overrun, and booked as such.
+        """
+        tokens, lane = _most_input(request), request.lane
+        return max(
+            self.price(lane, lane.model, Usage(**{name: tokens}, output=request.max_output_tokens)).nanos
+            for name in ("input", "cache_read", "cache_write")
+        )
+
     def _row(self, provider: str, model: str) -> Row | None:
         exact = self._rows.get((provider, model))
         if exact is not None:
@@ -92,6 +109,22 @@ class Prices:
                 models = [m for p in self._table.providers if p.id in {"openai", "anthropic"} for m in p.models]
             self._dearest[provider] = max(models, key=lambda model: _dollars(model, probe, at))
         return self._dearest[provider]
+
+
+def _most_input(request: ModelRequest) -> int:
+    """Tokens, at most: the bytes of all text, as it is or as a tokenizer may normalise it, and what providers add unseen.
+
+    One character was seen to grow 11-fold by NFKC, so the larger form counts.
+    """
+    texts = [request.instructions, *(message.text for message in request.messages)]
+    return sum(_bytes(text) for text in texts) + PER_MESSAGE * len(texts) + UNSEEN
+
+
+def _bytes(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    raw = len(text.encode(errors="replace"))
+    return max(raw, len(unicodedata.normalize("NFKC", text).encode(errors="replace")))
 
 
 def _dollars(model: Any, usage: Usage, at: datetime) -> Decimal:

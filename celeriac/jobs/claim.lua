@@ -1,14 +1,32 @@
 -- Claim: a worker takes a job whose bell is out, whatever bell it came by. The same claim again gets the same answer.
--- a: id, worker, nonce. Answers {"run", record (HGETALL), context version, turns}, {"nothing", place} or {"gone"}.
+-- a: id, worker, nonce, keep. Answers {"run", record (HGETALL), context version, turns, journal}, {"nothing", place, bells}
+-- or {"gone"}.
 if not call('ZSCORE', K.workers(), a.worker) then return {'gone'} end
-local r = read(a.id)
-if not r then return {'nothing', 'unknown'} end
+local r, bells = read(a.id), {}
+if not r then return {'nothing', 'unknown', bells} end
 local again = r.place == 'running' and r.worker == a.worker and r.nonce == a.nonce
-if not again and r.place ~= 'rung' then return {'nothing', r.place} end
+if not again and r.place ~= 'rung' then return {'nothing', r.place, bells} end
 
 if not again then
+  local deadline, excluded = get(a.id, 'deadline', 'excluded')
+  if deadline and tonumber(deadline) <= now then
+    stop_waiting(r, 'expired', bells)
+    return {'nothing', 'expired', bells}
+  end
+  -- A suspect runs in the company that it is allowed, and a worker that does not know its agent is not asked again at once.
+  local quarantine = call('HGET', K.worker(a.worker), 'quarantine')
+  if level(r) and not (quarantine and suspects_room(a.worker, level(r)) > 0) then
+    leave_place(r)
+    to_ready(r)
+    return {'nothing', 'suspect', bells}
+  end
+  if excluded == a.worker then
+    leave_place(r)
+    to_parked(r, 'agent_unknown', now + 5000)
+    return {'nothing', 'excluded', bells}
+  end
+  leave_place(r)
   move(r, 'running')
-  call('ZREM', K.rung(r.queue), a.id)
   call('HSET', K.job(a.id), 'worker', a.worker, 'nonce', a.nonce, 'started', now)
   call('HDEL', K.job(a.id), 'rings')
   call('HINCRBY', K.job(a.id), 'attempts', 1)
@@ -19,5 +37,6 @@ local version, turns = 0, {}
 if r.context then
   version = tonumber(call('HGET', K.context(r.tenant, r.context), 'version')) or 0
   turns = call('LRANGE', K.turns(r.tenant, r.context), 0, -1)
+  call('HSETNX', K.job(a.id), 'read_version', version)
 end
-return {'run', call('HGETALL', K.job(a.id)), version, turns}
+return {'run', call('HGETALL', K.job(a.id)), version, turns, call('LRANGE', K.journal(a.id), 0, -1)}

@@ -26,6 +26,18 @@ log = get_logger(__name__)
 
 RUN_JOB: Final = "celeriac.run_job"
 
+#: Jobs that crashed their workers are rung for on a queue of their own, which only a quarantined worker consumes.
+SUSPECTS: Final = ".suspects"
+
+
+def suspects(queue: str) -> str:
+    return queue + SUSPECTS
+
+
+def is_suspects(queue: str) -> bool:
+    return queue.endswith(SUSPECTS)
+
+
 #: [queue, job id, retries, "true" if nobody asks Celery for the result]
 Bell = Sequence[bytes]
 

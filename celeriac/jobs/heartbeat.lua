@@ -1,10 +1,20 @@
 -- Heartbeat: one lease for all jobs of a worker. It never registers: an unknown name is told so and starts anew.
--- a: worker, slots, taking, lease (ms). Answers {"alive", 1 if this worker does the upkeep now} or {"gone"}.
-if not call('ZSCORE', K.workers(), a.worker) then return {'gone'} end
+-- a: worker, slots, taking, lease (ms), list (whether to answer the jobs that it holds).
+-- Answers {"alive", 1 if this worker does the upkeep now, beats, 1 if it is quarantined, jobs to stop as id and why, jobs held}
+-- or {"gone", beats}. Beats only ever grow; where they do not, the store has lost history.
+local beats = call('INCR', K.beats())
+if not call('ZSCORE', K.workers(), a.worker) then return {'gone', beats} end
 call('ZADD', K.workers(), now + a.lease, a.worker)
 local taking = a.taking and '1' or '0'
-local slots, was = unpack(call('HMGET', K.worker(a.worker), 'slots', 'taking'))
+local slots, was, quarantine = unpack(call('HMGET', K.worker(a.worker), 'slots', 'taking', 'quarantine'))
+call('HDEL', K.worker(a.worker), 'extended')
 if tonumber(slots) ~= a.slots or was ~= taking then
   change_worker(a.worker, function() call('HSET', K.worker(a.worker), 'slots', a.slots, 'taking', taking) end)
 end
-return {'alive', call('SET', K.upkeep(), a.worker, 'NX', 'PX', 900) and 1 or 0}
+local stops = {}
+for _, id in ipairs(call('SMEMBERS', K.stops(a.worker))) do
+  stops[#stops + 1] = id
+  stops[#stops + 1] = get(id, 'stop') or 'cancelled'
+end
+return {'alive', call('SET', K.upkeep(), a.worker, 'NX', 'PX', 900) and 1 or 0, beats, quarantine and 1 or 0, stops,
+  a.list and call('SMEMBERS', K.held(a.worker)) or {}}

@@ -1,36 +1,82 @@
-"""A worker's place in the fleet: one lease for all its jobs, renewed by one heartbeat a second."""
+"""A worker's place in the fleet: one lease for all its jobs, renewed by one heartbeat a second; and upkeep."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from celeriac.connections import ALWAYS, Scripts
-from celeriac.errors import Fenced, Misconfigured
+from celeriac.errors import CeleriacError, Fenced, Misconfigured
 from celeriac.jobs.dispatch import Ringer
-from celeriac.jobs.model import PROTOCOL
-from celeriac.jobs.store import HERE
+from celeriac.jobs.model import PROTOCOL, Claim
+from celeriac.jobs.scripts import HERE
+from celeriac.jobs.store import Keep
+from celeriac.logs import get_logger
+
+log = get_logger(__name__)
 
 HEARTBEAT: Final = timedelta(seconds=1)
+#: Records that one script of upkeep looks at; it is asked again while there are more.
+PAGE: Final = 200
+#: So many pages a round: the rest waits for the next one, a second later.
+PAGES: Final = 20
+
+
+class HistoryLost(CeleriacError):
+    """The store has gone back in time: an older file was loaded, or a replica took over that had not heard all.
+
+    gone: it does not know the worker either.
+    """
+
+    code = "history_lost"
+
+    def __init__(self, message: str = "", *, gone: bool = False) -> None:
+        super().__init__(message)
+        self.gone = gone
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a heartbeat was told. stop: job -> why ("cancelled", "expired"). held: the jobs that the store says it runs,
+    None where that was not asked. quarantined: it is to run suspects only.
+    """
+
+    stop: Mapping[str, str]
+    held: frozenset[str] | None
+    quarantined: bool
 
 
 class Fleet:
     """What a worker process says of itself. scripts: over a connection of its own that does not resend."""
 
-    def __init__(self, scripts: Scripts, ringer: Ringer, *, lease: timedelta) -> None:
+    def __init__(self, scripts: Scripts, ringer: Ringer, *, lease: timedelta, keep: Keep) -> None:
         self._ringer = ringer
         self._lease = int(lease.total_seconds() * 1000)
+        self._keep = keep.as_argument()
+        self._beats = 0
         self._register = scripts.load(HERE / "register.lua", ALWAYS)
         self._heartbeat = scripts.load(HERE / "heartbeat.lua", ALWAYS)
         self._leave = scripts.load(HERE / "leave.lua", ALWAYS)
+        self._disown = scripts.load(HERE / "disown.lua", ALWAYS)
+        self._adopt = scripts.load(HERE / "adopt.lua", ALWAYS)
+        self._give_up = scripts.load(HERE / "give_up.lua", ALWAYS)
+        self._due = scripts.load(HERE / "due.lua", ALWAYS)
+        self._quarantine = scripts.load(HERE / "quarantine.lua", ALWAYS)
         self._upkeep = scripts.load(HERE / "upkeep.lua", ALWAYS)
 
     async def register(
-        self, worker: str, queues: Iterable[str], slots: int, agents: str, templates: Mapping[str, str]
+        self,
+        worker: str,
+        queues: Iterable[str],
+        slots: int,
+        agents: str,
+        templates: Mapping[str, str],
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         """Enter under a name that was never used. agents: a hash of those it knows. templates: as `dispatch.templates`,
-        or queue -> "" where the script cannot ring.
+        or queue -> "" where the script cannot ring. limits: "t:TENANT", "t:*" and "a:AGENT" -> most jobs at once.
 
         Raises Misconfigured where the fleet already speaks a newer protocol.
         """
@@ -41,25 +87,87 @@ class Fleet:
             protocol=PROTOCOL,
             agents=agents,
             lease=self._lease,
+            limits=dict(limits or {}),
             bells=dict(templates),
         )
         if said == b"refused":
             raise Misconfigured(
                 f"the workers of this store speak a newer protocol than {PROTOCOL}: deploy a newer release"
             )
-        await self._ringer.ring(rest[0])
+        beats, bells = rest
+        self._beats = beats
+        await self._ringer.ring(bells)
 
-    async def heartbeat(self, worker: str, slots: int, *, taking: bool) -> None:
-        """Renew the lease; now and then this worker does the upkeep too. Raises Fenced where the store gave it up."""
-        said, *rest = await self._heartbeat(worker=worker, slots=slots, taking=taking, lease=self._lease)
+    async def heartbeat(self, worker: str, slots: int, *, taking: bool, list_held: bool = False) -> Beat:
+        """Renew the lease; now and then this worker does the upkeep too.
+
+        Raises Fenced where the store gave the worker up, HistoryLost where the store has lost history.
+        """
+        said, *rest = await self._heartbeat(
+            worker=worker, slots=slots, taking=taking, lease=self._lease, list=list_held
+        )
+        beats = rest[0] if said == b"gone" else rest[1]
+        seen, self._beats = self._beats, beats
+        if beats <= seen:
+            raise HistoryLost(f"the store went back by {seen - beats + 1} heartbeats", gone=said == b"gone")
         if said == b"gone":
             raise Fenced(f"the store does not know the worker {worker}")
-        if rest[0]:
+        upkeep, _, quarantined, stop, held = rest
+        if upkeep:
             await self.upkeep()
+        return Beat(
+            stop={id.decode(): why.decode() for id, why in zip(stop[::2], stop[1::2], strict=True)},
+            held=frozenset(id.decode() for id in held) if list_held else None,
+            quarantined=bool(quarantined),
+        )
 
     async def upkeep(self) -> None:
-        await self._ringer.ring(await self._upkeep(lease=self._lease))
+        """One round of what nobody else does. Two at once do no harm."""
+        for _ in range(PAGES):
+            more, bells, gone, fates = await self._give_up(lease=self._lease, page=PAGE, keep=self._keep)
+            await self._ringer.ring(bells)
+            for worker in gone:
+                log.warning("worker_given_up", lost=worker.decode())
+            for id, fate in zip(fates[::2], fates[1::2], strict=True):
+                (log.error if fate == b"dead" else log.warning)(
+                    "job_taken_away", job_id=id.decode(), fate=fate.decode()
+                )
+            if not more:
+                break
+        for _ in range(PAGES):
+            more, bells = await self._due(page=PAGE, keep=self._keep)
+            await self._ringer.ring(bells)
+            if not more:
+                break
+        await self._ringer.ring(await self._quarantine())
+        bells, broken = await self._upkeep(lease=self._lease)
+        await self._ringer.ring(bells)
+        for entry in broken:
+            log.error("record_set_aside", entry=entry.decode())
+
+    async def disown(self, worker: str, job_id: str) -> bool:
+        """Hand back a job that the store says we run and that we do not know."""
+        said, *rest = await self._disown(id=job_id, worker=worker, keep=self._keep)
+        if rest:
+            await self._ringer.ring(rest[0])
+        return bool(said == b"done")
+
+    async def adopt(self, claim: Claim, worker: str) -> str | None:
+        """The store lost history: make it know again that we run this job, under the worker's present name.
+
+        Answers "kept", "taken" (it stood as waiting) or "restored" (it was gone); None where the run is not to go on.
+        """
+        flat = [part for name, value in claim.record.items() for part in (name.encode(), value)]
+        said, *rest = await self._adopt(*flat, id=claim.id, worker=worker, nonce=claim.nonce)
+        return rest[0].decode() if said == b"mine" else None
 
     async def leave(self, worker: str) -> bool:
         """Go in good order. False where the worker still holds jobs: then its lease ends by itself."""
         return bool(await self._leave(worker=worker))
+
+
+def limits(per_tenant: int | None, of_tenants: Mapping[str, int], of_agents: Mapping[str, int]) -> dict[str, Any]:
+    """As `register` takes them."""
+    given = {f"t:{tenant}": most for tenant, most in of_tenants.items()}
+    given |= {f"a:{agent}": most for agent, most in of_agents.items()}
+    return given | ({"t:*": per_tenant} if per_tenant else {})

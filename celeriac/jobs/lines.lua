@@ -1,18 +1,31 @@
--- Shared by every script of the job store: moves, lines, slots, dispatch. Before it stand K (keys), now (ms), a (arguments),
+-- Shared by every script of the job store: places, lines, slots, dispatch. Before it stand K (keys), now (ms), a (arguments),
 -- MOVES, SEEN_AS and the helpers of contexts. A job is in exactly one place; `place` in its record says which.
 local call = redis.call
 local MARGIN = 2            -- bells beyond the free slots: a slot that falls free finds one waiting
 local PATIENCE = 3000       -- ms until a bell that nobody answered is rung again; doubles to a minute
+local COMPANY = {[2] = 32, [3] = 4, [4] = 1} -- crashes -> how many suspects one process may hold at once
+local KEPT_BROKEN = 1000
 
 local function get(id, ...) return unpack(call('HMGET', K.job(id), ...)) end
 
 -- What every move needs to know of a job; nil where the record is missing or makes no sense.
 local function read(id)
   local r = {id = id}
-  r.place, r.queue, r.priority, r.tenant, r.seq, r.context, r.worker, r.nonce, r.released =
-    get(id, 'place', 'queue', 'priority', 'tenant', 'seq', 'context', 'worker', 'nonce', 'released')
-  if not (r.place and MOVES[r.place] and r.queue and r.priority and r.tenant and tonumber(r.seq)) then return nil end
+  r.place, r.queue, r.line, r.priority, r.tenant, r.seq, r.agent, r.context, r.worker, r.nonce, r.released, r.stop, r.crashes =
+    get(id, 'place', 'queue', 'line', 'priority', 'tenant', 'seq', 'agent', 'context', 'worker', 'nonce', 'released', 'stop',
+      'crashes')
+  r.crashes = tonumber(r.crashes or 0)
+  if not (r.place and MOVES[r.place] and r.queue and r.line and tonumber(r.priority) and r.tenant and tonumber(r.seq)
+      and r.agent and r.crashes) then
+    return nil
+  end
   return r
+end
+
+-- A record that makes no sense is set aside, and must not keep the others from going on. Upkeep raises the alarm.
+local function set_aside(id, where)
+  call('ZADD', K.broken(), now, id .. ' in ' .. where)
+  call('ZREMRANGEBYRANK', K.broken(), 0, -KEPT_BROKEN - 1)
 end
 
 -- Whom a job behind its context waits for.
@@ -23,10 +36,53 @@ end
 
 local function may(r, to) return MOVES[r.place][to] end
 
+-- Suspects wait in lines of their own and are rung for on a queue of their own.
+local function level(r) return r.crashes >= 2 and math.min(r.crashes, 4) or nil end
+local function suspects_of(queue) return queue .. '.suspects' end
+local function bell_queue(r) return level(r) and suspects_of(r.queue) or r.queue end
+
+local BUSY = {rung = true, running = true}
+
+local function limit_of(tenant)
+  local own, all = unpack(call('HMGET', K.limits(), 't:' .. tenant, 't:*'))
+  return tonumber(own or all or '') or math.huge
+end
+
+local function at_limit(tenant)
+  local limit = limit_of(tenant)
+  return limit < math.huge and tonumber(call('HGET', K.busy(), 't:' .. tenant) or 0) >= limit
+end
+
+local function agent_room(agent)
+  local limit, busy = tonumber(call('HGET', K.limits(), 'a:' .. agent) or ''), call('HGET', K.busy(), 'a:' .. agent)
+  return not limit or tonumber(busy or 0) < limit
+end
+
+-- A tenant below its limit takes its place in the rotations that it left, at their ends.
+local function rejoin(tenant)
+  if call('SREM', K.full(), tenant) == 0 then return end
+  for _, entry in ipairs(call('SMEMBERS', K.left(tenant))) do
+    local line, priority = string.match(entry, '^(.+)|(%d)$')
+    if call('EXISTS', K.ready(line, priority, tenant)) == 1 then
+      call('ZADD', K.rotation(line, priority), 'NX', call('INCR', K.turn()), tenant)
+    end
+  end
+  call('DEL', K.left(tenant))
+end
+
+local function count_busy(r, by)
+  for _, whose in ipairs({'t:' .. r.tenant, 'a:' .. r.agent}) do
+    if call('HINCRBY', K.busy(), whose, by) <= 0 then call('HDEL', K.busy(), whose) end
+  end
+  if by < 0 and not at_limit(r.tenant) then rejoin(r.tenant) end
+end
+
 -- Every change of place goes through here; the index by state follows what the caller sees.
 local function move(r, to, state)
   assert(may(r, to), 'illegal move from ' .. r.place .. ' to ' .. to)
   local was, is = SEEN_AS[r.place], state or SEEN_AS[to]
+  if BUSY[to] and not BUSY[r.place] then count_busy(r, 1)
+  elseif BUSY[r.place] and not BUSY[to] then count_busy(r, -1) end
   call('HSET', K.job(r.id), 'place', to)
   if was ~= is then
     if was then call('ZREM', K.jobs_in(r.tenant, was), r.id) end
@@ -37,26 +93,87 @@ end
 
 -- Into its tenant's line, and the tenant into the rotation: a new tenant at its end.
 local function enter_line(r)
-  call('ZADD', K.ready(r.queue, r.priority, r.tenant), r.seq, r.id)
-  call('ZADD', K.rotation(r.queue, r.priority), 'NX', call('INCR', K.turn()), r.tenant)
+  if level(r) then call('ZADD', K.suspects(r.queue, level(r)), r.seq, r.id); return end
+  call('ZADD', K.ready(r.line, r.priority, r.tenant), r.seq, r.id)
+  if r.line ~= r.queue then call('SADD', K.lines(r.queue), r.line) end
+  if call('SISMEMBER', K.full(), r.tenant) == 1 then call('SADD', K.left(r.tenant), r.line .. '|' .. r.priority)
+  else call('ZADD', K.rotation(r.line, r.priority), 'NX', call('INCR', K.turn()), r.tenant) end
+end
+
+local function leave_rotation_if_empty(line, priority, tenant)
+  if call('EXISTS', K.ready(line, priority, tenant)) == 0 then call('ZREM', K.rotation(line, priority), tenant) end
+end
+
+-- Out of wherever a job waits that no worker holds. The caller moves it on.
+local function leave_place(r)
+  if r.place == 'ready' then
+    if level(r) then call('ZREM', K.suspects(r.queue, level(r)), r.id)
+    else
+      call('ZREM', K.ready(r.line, r.priority, r.tenant), r.id)
+      leave_rotation_if_empty(r.line, r.priority, r.tenant)
+    end
+  elseif r.place == 'rung' then call('ZREM', K.rung(bell_queue(r)), r.id)
+  elseif r.place == 'parked' then
+    call('ZREM', K.parked(), r.id)
+    call('HDEL', K.job(r.id), 'reason', 'resume_at')
+  end
 end
 
 local function to_ready(r) move(r, 'ready'); enter_line(r) end
 
--- The tenant whose turn it is gives its oldest job and goes to the end. High before normal before low, but one dispatch
--- in ten begins from below, so that nothing starves.
-local function next_ready(queue)
-  local from, to, step = 0, 2, 1
-  if call('INCR', K.turn()) % 10 == 0 then from, to, step = 2, 0, -1 end
-  for priority = from, to, step do
-    local rotation = K.rotation(queue, priority)
+local function to_parked(r, reason, resume_at)
+  move(r, 'parked')
+  call('HSET', K.job(r.id), 'reason', reason, 'resume_at', resume_at)
+  call('ZADD', K.parked(), resume_at, r.id)
+end
+
+-- The oldest job of the tenant whose turn it is, which goes to the end. A tenant at its limit leaves the rotation.
+local function next_of(line, priority)
+  local rotation = K.rotation(line, priority)
+  for _ = 1, 100 do
     local tenant = call('ZRANGE', rotation, 0, 0)[1]
-    if tenant then
-      local line = K.ready(queue, priority, tenant)
-      local id = call('ZPOPMIN', line)[1]
-      if call('EXISTS', line) == 0 then call('ZREM', rotation, tenant)
+    if not tenant then return nil end
+    if at_limit(tenant) then
+      call('ZREM', rotation, tenant)
+      call('SADD', K.full(), tenant)
+      call('SADD', K.left(tenant), line .. '|' .. priority)
+    else
+      local id = call('ZPOPMIN', K.ready(line, priority, tenant))[1]
+      if call('EXISTS', K.ready(line, priority, tenant)) == 0 then call('ZREM', rotation, tenant)
       else call('ZADD', rotation, call('INCR', K.turn()), tenant) end
-      return id
+      if id then return id end
+    end
+  end
+end
+
+-- The lines of a queue in turn: its own, and one for each agent with a limit that has jobs and room.
+local function lines_of(queue, turn)
+  local limited = call('SMEMBERS', K.lines(queue))
+  if #limited == 0 then return {queue} end
+  local lines, turned = {queue}, {}
+  table.sort(limited)
+  for _, line in ipairs(limited) do
+    local used = false
+    for priority = 0, 2 do used = used or call('EXISTS', K.rotation(line, priority)) == 1 end
+    if not used then
+      -- Its jobs may belong to tenants at their limit, who left the rotation and will be back.
+      if call('SCARD', K.full()) == 0 then call('SREM', K.lines(queue), line) end
+    elseif agent_room(string.sub(line, #queue + 2)) then lines[#lines + 1] = line end
+  end
+  for i = 1, #lines do turned[i] = lines[(turn + i) % #lines + 1] end
+  return turned
+end
+
+-- High before normal before low, but one dispatch in ten begins from below, so that nothing starves.
+local function next_ready(queue)
+  local turn = call('INCR', K.turn())
+  local from, to, step = 0, 2, 1
+  if turn % 10 == 0 then from, to, step = 2, 0, -1 end
+  local lines = lines_of(queue, turn)
+  for priority = from, to, step do
+    for _, line in ipairs(lines) do
+      local id = next_of(line, priority)
+      if id then return id end
     end
   end
 end
@@ -67,13 +184,15 @@ local function queues_of(group)
   return queues
 end
 
+local function serves(group, queue) return string.find(',' .. group .. ',', ',' .. queue .. ',', 1, true) end
+
 -- How many more bells a queue can use: for each group of workers that serves it, its free slots and a margin, less the
 -- bells that are out for the group. No slots, no bells.
 local function room(queue)
   local total, free = 0, call('HGETALL', K.free())
   for i = 1, #free, 2 do
     local slots = tonumber(free[i + 1])
-    if slots > 0 and string.find(',' .. free[i] .. ',', ',' .. queue .. ',', 1, true) then
+    if slots > 0 and serves(free[i], queue) then
       local left = slots + MARGIN
       for _, other in ipairs(queues_of(free[i])) do left = left - call('ZCARD', K.rung(other)) end
       if left > 0 then total = total + left end
@@ -83,7 +202,8 @@ local function room(queue)
 end
 
 -- One bell: Celery's own message pushed into the broker's list, where the broker is this Redis; else the caller publishes.
-local function ring(id, queue, template, bells)
+local function ring(id, queue, bells)
+  local template = call('GET', K.bell(queue))
   local retries, ignore = get(id, 'retries', 'ignore_result')
   if template then
     local bell = string.gsub(template, '@(%u+)@', {
@@ -94,32 +214,36 @@ local function ring(id, queue, template, bells)
   end
 end
 
+local function ring_first(r, bells)
+  move(r, 'rung')
+  call('HSET', K.job(r.id), 'rings', 1)
+  call('ZADD', K.rung(bell_queue(r)), now + PATIENCE, r.id)
+  ring(r.id, bell_queue(r), bells)
+end
+
 -- Bells for free slots only, at most `most`; collects in `bells` what the caller has to publish. Answers how many it rang.
 local function dispatch(queue, most, bells)
   most = math.min(most, room(queue))
-  if most <= 0 then return 0 end
   local rung = 0
-  local template = call('GET', K.bell(queue))
-  for _ = 1, most do
+  while rung < most do
     local id = next_ready(queue)
     if not id then break end
     local r = read(id)
     if r and may(r, 'rung') then
-      move(r, 'rung')
-      call('HSET', K.job(id), 'rings', 1)
-      call('ZADD', K.rung(queue), now + PATIENCE, id)
-      ring(id, queue, template, bells)
+      ring_first(r, bells)
       rung = rung + 1
-    end
+    elseif not r then set_aside(id, 'ready') end
   end
   return rung
 end
 
--- What a worker adds to its group's free slots. A draining worker adds nothing, and takes nothing from the others.
+-- What a worker adds to its group's free slots. A draining or quarantined worker adds nothing, and takes nothing from the
+-- others.
 local function offer(worker)
-  local group, slots, running, taking = unpack(call('HMGET', K.worker(worker), 'queues', 'slots', 'running', 'taking'))
+  local group, slots, running, taking, quarantine =
+    unpack(call('HMGET', K.worker(worker), 'queues', 'slots', 'running', 'taking', 'quarantine'))
   if not group then return nil, 0 end
-  return group, taking == '1' and math.max(0, tonumber(slots) - tonumber(running)) or 0
+  return group, taking == '1' and not quarantine and math.max(0, tonumber(slots) - tonumber(running)) or 0
 end
 
 -- Change a worker's record and carry the difference over to its group.
@@ -131,31 +255,56 @@ local function change_worker(worker, change)
   if new_group then call('HINCRBY', K.free(), new_group, after - before) end
 end
 
+-- How many more suspects of this level a quarantined worker may take: none while it still runs others.
+local function suspects_room(worker, lvl)
+  local slots, running, held, company, taking =
+    unpack(call('HMGET', K.worker(worker), 'slots', 'running', 'suspects', 'company', 'taking'))
+  held = tonumber(held or 0)
+  if not slots or taking ~= '1' or tonumber(running) > held then return 0 end
+  return math.min(COMPANY[lvl], tonumber(company or COMPANY[2]), tonumber(slots)) - held
+end
+
+-- Bells for suspects: only for quarantined workers, and only as many as may share a process. The least suspect first.
+local function dispatch_suspects(queue, bells)
+  if call('SCARD', K.quarantined()) == 0 then return end
+  local out = call('ZCARD', K.rung(suspects_of(queue)))
+  for lvl = 2, 4 do
+    local waiting = call('ZCARD', K.suspects(queue, lvl))
+    if waiting > 0 then
+      local left = -out
+      for _, worker in ipairs(call('SMEMBERS', K.quarantined())) do
+        local group = call('HGET', K.worker(worker), 'queues')
+        if group and serves(group, queue) then left = left + math.max(0, suspects_room(worker, lvl)) end
+      end
+      while left > 0 do
+        local id = call('ZPOPMIN', K.suspects(queue, lvl))[1]
+        if not id then break end
+        local r = read(id)
+        if r and may(r, 'rung') then ring_first(r, bells); left = left - 1
+        elseif not r then set_aside(id, 'suspects') end
+      end
+      -- One level at a time: company is what the most suspect of them allows.
+      return
+    end
+  end
+end
+
 local function take_slot(r)
   call('SADD', K.held(r.worker), r.id)
-  change_worker(r.worker, function() call('HINCRBY', K.worker(r.worker), 'running', 1) end)
-end
-
--- The run lets go: its slot is free, its fence is void, and the same request again gets the same answer.
-local function release(r, op, answer)
-  if call('SREM', K.held(r.worker), r.id) == 1 and call('EXISTS', K.worker(r.worker)) == 1 then
-    change_worker(r.worker, function() call('HINCRBY', K.worker(r.worker), 'running', -1) end)
-  end
-  call('HDEL', K.job(r.id), 'worker', 'nonce')
-  call('HSET', K.job(r.id), 'released', op .. ' ' .. r.worker .. ' ' .. r.nonce, 'release_answer', answer)
-end
-
--- "mine", "again" (this very release was done, its answer was lost) or "fenced".
-local function fence(r, op, worker, nonce)
-  if not r then return 'fenced' end
-  if r.place == 'running' and r.worker == worker and r.nonce == nonce then return 'mine' end
-  if r.released == op .. ' ' .. worker .. ' ' .. nonce then return 'again' end
-  return 'fenced'
+  change_worker(r.worker, function()
+    call('HINCRBY', K.worker(r.worker), 'running', 1)
+    if level(r) then
+      call('HINCRBY', K.worker(r.worker), 'suspects', 1)
+      local company = tonumber(call('HGET', K.worker(r.worker), 'company') or COMPANY[2])
+      call('HSET', K.worker(r.worker), 'company', math.min(company, COMPANY[level(r)]))
+    end
+  end)
 end
 
 -- What the workers of this group could take next, its queues in turn: else the second queue starves.
 local function dispatch_for(group, most, bells)
   local queues = queues_of(group)
+  for _, queue in ipairs(queues) do dispatch_suspects(queue, bells) end
   if #queues == 1 then dispatch(queues[1], most, bells); return end
   local turn, idle = call('INCR', K.turn()), 0
   while most > 0 and idle < #queues do
@@ -164,31 +313,4 @@ local function dispatch_for(group, most, bells)
     most = most - rung
     idle = rung == 0 and idle + 1 or 0
   end
-end
-
--- Entries of records that have aged out leave their indexes, a few at a time.
-local function sweep(most)
-  for _, entry in ipairs(call('ZRANGEBYSCORE', K.retention(), '-inf', now, 'LIMIT', 0, most)) do
-    local tenant, state, id = string.match(entry, '^([^|]+)|([^|]+)|(.+)$')
-    call('ZREM', K.jobs(tenant), id)
-    call('ZREM', K.jobs_in(tenant, state), id)
-    call('ZREM', K.retention(), entry)
-  end
-end
-
--- The end of a job: told to whoever waits, kept for `result_ttl` ms; the next job of its context takes its turn.
-local function end_job(r, state, result_ttl, context_ttl, bells)
-  move(r, 'ended', state)
-  call('HSET', K.job(r.id), 'state', state, 'ended', now)
-  call('PEXPIRE', K.job(r.id), result_ttl)
-  call('ZADD', K.retention(), now + result_ttl, r.tenant .. '|' .. state .. '|' .. r.id)
-  if r.context then
-    local next_id = context_release(r.tenant, r.context, r.id, context_ttl)
-    local following = next_id and read(next_id)
-    if following and may(following, 'ready') then
-      to_ready(following)
-      dispatch(following.queue, 1, bells)
-    end
-  end
-  call('PUBLISH', K.ended(), r.id)
 end

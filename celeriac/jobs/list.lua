@@ -1,7 +1,7 @@
 -- List: a page of a tenant's jobs, newest first, in one state or all, of one agent or all.
--- a: tenant, state ("" for all), agent ("" for all), before (submission number or "+inf"), limit, fields.
+-- a: tenant, state ("" for all), dead, agent ("" for all), before (submission number or "+inf"), limit, fields.
 -- Answers {next `before` or "", {id, whom it waits for or "", values}, ...}. Looks at no more than 500 jobs: a page may be short and not the last.
-local index = a.state ~= '' and K.jobs_in(a.tenant, a.state) or K.jobs(a.tenant)
+local index = a.dead and K.dead(a.tenant) or a.state ~= '' and K.jobs_in(a.tenant, a.state) or K.jobs(a.tenant)
 local ids = call('ZREVRANGEBYSCORE', index, a.before, '-inf', 'WITHSCORES', 'LIMIT', 0, 500)
 local rows = {''}
 for i = 1, #ids, 2 do

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from celeriac.jobs.journal import Settlement
 
 #: Number of the rules that workers and store agree on. The store refuses a worker with an older one.
 PROTOCOL: Final = 1
@@ -27,13 +30,16 @@ class Place(StrEnum):
 #: The legal moves; the scripts refuse every other. An end never changes.
 MOVES: Final[Mapping[Place, frozenset[Place]]] = {
     Place.NEW: frozenset({Place.READY, Place.BEHIND, Place.PARKED}),
-    Place.BEHIND: frozenset({Place.READY, Place.ENDED}),
+    Place.BEHIND: frozenset({Place.READY, Place.PARKED, Place.ENDED}),
     Place.READY: frozenset({Place.RUNG, Place.ENDED}),
-    Place.RUNG: frozenset({Place.RUNNING, Place.READY, Place.ENDED}),
+    Place.RUNG: frozenset({Place.RUNNING, Place.READY, Place.PARKED, Place.ENDED}),
     Place.RUNNING: frozenset({Place.READY, Place.PARKED, Place.ENDED}),
     Place.PARKED: frozenset({Place.READY, Place.ENDED}),
     Place.ENDED: frozenset(),
 }
+
+#: A replay is no move: it is a submission of the same job, and enters as one.
+REPLAYABLE: Final = frozenset({"failed", "cancelled", "expired"})
 
 
 class State(StrEnum):
@@ -68,15 +74,22 @@ PRIORITIES: Final[Mapping[Priority, int]] = {"high": 0, "normal": 1, "low": 2}
 
 
 def lua() -> str:
-    """The same two tables for the scripts."""
+    """The same tables for the scripts."""
     moves = ", ".join(f"{p} = {{{', '.join(f'{t} = true' for t in sorted(to))}}}" for p, to in MOVES.items())
     seen = ", ".join(f"{place} = '{state}'" for place, state in SEEN_AS.items())
-    return f"local MOVES = {{{moves}}}\nlocal SEEN_AS = {{{seen}}}\n"
+    again = ", ".join(f"{state} = true" for state in sorted(REPLAYABLE))
+    return f"local MOVES = {{{moves}}}\nlocal SEEN_AS = {{{seen}}}\nlocal REPLAYABLE = {{{again}}}\n"
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job as a caller asks for it. input: messages as (role, text), the last one the user's."""
+    """A job as a caller asks for it.
+
+    input: messages as (role, text), the last one the user's. limited: its agent has a limit, so its jobs wait in lines of
+    their own. run_at: it is parked until then. deadline, expires_in: it expires unless it has ended by then; the earlier
+    one counts. idempotency_key: the same key of a tenant is the same job, for as long as that can be asked for;
+    fingerprint: of the request, to tell a repetition from a mistake.
+    """
 
     id: str
     tenant: str
@@ -90,31 +103,59 @@ class NewJob:
     max_output_tokens: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
+    limited: bool = False
+    run_at: datetime | None = None
+    deadline: datetime | None = None
+    expires_in: timedelta | None = None
+    idempotency_key: str | None = None
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """waits_for: the job that holds the context and goes first, or None."""
+    """waits_for: the job that holds the context and goes first, or None. resume_at: when a scheduled job goes on.
+
+    known: the idempotency key was used before, for the same request: this is the job of that time.
+    """
 
     id: str
     created_at: datetime
     waits_for: str | None = None
+    resume_at: datetime | None = None
+    known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """Why a job failed. code: stable, see `celeriac.errors`. message: for people, and nothing anybody said."""
+    """Why a job has no answer. code: stable, see `celeriac.errors`. message: for people, and nothing anybody said."""
 
     code: str
     message: str
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """One call to a model, as it was booked.
+
+    stands: "open" (admitted, no outcome yet), "settled", "doubt" (it may have been billed) or "released" (it was not).
+    nanos: nano-dollars, the highest possible price until it is settled. facts: lane, seconds, error, request_id, ...
+    """
+
+    id: str
+    stands: str
+    nanos: int
+    at: datetime
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A job as it stands in the store.
 
-    cost_nanos: nano-dollars, None until something was spent. usage, receipt: as the runner wrote them. answer: only in
-    `get`, never in lists. context_appended: False where the context was deleted while the job ran.
+    cost_nanos, in_doubt_nanos: nano-dollars, settled and in doubt. usage: as the runner wrote it. answer, calls: only in
+    `get`, never in lists. context_appended: False where the context was deleted while the job ran. crashes: how often
+    its worker died with it since it last made a step; dead: it died too often and is kept for replay. reason, resume_at:
+    why it is parked, and until when. attempts: runs so far. replays: how often it was started anew after an end.
     """
 
     id: str
@@ -131,13 +172,22 @@ class Job:
     request_id: str = ""
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    deadline: datetime | None = None
+    reason: str | None = None
+    resume_at: datetime | None = None
     answer: str | None = None
     error: JobError | None = None
     model: str | None = None
     usage: Mapping[str, int] | None = None
     cost_nanos: int | None = None
-    receipt: Any = None
+    in_doubt_nanos: int = 0
+    calls: tuple[Call, ...] = ()
     context_appended: bool | None = None
+    steps: int = 0
+    crashes: int = 0
+    dead: bool = False
+    replays: int = 0
+    stopping: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +198,14 @@ class Page:
     cursor: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claim:
     """A run that this worker now holds. (worker, nonce) is the fence: every write of the run names both.
 
-    spec, turns: still packed. What cannot be read is the run's to end, not the claim's: it is held already.
+    worker: changes where the store lost history and knows the worker under a new name.
+
+    record: as it is stored. spec, turns, journal: still packed. What cannot be read is the run's to end, not the
+    claim's: it is held already. retries: how often it was parked to be tried again.
     """
 
     id: str
@@ -165,19 +218,44 @@ class Claim:
     request_id: str
     spec: bytes
     waited: float
+    retries: int = 0
     context_version: int = 0
     turns: tuple[bytes, ...] = ()
+    journal: tuple[bytes, ...] = ()
+    record: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a run ends, written in one step. turn: what is appended to the context, already encoded, b"" for nothing."""
+    """How a run ends, written in one step. turn: what is appended to the context, already encoded, b"" for nothing.
+
+    settlement: of the call that brought the answer; its money is booked in the same step.
+    """
 
     state: State
     answer: str | None = None
     error: JobError | None = None
     model: str | None = None
     usage: Mapping[str, int] | None = None
-    cost_nanos: int | None = None
-    receipt: Any = None
     turn: bytes = b""
+    settlement: Settlement | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What the store says of an end. state: the one that counts: a job that was asked to stop ends as that says.
+
+    cost_nanos, in_doubt_nanos: of all the job's calls. appended: whether the context took the turn, None for no turn.
+    """
+
+    state: State
+    cost_nanos: int
+    in_doubt_nanos: int
+    appended: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A run that let go of its slot. resume_at: when the job goes on."""
+
+    resume_at: datetime

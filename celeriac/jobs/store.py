@@ -2,44 +2,72 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Final
 
 import orjson
 from uuid_utils import uuid7
 
 from celeriac import keys
-from celeriac.connections import ALWAYS, CLOCK, NEW_WORK, READ, Redis, Scripts, answering, pack, unpack
-from celeriac.errors import Conflict, Fenced, Invalid
-from celeriac.jobs import model
+from celeriac.connections import ALWAYS, NEW_WORK, READ, Redis, Scripts, answering, pack, unpack
+from celeriac.errors import Conflict, Fenced, Invalid, KeyReused
 from celeriac.jobs.dispatch import Ringer
 from celeriac.jobs.model import (
     PRIORITIES,
     SEEN_AS,
     Accepted,
+    Call,
     Claim,
+    Ended,
     Ending,
     Job,
     JobError,
     NewJob,
     Page,
+    Parked,
     Place,
     Priority,
     State,
 )
+from celeriac.jobs.scripts import ENTER, HERE
 
-HERE: Final = Path(__file__).parent
 PRIORITY_NAMES: Final[Mapping[int, Priority]] = {number: name for name, number in PRIORITIES.items()}
 
-#: What a caller may see of a record; the answer and the receipt only of one job at a time.
+#: What a caller may see of a record; the answer and the calls only of one job at a time.
 SHOWN: Final = (
     "place", "state", "tenant", "agent", "queue", "priority", "created", "attempts", "context", "metadata",
-    "request_id", "started", "ended", "error", "model", "usage", "cost", "appended",
+    "request_id", "started", "ended", "error", "model", "usage", "cost", "in_doubt", "appended", "deadline", "reason",
+    "resume_at", "steps", "crashes", "dead", "replays", "stop",
 )  # fmt: skip
-WHOLE: Final = (*SHOWN, "answer", "receipt")
+WHOLE: Final = (*SHOWN, "answer")
+
+#: A caller's idempotency key stands for its job at least this long.
+KEY_TTL: Final = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How long things are kept. result: an ended job; dead: a dead letter; context: a conversation after its last job."""
+
+    result: timedelta
+    dead: timedelta
+    context: timedelta
+
+    def as_argument(self) -> dict[str, int]:
+        times = {"result": self.result, "dead": self.dead, "context": self.context, "idempotency": KEY_TTL}
+        return {name: _ms(time) for name, time in times.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """fresh: it starts from the beginning: asked for, or because its context has changed since. waits_for: as ever."""
+
+    fresh: bool
+    waits_for: str | None
 
 
 def new_id() -> str:
@@ -52,44 +80,31 @@ def new_nonce() -> str:
     return secrets.token_hex(16)
 
 
-def scripts(redis: Redis, context_helpers: str, clock: str = CLOCK) -> Scripts:
-    """The helpers that every script of the job store stands on."""
-    return Scripts(redis, model.lua() + context_helpers + (HERE / "lines.lua").read_text(), clock)
-
-
 class JobStore:
-    """ringer: rings what a script could not ring itself. result_ttl: how long an ended job is kept."""
+    """ringer: rings what a script could not ring itself. max_messages, max_bytes: of a context."""
 
     def __init__(
-        self,
-        redis: Redis,
-        scripts: Scripts,
-        ringer: Ringer,
-        *,
-        result_ttl: timedelta,
-        context_ttl: timedelta,
-        max_messages: int,
-        max_bytes: int,
+        self, redis: Redis, scripts: Scripts, ringer: Ringer, *, keep: Keep, max_messages: int, max_bytes: int
     ) -> None:
         self._redis = redis
         self._ringer = ringer
-        self._ending: dict[str, Any] = {
-            "result_ttl": int(result_ttl.total_seconds() * 1000),
-            "context_ttl": int(context_ttl.total_seconds() * 1000),
-            "max_messages": max_messages,
-            "max_bytes": max_bytes,
-        }
-        self._submit = scripts.load(HERE / "submit.lua", NEW_WORK)
+        self._keep = keep.as_argument()
+        self._max_messages, self._max_bytes = max_messages, max_bytes
+        self._submit = scripts.load(HERE / "submit.lua", NEW_WORK, before=ENTER, durable=True)
+        self._replay = scripts.load(HERE / "replay.lua", NEW_WORK, before=ENTER, durable=True)
         self._claim = scripts.load(HERE / "claim.lua", ALWAYS)
-        self._finish = scripts.load(HERE / "finish.lua", ALWAYS)
+        self._finish = scripts.load(HERE / "finish.lua", ALWAYS, durable=True)
+        self._park = scripts.load(HERE / "park.lua", ALWAYS)
         self._give_back = scripts.load(HERE / "give_back.lua", ALWAYS)
+        self._cancel = scripts.load(HERE / "cancel.lua", ALWAYS)
         self._get = scripts.load(HERE / "get.lua", READ)
         self._list = scripts.load(HERE / "list.lua", READ)
 
     async def submit(self, job: NewJob) -> Accepted:
-        """Take the job: once this returns, it is stored. The same id again is the same job.
+        """Take the job: once this returns, it is stored. The same id again is the same job, and so is the same key.
 
-        Raises Conflict where the context is busy and the job would not wait, StoreFull, StoreUnavailable.
+        Raises Conflict where the context is busy and the job would not wait, KeyReused where the idempotency key stands
+        for another request, StoreFull, StoreUnavailable.
         """
         spec = {
             "input": job.input,
@@ -103,12 +118,20 @@ class JobStore:
             tenant=job.tenant,
             agent=job.agent,
             queue=job.queue,
+            line=f"{job.queue}/{job.agent}" if job.limited else job.queue,
             priority=PRIORITIES[job.priority],
             context=job.context_id,
             if_busy=job.if_busy,
             request_id=job.request_id,
             metadata=orjson.dumps(dict(job.metadata)).decode(),
             ignore_result=True,
+            run_at=job.run_at and int(job.run_at.timestamp() * 1000),
+            deadline=job.deadline and int(job.deadline.timestamp() * 1000),
+            expires_in=job.expires_in and _ms(job.expires_in),
+            # A caller's own words do not become part of a key.
+            idempotency=job.idempotency_key and hashlib.sha256(job.idempotency_key.encode()).hexdigest()[:32],
+            fingerprint=job.fingerprint,
+            keep=self._keep,
         )
         if said == b"busy":
             raise Conflict(
@@ -116,20 +139,75 @@ class JobStore:
                 field="context_id",
                 remedy='wait for that job to end, or submit with "if_busy": "wait"',
             )
-        created, holder, bells = rest
+        if said == b"reused":
+            raise KeyReused(
+                f"this key stands for another request, which became job {rest[0].decode()}",
+                field="Idempotency-Key",
+                remedy="use a new key for a new request",
+            )
+        if said == b"known":
+            return Accepted(rest[0].decode(), _time(rest[1]), known=True)
+        created, holder, resume_at, bells = rest
         await self._ringer.ring(bells)
-        return Accepted(job.id, _time(created), holder.decode() or None)
+        return Accepted(job.id, _time(created), holder.decode() or None, _time(resume_at) if resume_at else None)
+
+    async def replay(
+        self, job_id: str, tenant: str, *, fresh: bool = False, expires_in: timedelta | None = None
+    ) -> Replayed | None:
+        """Start an ended job anew, under its id; None where this tenant has no such job.
+
+        It goes on at the step that it had reached, unless `fresh` or its context has changed. Raises Conflict for a job
+        that has not ended or that succeeded, StoreFull, StoreUnavailable.
+        """
+        said, *rest = await self._replay(
+            job_id=job_id,
+            id=job_id,
+            tenant=tenant,
+            fresh=fresh,
+            expires_in=expires_in and _ms(expires_in),
+            keep=self._keep,
+        )
+        if said == b"unknown":
+            return None
+        if said == b"not":
+            raise Conflict(
+                f"job {job_id} is {rest[0].decode()}",
+                field="job_id",
+                remedy="only a job that failed, was cancelled or expired can be started again",
+            )
+        afresh, holder, bells = rest
+        await self._ringer.ring(bells)
+        return Replayed(afresh == b"1", holder.decode() or None)
+
+    async def cancel(self, job_id: str, tenant: str | None) -> State | None:
+        """Stop the job. Answers the state that it is in now; None where there is no such job.
+
+        A job that no worker runs is cancelled at once. A running one is asked to stop and answers within about a second;
+        if it finishes first, it has finished. A job that had already ended stays as it is. tenant: None for any.
+        """
+        said, *rest = await self._cancel(id=job_id, tenant=tenant or "", keep=self._keep)
+        if said == b"unknown":
+            return None
+        await self._ringer.ring(rest[-1])
+        return State.RUNNING if said == b"asked" else State(rest[0].decode())
 
     async def get(self, job_id: str, tenant: str) -> Job | None:
         """The job, answer included; None where this tenant has no such job."""
-        waits_for, values = await self._get(id=job_id, fields=WHOLE)
-        job = _job(job_id, waits_for, values)
+        waits_for, values, calls = await self._get(id=job_id, fields=WHOLE)
+        job = _job(job_id, waits_for, values, _calls(calls))
         return job if job is not None and job.tenant == tenant else None
 
     async def list(
-        self, tenant: str, *, state: State | None = None, agent: str = "", cursor: str | None = None, limit: int = 50
+        self,
+        tenant: str,
+        *,
+        state: State | None = None,
+        dead: bool = False,
+        agent: str = "",
+        cursor: str | None = None,
+        limit: int = 50,
     ) -> Page:
-        """A page, newest first. Raises Invalid for a cursor that no page gave out."""
+        """A page, newest first. dead: dead letters only. Raises Invalid for a cursor that no page gave out."""
         if cursor is not None and not cursor.isdecimal():
             raise Invalid("the cursor is not one that a page gave out", field="cursor", remedy="leave it out to begin")
         before = "+inf" if cursor is None else f"({cursor}"
@@ -137,7 +215,7 @@ class JobStore:
         while True:
             left = limit - len(found)
             then, *rows = await self._list(
-                tenant=tenant, state=state or "", agent=agent, before=before, limit=left, fields=SHOWN
+                tenant=tenant, state=state or "", dead=dead, agent=agent, before=before, limit=left, fields=SHOWN
             )
             found += [job for id, *row in rows if (job := _job(id.decode(), *row)) is not None]
             if not then or len(found) >= limit:
@@ -156,36 +234,39 @@ class JobStore:
         nonce: random, made once for this run; the same claim again gets the same answer. Raises Fenced where the store
         does not know the worker any more.
         """
-        said, *rest = await self._claim(id=job_id, worker=worker, nonce=nonce)
+        said, *rest = await self._claim(id=job_id, worker=worker, nonce=nonce, keep=self._keep)
         if said == b"gone":
             raise Fenced(f"the store does not know the worker {worker}")
         if said == b"nothing":
+            await self._ringer.ring(rest[1])
             return None
-        flat, version, turns = rest
-        record = dict(zip(flat[::2], flat[1::2], strict=True))
+        flat, version, turns, journal = rest
+        record = dict(zip((name.decode() for name in flat[::2]), flat[1::2], strict=True))
         return Claim(
             id=job_id,
             worker=worker,
             nonce=nonce,
-            attempt=int(record[b"attempts"]),
-            tenant=record[b"tenant"].decode(),
-            agent=record[b"agent"].decode(),
-            context_id=_text(record.get(b"context")),
-            request_id=record[b"request_id"].decode(),
-            spec=record[b"spec"],
-            waited=(int(record[b"started"]) - int(record[b"created"])) / 1000,
+            attempt=int(record["attempts"]),
+            tenant=record["tenant"].decode(),
+            agent=record["agent"].decode(),
+            context_id=_text(record.get("context")),
+            request_id=record["request_id"].decode(),
+            spec=record["spec"],
+            waited=(int(record["started"]) - int(record["created"])) / 1000,
+            retries=int(record["retries"]),
             context_version=version,
             turns=tuple(turns),
+            journal=tuple(journal),
+            record=record,
         )
 
-    async def finish(self, claim: Claim, ending: Ending) -> bool | None:
-        """End the run: all of it in one step, or nothing. Answers whether the context took the turn, None for no turn.
+    async def finish(self, claim: Claim, ending: Ending) -> Ended:
+        """End the run: all of it in one step, or nothing but the money of its last call.
 
         Raises Fenced where this run no longer holds the job.
         """
         said, *rest = await self._finish(
             pack(ending.answer) if ending.answer is not None else b"",
-            pack(ending.receipt) if ending.receipt is not None else b"",
             ending.turn,
             id=claim.id,
             worker=claim.worker,
@@ -193,23 +274,52 @@ class JobStore:
             state=ending.state,
             model=ending.model or "",
             usage=orjson.dumps(dict(ending.usage)).decode() if ending.usage is not None else "",
-            cost=str(ending.cost_nanos) if ending.cost_nanos is not None else "",
             error=orjson.dumps([ending.error.code, ending.error.message]).decode() if ending.error else "",
+            settlement=ending.settlement and ending.settlement.as_argument(),
             version=claim.context_version,
-            **self._ending,
+            keep=self._keep,
+            max_messages=self._max_messages,
+            max_bytes=self._max_bytes,
         )
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
-        appended, bells = rest
+        state, cost, in_doubt, appended, bells = rest
         await self._ringer.ring(bells)
-        return None if appended == b"" else appended == b"1"
+        return Ended(State(state.decode()), int(cost), int(in_doubt), None if appended == b"" else appended == b"1")
 
-    async def give_back(self, claim: Claim) -> None:
-        """Hand the job back in good order: it is ready at once. Raises Fenced where this run no longer holds it."""
-        said, *rest = await self._give_back(id=claim.id, worker=claim.worker, nonce=claim.nonce)
+    async def park(
+        self, claim: Claim, reason: str, delay: timedelta, *, retry: bool = False, exclude: bool = False
+    ) -> Parked | State:
+        """Let go of the slot for a while. retry: it counts as a try. exclude: not for this worker again.
+
+        Answers the state in which the job ended instead, where it was asked to stop. Raises Fenced where this run no
+        longer holds the job.
+        """
+        said, *rest = await self._park(
+            id=claim.id,
+            worker=claim.worker,
+            nonce=claim.nonce,
+            reason=reason,
+            delay=_ms(delay),
+            retry=retry,
+            exclude=exclude,
+            keep=self._keep,
+        )
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
         await self._ringer.ring(rest[1])
+        return Parked(_time(rest[0])) if said == b"parked" else State(rest[0].decode())
+
+    async def give_back(self, claim: Claim) -> None:
+        """Hand the job back in good order: it is ready at once. Raises Fenced where this run no longer holds it."""
+        said, *rest = await self._give_back(id=claim.id, worker=claim.worker, nonce=claim.nonce, keep=self._keep)
+        if said == b"fenced":
+            raise Fenced("this run no longer holds the job")
+        await self._ringer.ring(rest[0])
+
+
+def _ms(time: timedelta) -> int:
+    return int(time.total_seconds() * 1000)
 
 
 def _time(ms: bytes | int) -> datetime:
@@ -220,13 +330,22 @@ def _text(value: bytes | None) -> str | None:
     return value.decode() if value else None
 
 
-def _job(job_id: str, waits_for: bytes, values: Sequence[Any]) -> Job | None:
+def _calls(flat: Sequence[bytes]) -> tuple[Call, ...]:
+    """Oldest first."""
+    calls = []
+    for name, text in zip(flat[::2], flat[1::2], strict=True):
+        stands, _, nanos, at, facts = text.split(b" ", 4)
+        calls.append(Call(name.decode(), stands.decode(), int(nanos), _time(at), orjson.loads(facts)))
+    return tuple(sorted(calls, key=lambda call: (call.at, call.id)))
+
+
+def _job(job_id: str, waits_for: bytes, values: Sequence[Any], calls: tuple[Call, ...] = ()) -> Job | None:
     r = dict(zip(WHOLE, values, strict=False))
     place = r["place"]
     if place is None:
         return None
     error = r["error"] and JobError(*orjson.loads(r["error"]))
-    answer, receipt = r.get("answer"), r.get("receipt")
+    answer = r.get("answer")
     return Job(
         id=job_id,
         tenant=_text(r["tenant"]) or "",
@@ -242,11 +361,20 @@ def _job(job_id: str, waits_for: bytes, values: Sequence[Any]) -> Job | None:
         request_id=_text(r["request_id"]) or "",
         started_at=_time(r["started"]) if r["started"] else None,
         ended_at=_time(r["ended"]) if r["ended"] else None,
+        deadline=_time(r["deadline"]) if r["deadline"] else None,
+        reason=_text(r["reason"]),
+        resume_at=_time(r["resume_at"]) if r["resume_at"] else None,
         answer=unpack(answer) if answer else None,
         error=error or None,
         model=_text(r["model"]),
         usage=orjson.loads(r["usage"]) if r["usage"] else None,
         cost_nanos=int(r["cost"]) if r["cost"] else None,
-        receipt=unpack(receipt) if receipt else None,
+        in_doubt_nanos=int(r["in_doubt"] or 0),
+        calls=calls,
         context_appended=None if not r["appended"] else r["appended"] == b"1",
+        steps=int(r["steps"] or 0),
+        crashes=int(r["crashes"] or 0),
+        dead=r["dead"] is not None,
+        replays=int(r["replays"] or 0),
+        stopping=r["stop"] is not None,
     )

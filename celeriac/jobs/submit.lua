@@ -1,27 +1,43 @@
--- Submit: record, index, context and ready line in one step, and a bell if a slot is free. Sent twice, it is one job.
--- a: id, tenant, agent, queue, priority, context (or null), if_busy, request_id, metadata (text), result. ARGV[2]: the spec.
--- Answers {"accepted", created ms, holder of the context or "", bells} or {"busy", holder}.
-local context = a.context ~= cjson.null and a.context or nil
+-- Submit: record, index, context and line in one step, and a bell if a slot is free. Sent twice, it is one job.
+-- a: id, tenant, agent, queue, line, priority, context, if_busy, request_id, metadata (text), ignore_result, run_at (ms),
+-- deadline (ms), expires_in (ms), idempotency, fingerprint, keep; null where there is none. ARGV[2]: the spec.
+-- Answers {"accepted", created ms, holder of the context or "", resume_at or "", bells}, {"known" or "reused", id, created ms} or
+-- {"busy", holder}.
+local function given(name) return a[name] ~= cjson.null and a[name] or nil end
+
+local context, key = given('context'), given('idempotency')
 if call('EXISTS', K.job(a.id)) == 1 then
-  return {'accepted', tonumber((get(a.id, 'created'))), waits_for(a.id) or '', {}}
+  local created, resume_at = get(a.id, 'created', 'resume_at')
+  return {'accepted', tonumber(created), waits_for(a.id) or '', resume_at or '', {}}
+end
+if key then
+  local known = call('GET', K.idempotency(a.tenant, key))
+  if known then
+    local fingerprint, created = get(known, 'fingerprint', 'created')
+    if fingerprint then return {fingerprint == a.fingerprint and 'known' or 'reused', known, created} end
+  end
 end
 local holder = context and context_holder(a.tenant, context)
 if holder and a.if_busy == 'reject' then return {'busy', holder} end
 
 local seq, bells = call('INCR', K.seq()), {}
-call('HSET', K.job(a.id), 'tenant', a.tenant, 'agent', a.agent, 'queue', a.queue, 'priority', a.priority, 'seq', seq,
-  'created', now, 'attempts', 0, 'retries', 0, 'ignore_result', a.ignore_result and 'true' or 'false',
+local deadline = given('deadline')
+if given('expires_in') then deadline = math.min(deadline or math.huge, now + a.expires_in) end
+call('HSET', K.job(a.id), 'tenant', a.tenant, 'agent', a.agent, 'queue', a.queue, 'line', a.line, 'priority', a.priority,
+  'seq', seq, 'created', now, 'attempts', 0, 'retries', 0, 'ignore_result', a.ignore_result and 'true' or 'false',
   'request_id', a.request_id, 'metadata', a.metadata, 'spec', ARGV[2], 'place', 'new')
 call('ZADD', K.jobs(a.tenant), seq, a.id)
-local r = {id = a.id, place = 'new', queue = a.queue, priority = a.priority, tenant = a.tenant, seq = seq}
-if context then call('HSET', K.job(a.id), 'context', context) end
-if holder then
-  context_wait(a.tenant, context, a.id, seq)
-  move(r, 'behind')
-else
-  if context then context_hold(a.tenant, context, a.id) end
-  to_ready(r)
-  dispatch(a.queue, 1, bells)
+if key then
+  call('SET', K.idempotency(a.tenant, key), a.id)
+  call('HSET', K.job(a.id), 'idempotency', key, 'fingerprint', a.fingerprint)
 end
+if deadline then
+  call('HSET', K.job(a.id), 'deadline', deadline)
+  call('ZADD', K.deadlines(), deadline, a.id)
+end
+if given('run_at') then call('HSET', K.job(a.id), 'run_at', a.run_at) end
+if context then call('HSET', K.job(a.id), 'context', context) end
+local r = read(a.id)
+local resume_at = enter(r, context, holder, bells)
 sweep(3)
-return {'accepted', now, holder or '', bells}
+return {'accepted', now, holder or '', resume_at or '', bells}

@@ -1,28 +1,25 @@
 -- Upkeep: what others missed. Bells that nobody answered are rung again, at growing intervals and only into room; free
--- slots get their bells; workers whose lease ended offer no slots; the totals are counted anew once per lease.
--- a: lease (ms). Answers bells to publish. Two at once do no harm.
+-- slots get their bells; the totals are counted anew and tenants below their limit let in again once per lease.
+-- a: lease (ms). Answers {bells to publish, what was set aside since this was last said}. Two at once do no harm.
 local bells = {}
 
 local function ring_again(queue)
-  local template = call('GET', K.bell(queue))
+  local template = call('EXISTS', K.bell(queue)) == 1
   for _, id in ipairs(call('ZRANGEBYSCORE', K.rung(queue), '-inf', now, 'LIMIT', 0, 200)) do
     -- A list that holds every bell was only slow: another one would be for nothing.
     if template and call('LLEN', queue) >= call('ZCARD', K.rung(queue)) then return end
-    if get(id, 'place') == 'rung' then
+    local r = read(id)
+    if r and r.place == 'rung' then
       local rings = call('HINCRBY', K.job(id), 'rings', 1)
       call('ZADD', K.rung(queue), now + math.min(60000, PATIENCE * 2 ^ (rings - 1)), id)
-      ring(id, queue, template, bells)
+      ring(id, queue, bells)
     else
       call('ZREM', K.rung(queue), id)
+      if not r and call('EXISTS', K.job(id)) == 1 then set_aside(id, 'rung') end
     end
   end
 end
 
-for _, worker in ipairs(call('ZRANGEBYSCORE', K.workers(), '-inf', now, 'LIMIT', 0, 200)) do
-  if call('HGET', K.worker(worker), 'taking') == '1' then
-    change_worker(worker, function() call('HSET', K.worker(worker), 'taking', '0') end)
-  end
-end
 if call('SET', K.recount(), '1', 'NX', 'PX', a.lease) then
   local totals = {}
   for _, worker in ipairs(call('ZRANGE', K.workers(), 0, -1)) do
@@ -31,20 +28,24 @@ if call('SET', K.recount(), '1', 'NX', 'PX', a.lease) then
   end
   call('DEL', K.free())
   for group, free in pairs(totals) do call('HSET', K.free(), group, free) end
+  for _, tenant in ipairs(call('SMEMBERS', K.full())) do
+    if not at_limit(tenant) then rejoin(tenant) end
+  end
 end
 
 local free, looked_at = call('HGETALL', K.free()), {}
 for i = 1, #free, 2 do
   local group = free[i]
-  if tonumber(free[i + 1]) > 0 then
-    for _, queue in ipairs(queues_of(group)) do
-      if not looked_at[queue] then
-        looked_at[queue] = true
-        ring_again(queue)
-      end
+  for _, queue in ipairs(queues_of(group)) do
+    if not looked_at[queue] then
+      looked_at[queue] = true
+      if tonumber(free[i + 1]) > 0 then ring_again(queue) end
+      if call('SCARD', K.quarantined()) > 0 then ring_again(suspects_of(queue)) end
     end
-    dispatch_for(group, 200, bells)
   end
+  if tonumber(free[i + 1]) > 0 then dispatch_for(group, 200, bells) end
 end
 sweep(200)
-return bells
+local broken = call('ZRANGE', K.broken(), '(' .. (call('GET', K.alarmed()) or 0), '+inf', 'BYSCORE')
+if #broken > 0 then call('SET', K.alarmed(), call('ZRANGE', K.broken(), -1, -1, 'WITHSCORES')[2]) end
+return {bells, broken}

@@ -5,6 +5,7 @@ Texts stay out of every `repr`: error reporters and debuggers print the variable
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -61,6 +62,29 @@ class Usage:
     output: int = 0
     reasoning: int = field(default=0, compare=False)
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input + other.input,
+            self.cache_read + other.cache_read,
+            self.cache_write + other.cache_write,
+            self.output + other.output,
+            self.reasoning + other.reasoning,
+        )
+
+    def as_dict(self) -> dict[str, int]:
+        """As it is stored, and as callers see it."""
+        return {
+            "input_tokens": self.input,
+            "cache_read_tokens": self.cache_read,
+            "cache_write_tokens": self.cache_write,
+            "output_tokens": self.output,
+            "reasoning_tokens": self.reasoning,
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, int]) -> Usage:
+        return cls(**{name.removesuffix("_tokens"): count for name, count in stored.items()})
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -79,7 +103,7 @@ class Answer:
     """A model's answer.
 
     model: the name the provider billed, which may be longer than the one asked for. tier: the service tier that it says
-    it billed, "" if it says nothing. seconds: from asking to having read the answer. attempts: the calls that failed
+    it billed, "" if it says nothing. call: the name under which the call is booked, if it is. seconds: from asking to having read the answer. attempts: the calls that failed
     before this one, oldest first, where a wrapper asked more than once.
     """
 
@@ -91,6 +115,7 @@ class Answer:
     request_id: str = ""
     seconds: float = 0.0
     tier: str = ""
+    call: str = ""
     attempts: tuple[Attempt, ...] = ()
 
 

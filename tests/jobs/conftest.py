@@ -63,7 +63,9 @@ class Queue:
         return await self.jobs.claim(job if isinstance(job, str) else job.id, worker, nonce or new_nonce())
 
     async def finish(self, claim: Claim, **facts: Any) -> bool | None:
-        return await self.jobs.finish(claim, Ending(**({"state": State.SUCCEEDED, "answer": "Paris"} | facts)))
+        """Whether the context took the turn, None for no turn."""
+        ended = await self.jobs.finish(claim, Ending(**({"state": State.SUCCEEDED, "answer": "Paris"} | facts)))
+        return ended.appended
 
     async def state(self, job: Accepted | str, tenant: str = "default") -> State:
         found = await self.jobs.get(job if isinstance(job, str) else job.id, tenant)

@@ -1,0 +1,15 @@
+-- Cancel: a job that no worker runs ends at once; a running one is asked to stop. The first end wins.
+-- a: id, tenant ("" for any), keep. Answers {"unknown"}, {"ended", state, bells} or {"asked", bells}.
+local r, bells = read(a.id), {}
+if not r or (a.tenant ~= '' and r.tenant ~= a.tenant) then return {'unknown'} end
+if r.place == 'running' then
+  ask_to_stop(r, 'cancelled')
+  return {'asked', bells}
+end
+local already = r.place == 'ended'
+if not already then
+  local queue = r.queue
+  stop_waiting(r, 'cancelled', bells)
+  dispatch(queue, 1, bells)
+end
+return {already and 'ended' or 'cancelled', (get(a.id, 'state')), bells}

@@ -1,0 +1,176 @@
+-- Shared, after lines.lua: how a run lets go, how calls are booked, how a job ends.
+
+-- The run lets go: its slot is free, its fence is void, and the same request again gets the same answer.
+local function let_go(r)
+  call('SREM', K.stops(r.worker), r.id)
+  if call('SREM', K.held(r.worker), r.id) == 1 and call('EXISTS', K.worker(r.worker)) == 1 then
+    change_worker(r.worker, function()
+      call('HINCRBY', K.worker(r.worker), 'running', -1)
+      if level(r) and call('HINCRBY', K.worker(r.worker), 'suspects', -1) == 0 then
+        call('HDEL', K.worker(r.worker), 'company')
+      end
+    end)
+  end
+  call('HDEL', K.job(r.id), 'worker', 'nonce')
+end
+
+local function release(r, op, answer)
+  let_go(r)
+  call('HSET', K.job(r.id), 'released', op .. ' ' .. r.worker .. ' ' .. r.nonce, 'release_answer', answer)
+end
+
+-- "mine", "again" (this very release was done, its answer was lost) or "fenced".
+local function fence(r, op, worker, nonce)
+  if not r then return 'fenced' end
+  if r.place == 'running' and r.worker == worker and r.nonce == nonce then return 'mine' end
+  if r.released == op .. ' ' .. worker .. ' ' .. nonce then return 'again' end
+  return 'fenced'
+end
+
+-- A call is kept as "<stands> <bound> <amount> <when> <facts>". Amounts stay text: Lua's numbers lose digits.
+local function call_read(id, name)
+  local text = call('HGET', K.calls(id), name)
+  if not text then return nil end
+  local stands, bound, amount, at, facts = string.match(text, '^(%a+) (%d+) (%d+) (%d+) (.*)$')
+  return {stands = stands, bound = bound, amount = amount, at = at, facts = facts}
+end
+
+local function call_write(id, name, c)
+  call('HSET', K.calls(id), name, c.stands .. ' ' .. c.bound .. ' ' .. c.amount .. ' ' .. c.at .. ' ' .. c.facts)
+end
+
+local SUM = {open = 'reserved', doubt = 'in_doubt', settled = 'cost'}
+
+-- From one sum of the job to another. What may not be: out of "settled", and into anything from "released".
+local function call_move(id, name, c, stands, amount)
+  if SUM[c.stands] then call('HINCRBY', K.job(id), SUM[c.stands], '-' .. c.amount) end
+  c.stands, c.amount = stands, amount
+  if SUM[stands] then call('HINCRBY', K.job(id), SUM[stands], amount) end
+  call_write(id, name, c)
+end
+
+-- The money half of a settlement: by the call's name, once, whoever asks. A call that the store does not know (it lost its
+-- history) is booked from the worker's own copy. s: call, stands, bound, nanos, facts.
+local function book(id, s)
+  if call('EXISTS', K.job(id)) == 0 then return 'lost' end
+  local c = call_read(id, s.call)
+  if c and (c.stands == 'settled' or c.stands == 'released') then return 'again' end
+  local known = c ~= nil
+  c = c or {stands = 'unknown', bound = s.bound, amount = '0', at = tostring(now), facts = s.facts}
+  c.facts = s.facts
+  call_move(id, s.call, c, s.stands, s.stands == 'settled' and s.nanos or s.stands == 'doubt' and c.bound or '0')
+  if not known then
+    local ttl = call('PTTL', K.job(id))
+    if ttl > 0 then call('PEXPIRE', K.calls(id), ttl) end
+  end
+  return known and 'booked' or 'unknown'
+end
+
+-- Calls without an outcome may have been sent: they are in doubt at their full bound.
+local function doubt_open_calls(id)
+  local all = call('HGETALL', K.calls(id))
+  for i = 1, #all, 2 do
+    if string.sub(all[i + 1], 1, 5) == 'open ' then
+      local c = call_read(id, all[i])
+      call_move(id, all[i], c, 'doubt', c.bound)
+    end
+  end
+end
+
+-- Entries of records that have aged out leave their indexes, a few at a time.
+local function sweep(most)
+  for _, entry in ipairs(call('ZRANGEBYSCORE', K.retention(), '-inf', now, 'LIMIT', 0, most)) do
+    local tenant, state, id = string.match(entry, '^([^|]+)|([^|]+)|(.+)$')
+    call('ZREM', K.jobs(tenant), id)
+    call('ZREM', K.jobs_in(tenant, state), id)
+    call('ZREM', K.dead(tenant), id)
+    call('ZREM', K.retention(), entry)
+  end
+end
+
+-- A record and all that belongs to it age together.
+local function keep_for(id, ms)
+  for _, key in ipairs({K.job(id), K.journal(id), K.calls(id)}) do call('PEXPIRE', key, ms) end
+  local idem, tenant = get(id, 'idempotency', 'tenant')
+  if idem then call('PEXPIRE', K.idempotency(tenant, idem), ms) end
+end
+
+-- How long things are kept, with every script that may end a job (`a.keep`): result, dead, context, idempotency, in ms.
+local function keep_ms(r)
+  local ms = get(r.id, 'dead') and a.keep.dead or a.keep.result
+  local idem, created = get(r.id, 'idempotency', 'created')
+  if idem then ms = math.max(ms, a.keep.idempotency - (now - tonumber(created))) end
+  return ms
+end
+
+-- The end of a job: told to whoever waits, kept for a while; the next job of its context takes its turn.
+local function end_job(r, state, bells)
+  move(r, 'ended', state)
+  call('HSET', K.job(r.id), 'state', state, 'ended', now)
+  call('HDEL', K.job(r.id), 'stop')
+  call('ZREM', K.deadlines(), r.id)
+  doubt_open_calls(r.id)
+  local ms = keep_ms(r)
+  keep_for(r.id, ms)
+  call('ZADD', K.retention(), now + ms, r.tenant .. '|' .. state .. '|' .. r.id)
+  if r.context then
+    local next_id = context_release(r.tenant, r.context, r.id, a.keep.context)
+    local following = next_id and read(next_id)
+    if following and following.place == 'behind' then
+      local later = tonumber(call('HGET', K.job(following.id), 'run_at') or 0)
+      if later > now then to_parked(following, 'scheduled', later)
+      else
+        to_ready(following)
+        dispatch(following.queue, 1, bells)
+      end
+    end
+  end
+  call('PUBLISH', K.ended(), r.id)
+end
+
+local STOPPED = {
+  cancelled = '["cancelled","the job was cancelled"]',
+  expired = '["expired","the job had not ended by its deadline"]',
+}
+
+-- An end that no run brings about: cancelled, expired.
+local function stop_job(r, state, bells)
+  call('HSET', K.job(r.id), 'error', STOPPED[state])
+  end_job(r, state, bells)
+end
+
+-- A job that no worker holds leaves its place for good.
+local function stop_waiting(r, state, bells)
+  leave_place(r)
+  stop_job(r, state, bells)
+end
+
+-- A request to stop a running job: its worker hears of it at its next heartbeat, and whoever comes next obeys it.
+local function ask_to_stop(r, state)
+  call('HSETNX', K.job(r.id), 'stop', state)
+  call('SADD', K.stops(r.worker), r.id)
+end
+
+-- A job whose worker is gone. A crash counts unless a step was made since the last one. Answers what became of it.
+local function take_away(r, crowd, bells)
+  local steps, before = get(r.id, 'steps', 'crash_steps')
+  steps, before = tonumber(steps or 0), tonumber(before or 0)
+  local alone = crowd == 1 and r.crashes >= 4
+  doubt_open_calls(r.id)
+  let_go(r)
+  if r.stop then stop_job(r, r.stop, bells); return r.stop end
+  call('HSET', K.job(r.id), 'crash_steps', steps)
+  if steps <= before then
+    if alone then
+      call('HSET', K.job(r.id), 'dead', 1, 'crashes', r.crashes + 1, 'error',
+        '["dead_letter","its worker died each time that it ran, at last while it ran alone"]')
+      call('ZADD', K.dead(r.tenant), r.seq, r.id)
+      end_job(r, 'failed', bells)
+      return 'dead'
+    end
+    r.crashes = math.min(4, r.crashes + 1)
+    call('HSET', K.job(r.id), 'crashes', r.crashes)
+  end
+  to_ready(r)
+  return 'ready'
+end

@@ -1,0 +1,43 @@
+-- Give up: jobs of workers whose lease ended go to others, their open calls in doubt in the same step. Nobody is given up
+-- until a full lease after an outage: the owners are alive, hold paid answers, and speak first.
+-- a: lease (ms), page, keep. Answers {1 if there is more, bells, gone (workers), fates (id, what became of it, ...)}.
+local bells, gone, fates, left = {}, {}, {}, a.page
+local last = tonumber(call('GET', K.round()) or now)
+call('SET', K.round(), now)
+if now - last > a.lease / 2 or now < last then call('SET', K.quiet(), now + a.lease, 'PX', a.lease) end
+if tonumber(call('GET', K.quiet()) or 0) > now then return {0, bells, gone, fates} end
+
+-- A time that lies further ahead than a lease may is from another clock.
+for _, worker in ipairs(call('ZRANGEBYSCORE', K.workers(), now + a.lease + 1, '+inf', 'LIMIT', 0, a.page)) do
+  local lease = tonumber(call('HGET', K.worker(worker), 'lease') or a.lease)
+  call('ZADD', K.workers(), 'LT', now + lease, worker)
+end
+for _, worker in ipairs(call('ZRANGEBYSCORE', K.workers(), '-inf', now, 'LIMIT', 0, 20)) do
+  change_worker(worker, function()
+    call('HSET', K.worker(worker), 'taking', '0', 'crowd', call('SCARD', K.held(worker)))
+  end)
+  call('ZREM', K.workers(), worker)
+  call('ZADD', K.dying(), now, worker)
+  gone[#gone + 1] = worker
+end
+for _, worker in ipairs(call('ZRANGE', K.dying(), 0, 19)) do
+  local crowd = tonumber(call('HGET', K.worker(worker), 'crowd') or 0)
+  while left > 0 do
+    local id = call('SRANDMEMBER', K.held(worker))
+    if not id then break end
+    left = left - 1
+    local r = read(id)
+    if r and r.place == 'running' and r.worker == worker then
+      fates[#fates + 1] = id
+      fates[#fates + 1] = take_away(r, crowd, bells)
+    elseif not r and call('EXISTS', K.job(id)) == 1 then set_aside(id, 'held') end
+    call('SREM', K.held(worker), id)
+  end
+  if call('EXISTS', K.held(worker)) == 0 then
+    change_worker(worker, function() call('DEL', K.worker(worker)) end)
+    call('ZREM', K.dying(), worker)
+    call('SREM', K.quarantined(), worker)
+    call('DEL', K.stops(worker))
+  end
+end
+return {call('EXISTS', K.dying()), bells, gone, fates}

@@ -1,0 +1,46 @@
+-- Quarantine: where suspects wait, a few of a group's workers run them and nothing else, until none is left.
+-- Answers bells to publish.
+local bells = {}
+local function suspects_in(group)
+  local waiting, out = 0, 0
+  for _, queue in ipairs(queues_of(group)) do
+    for lvl = 2, 4 do waiting = waiting + call('ZCARD', K.suspects(queue, lvl)) end
+    out = out + call('ZCARD', K.rung(suspects_of(queue)))
+  end
+  return waiting, out
+end
+
+local groups, in_quarantine = {}, {}
+for _, worker in ipairs(call('SMEMBERS', K.quarantined())) do in_quarantine[worker] = true end
+for _, worker in ipairs(call('ZRANGE', K.workers(), 0, -1)) do
+  local group, running, taking, suspects =
+    unpack(call('HMGET', K.worker(worker), 'queues', 'running', 'taking', 'suspects'))
+  if group then
+    local g = groups[group] or {all = 0, quarantined = 0, idlest = nil}
+    groups[group] = g
+    if taking == '1' then g.all = g.all + 1 end
+    if in_quarantine[worker] then
+      g.quarantined = g.quarantined + 1
+      if not g.waiting then g.waiting, g.out = suspects_in(group) end
+      if g.waiting + g.out == 0 and tonumber(suspects or 0) == 0 then
+        change_worker(worker, function() call('HDEL', K.worker(worker), 'quarantine', 'company') end)
+        call('SREM', K.quarantined(), worker)
+      end
+    elseif taking == '1' and (not g.idlest or tonumber(running) < g.least) then
+      g.idlest, g.least = worker, tonumber(running)
+    end
+  end
+end
+for group, g in pairs(groups) do
+  if not g.waiting then g.waiting, g.out = suspects_in(group) end
+  -- One, and where there are many of both up to a quarter of the workers.
+  local wanted = g.waiting == 0 and 0 or math.max(1, math.min(math.ceil(g.waiting / COMPANY[2]), math.floor(g.all / 4)))
+  if g.quarantined < wanted and g.idlest then
+    change_worker(g.idlest, function() call('HSET', K.worker(g.idlest), 'quarantine', now) end)
+    call('SADD', K.quarantined(), g.idlest)
+  end
+  if g.waiting > 0 then
+    for _, queue in ipairs(queues_of(group)) do dispatch_suspects(queue, bells) end
+  end
+end
+return bells

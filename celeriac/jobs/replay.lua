@@ -1,0 +1,37 @@
+-- Replay: an ended job is started anew, by submit's door: its context's line and all limits hold for it. It keeps its
+-- journal only if the context is still as the job read it. a: id, tenant, fresh, expires_in (ms or null), keep.
+-- Answers {"unknown"}, {"not", state}, or {"accepted", "1" if it starts afresh, holder or "", bells}.
+local r = read(a.id)
+if not r or r.tenant ~= a.tenant then return {'unknown'} end
+local state, version = get(a.id, 'state', 'read_version')
+if r.place ~= 'ended' then return {'not', SEEN_AS[r.place]} end
+if not REPLAYABLE[state] then return {'not', state} end
+
+local bells, fresh = {}, a.fresh
+local holder = r.context and context_holder(r.tenant, r.context)
+if r.context and version then
+  local is = call('HGET', K.context(r.tenant, r.context), 'version') or '0'
+  -- Who goes before it will change the conversation.
+  if holder or is ~= version then fresh = true end
+end
+for _, key in ipairs({K.job(a.id), K.journal(a.id), K.calls(a.id)}) do call('PERSIST', key) end
+local idem = get(a.id, 'idempotency')
+if idem then call('PERSIST', K.idempotency(r.tenant, idem)) end
+if fresh then
+  call('DEL', K.journal(a.id))
+  call('HDEL', K.job(a.id), 'steps', 'read_version')
+end
+call('HDEL', K.job(a.id), 'state', 'ended', 'error', 'answer', 'model', 'usage', 'appended', 'dead', 'crashes',
+  'crash_steps', 'deadline', 'run_at', 'excluded', 'stop')
+call('HSET', K.job(a.id), 'retries', 0, 'place', 'new')
+call('HINCRBY', K.job(a.id), 'replays', 1)
+call('ZREM', K.retention(), r.tenant .. '|' .. state .. '|' .. a.id)
+call('ZREM', K.jobs_in(r.tenant, state), a.id)
+call('ZREM', K.dead(r.tenant), a.id)
+if a.expires_in ~= cjson.null then
+  call('HSET', K.job(a.id), 'deadline', now + a.expires_in)
+  call('ZADD', K.deadlines(), now + a.expires_in, a.id)
+end
+r.place, r.crashes = 'new', 0
+enter(r, r.context, holder, bells)
+return {'accepted', fresh and '1' or '0', holder or '', bells}

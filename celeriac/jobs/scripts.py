@@ -1,0 +1,19 @@
+"""The texts that every script of the job store stands on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from celeriac.connections import CLOCK, Durability, Redis, Scripts
+from celeriac.jobs import model
+
+HERE: Final = Path(__file__).parent
+#: Before `submit.lua` and `replay.lua`.
+ENTER: Final = (HERE / "enter.lua").read_text()
+
+
+def scripts(redis: Redis, context_helpers: str, clock: str = CLOCK, durability: Durability = "process") -> Scripts:
+    """Scripts behind the helpers of the job store. context_helpers: those of contexts, which it does not know."""
+    helpers = "".join((HERE / name).read_text() for name in ("lines.lua", "ends.lua"))
+    return Scripts(redis, model.lua() + context_helpers + helpers, clock, durability)
