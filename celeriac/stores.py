@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,7 @@ async def check_redis(redis: Redis, settings: Settings) -> None:
     async with answering():
         info = await redis.info()
         try:
-            config: dict[Any, Any] = await redis.config_get("maxmemory-policy")
+            config: dict[Any, Any] = await redis.config_get("maxmemory-policy", "min-replicas-*")
         except RedisError:  # managed services close CONFIG; INFO says the same in other words
             config = {}
     if info.get("cluster_enabled"):
@@ -100,6 +101,8 @@ async def check_redis(redis: Redis, settings: Settings) -> None:
     major = int(str(info.get("valkey_version") or info["redis_version"]).partition(".")[0])
     if major < (8 if "valkey_version" in info else 7):
         raise Misconfigured("this Redis is too old: use Redis >= 7 or Valkey >= 8")
+    if mistakes := list(_not_durable(settings, info, config)):
+        raise Misconfigured("\n".join(mistakes))
     risks = []
     policy = _text(config.get(b"maxmemory-policy") or info.get("maxmemory_policy"))
     if policy != "noeviction":
@@ -110,6 +113,26 @@ async def check_redis(redis: Redis, settings: Settings) -> None:
         raise Misconfigured("\n".join(risks))
     for risk in risks:
         log.warning("redis_is_risky", risk=risk)
+
+
+def _not_durable(settings: Settings, info: Mapping[str, Any], config: Mapping[Any, Any]) -> Iterator[str]:
+    """What keeps this Redis from promising what `durability` says."""
+    if settings.durability == "process":
+        return
+    name = f"CELERIAC_DURABILITY is {settings.durability}"
+    version = str(info["redis_version"]).split(".")
+    if (int(version[0]), int(version[1])) < (7, 2):
+        yield f"{name}: WAITAOF needs Redis >= 7.2 or Valkey"
+    if not int(info.get("aof_enabled", 0)):
+        yield f"{name}: the store has no append-only file; set appendonly yes"
+    if settings.durability == "replica":
+        half = settings.jobs.lease.total_seconds() / 2
+        wanted, lag = (
+            int(_text(config.get(key) or "0")) for key in (b"min-replicas-to-write", b"min-replicas-max-lag")
+        )
+        # Else a primary that is cut off from its replicas goes on taking work, which the failover then loses.
+        if wanted < 1 or not 0 < lag <= half:
+            yield f"{name}: set min-replicas-to-write 1 and min-replicas-max-lag to at most {half:g} (half a lease)"
 
 
 def _text(value: object) -> str:

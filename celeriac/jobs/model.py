@@ -85,9 +85,9 @@ def lua() -> str:
 class NewJob:
     """A job as a caller asks for it.
 
-    input: messages as (role, text), the last one the user's. limited: its agent has a limit, so its jobs wait in lines of
-    their own. run_at: it is parked until then. deadline, expires_in: it expires unless it has ended by then; the earlier
-    one counts. idempotency_key: the same key of a tenant is the same job, for as long as that can be asked for;
+    input: messages as (role, text), the last one the user's. limited: its agent has a limit, so its jobs wait in lines
+    of their own. run_at: it is parked until then. deadline, expires_in: it expires unless it has ended by then; the
+    earlier one counts. idempotency_key: the same key of a tenant is the same job, for as long as that can be asked for;
     fingerprint: of the request, to tell a repetition from a mistake.
     """
 
@@ -152,10 +152,10 @@ class Call:
 class Job:
     """A job as it stands in the store.
 
-    cost_nanos, in_doubt_nanos: nano-dollars, settled and in doubt. usage: as the runner wrote it. answer, calls: only in
-    `get`, never in lists. context_appended: False where the context was deleted while the job ran. crashes: how often
-    its worker died with it since it last made a step; dead: it died too often and is kept for replay. reason, resume_at:
-    why it is parked, and until when. attempts: runs so far. replays: how often it was started anew after an end.
+    cost_nanos, in_doubt_nanos: nano-dollars, settled and in doubt. usage: as the runner wrote it. answer, calls: only
+    in `get`, never in lists. context_appended: False where the context was deleted while the job ran. crashes: how often
+    its worker died with it since it last made a step; dead: it died too often and is kept for replay. reason,
+    resume_at: why it is parked, and until when. attempts: runs so far. replays: how often it was started anew.
     """
 
     id: str

@@ -51,7 +51,7 @@ KEY_TTL: Final = timedelta(hours=24)
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """How long things are kept. result: an ended job; dead: a dead letter; context: a conversation after its last job."""
+    """How long things are kept. result: an ended job. dead: a dead letter. context: a conversation without jobs."""
 
     result: timedelta
     dead: timedelta
@@ -182,8 +182,9 @@ class JobStore:
     async def cancel(self, job_id: str, tenant: str | None) -> State | None:
         """Stop the job. Answers the state that it is in now; None where there is no such job.
 
-        A job that no worker runs is cancelled at once. A running one is asked to stop and answers within about a second;
-        if it finishes first, it has finished. A job that had already ended stays as it is. tenant: None for any.
+        A job that no worker runs is cancelled at once. A running one is asked to stop and answers within about a
+        second; if it finishes first, it has finished. A job that had already ended stays as it is. tenant: None for
+        any.
         """
         said, *rest = await self._cancel(id=job_id, tenant=tenant or "", keep=self._keep)
         if said == b"unknown":
