@@ -4,7 +4,8 @@
 local bells, gone, fates, left = {}, {}, {}, a.page
 local last = tonumber(call('GET', K.round()) or now)
 call('SET', K.round(), now)
-if now - last > a.lease / 2 or now < last then call('SET', K.quiet(), now + a.lease, 'PX', a.lease) end
+-- Rounds come once a second: less than two is no outage, however short the lease.
+if now - last > math.max(a.lease / 2, 2000) or now < last then call('SET', K.quiet(), now + a.lease, 'PX', a.lease) end
 if tonumber(call('GET', K.quiet()) or 0) > now then return {0, bells, gone, fates} end
 
 -- A time that lies further ahead than a lease may is from another clock.
