@@ -92,8 +92,12 @@ class Scripts:
         self._redis = redis
         self._helpers = keys.lua() + clock + "local a = cjson.decode(ARGV[1])\n" + helpers
 
+    def text(self, path: Path, flags: str) -> str:
+        """The whole script, for a client of another kind."""
+        return flags + self._helpers + path.read_text()
+
     def load(self, path: Path, flags: str) -> Script:
-        return Script(self._redis.register_script(flags + self._helpers + path.read_text()))
+        return Script(self._redis.register_script(self.text(path, flags)))
 
 
 class Script:
