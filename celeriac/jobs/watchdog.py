@@ -34,6 +34,7 @@ class Watchdog:
         self._url = url
         self._text = text
         self._lease = lease.total_seconds()
+        self._client: redis.Redis | None = None
         self._extend: Any = None
         self._tried = 0.0
 
@@ -63,13 +64,17 @@ class Watchdog:
         """One more lease, without slots. False: the store gave the worker up. Raises RedisError."""
         if self._extend is None:
             patience = min(PATIENCE, self._lease / 8)
-            client = redis.Redis.from_url(
+            self._client = redis.Redis.from_url(
                 self._url,
                 socket_timeout=patience,
                 socket_connect_timeout=patience,
                 retry=Retry(NoBackoff(), 0),
                 client_name="celeriac-watchdog",
             )
-            self._extend = client.register_script(self._text)
+            self._extend = self._client.register_script(self._text)
         arguments = orjson.dumps({"worker": worker, "lease": int(self._lease * 1000)})
         return bool(self._extend(keys=(), args=(arguments,))[0] != b"gone")
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
