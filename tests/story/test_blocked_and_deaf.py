@@ -19,7 +19,7 @@ from celery import Celery
 from tests.processes import ROOT, Process, Worker, free_port, wait_until
 from tests.story.conftest import House
 
-BLOCKING = "tests.story.blocking_app"
+OWN_TASKS = "tests.story.own_tasks"
 #: Short, so that the stories are. One heartbeat a second leaves just enough of it.
 LEASE = 2.0
 
@@ -55,7 +55,7 @@ class Probed:
 def probed(house: House, **env: str) -> Probed:
     port = free_port()
     house.env |= {"CELERIAC_WORKER__HEALTH_PORT": str(port)}
-    return Probed(house.worker("-c", "20", app=BLOCKING, **env), port)
+    return Probed(house.worker("-c", "20", app=OWN_TASKS, **env), port)
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def test_a_loop_that_is_blocked_for_longer_than_a_lease_keeps_its_jobs(house: Ho
     """One extension and one line with the stack of what blocks, not a dozen runs again. No bells meanwhile."""
     shim = house.shim()
     env = {"CELERIAC_JOBS__LEASE": str(LEASE), "CELERIAC_ENV": "prod", "CELERIAC_SHIM__API_KEYS__A": "k" * 16}
-    worker = house.worker("-c", "20", app=BLOCKING, **env)
+    worker = house.worker("-c", "20", app=OWN_TASKS, **env)
     house.always(delay=4, text="Paris")
     jobs = [shim.submit()["id"] for _ in range(12)]
     wait_until(lambda: house.in_flight() == 12, "the calls to be under way")
@@ -134,12 +134,23 @@ def test_a_loop_that_is_blocked_for_longer_than_a_lease_keeps_its_jobs(house: Ho
 
 def test_a_loop_that_stays_blocked_loses_its_lease(house: House) -> None:
     """Extended once and never again: a worker that says nothing is dead, whatever its other threads say."""
-    worker = house.worker("-c", "20", app=BLOCKING, CELERIAC_JOBS__LEASE=str(LEASE))
+    worker = house.worker("-c", "20", app=OWN_TASKS, CELERIAC_JOBS__LEASE=str(LEASE))
     tell(house, "blocks_the_loop", 4 * LEASE)
     wait_until(lambda: taking(house) == ["0"], "the extension")
     wait_until(lambda: lease_left(house) < 0, "the lease to end", 2 * LEASE)
     wait_until(lambda: lease_left(house) > 0, "the loop to say something again")
     assert worker.output().count("lease_extended") == 1
+
+
+def test_a_process_that_was_stopped_is_not_taken_for_a_blocked_loop(house: House) -> None:
+    """Its watchdog stood still as well: it wakes with the loop, which speaks for itself."""
+    worker = house.worker("-c", "20", app=OWN_TASKS, CELERIAC_JOBS__LEASE=str(LEASE))
+    for _ in range(3):
+        os.kill(worker.pid, signal.SIGSTOP)
+        wait_until(lambda: lease_left(house) < 0.3, "most of the lease to be over")
+        os.kill(worker.pid, signal.SIGCONT)
+        wait_until(lambda: lease_left(house) > LEASE - 0.5, "the next heartbeat")
+    assert "lease_extended" not in worker.output()
 
 
 def test_a_blocked_loop_is_alive_until_its_jobs_are_lost(house: House) -> None:
