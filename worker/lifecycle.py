@@ -86,7 +86,7 @@ class Lifecycle(bootsteps.StartStopStep):
 
 
 def _open_probes(settings: Settings, pool: TaskPool, lease: Lease, silence: Callable[[], float]) -> None:
-    # Not at the top: its libraries cost a worker without this port 3 MB.
+    # Not at the top: a worker without this port does without its libraries.
     from worker.probes import Signs, serve
 
     def signs() -> Signs:

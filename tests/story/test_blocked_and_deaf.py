@@ -264,7 +264,7 @@ def test_a_port_that_is_taken_stops_the_start(house: House) -> None:
 
 @pytest.mark.parametrize("env", [{}, {"CELERIAC_WORKER__HEALTH_PORT": ""}], ids=["not set", "empty"])
 def test_no_port_is_opened_that_nobody_asked_for(house: House, env: dict[str, str]) -> None:
-    """Two workers on one machine could not share it. What its server needs is not loaded either."""
+    """Two workers on one machine could not share it."""
     worker = house.worker(**env)
     import psutil
 

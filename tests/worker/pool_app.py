@@ -63,6 +63,8 @@ class Owner(bootsteps.StartStopStep):
         if isinstance(worker.pool, TaskPool):
             app.pool_of_the_worker = worker.pool  # type: ignore[attr-defined]  # ours, for the tasks below
             worker.pool.on_loop_start.append(open_stores)
+            if queues := os.environ.get("POOL_TEST_CONSUME"):
+                worker.pool.consume(queues.split(","))
             worker.pool.on_loop_stop.append(close_stores)
 
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 
+import psutil
 import pytest
 from celery import Celery
 from conftest import Valkey, Worker, wait_for
@@ -83,6 +84,15 @@ def test_what_was_being_popped_when_its_queue_was_dropped_goes_back(steered: Ste
     assert sorted(steered.began("late")) == sorted(sent)
 
 
+def test_a_worker_may_be_told_before_it_starts(valkey: Valkey, celery: Celery, start_worker: Start) -> None:
+    """What waits in the queues that it was started with is left there from the first moment on."""
+    old = celery.send_task("pool_app.waits", ("old", 0), queue="celery")
+    celery.send_task("pool_app.waits", ("new", 0), queue="quarantine")
+    start_worker(valkey.url, "-c", "3", "-Q", "celery", POOL_TEST_CONSUME="quarantine", POOL_TEST_NO_ACK="1")
+    wait_for(lambda: valkey.client.llen("mark:new:began"), "the message in the new queue")
+    assert (valkey.client.llen("celery"), old.state) == (1, "PENDING")
+
+
 def test_no_queue_at_all_is_possible(steered: Steered) -> None:
     """The worker is there and can be spoken to; it takes nothing."""
     steered.consumes()
@@ -109,11 +119,13 @@ def test_a_new_queue_is_like_the_first(steered: Steered) -> None:
 def test_a_full_worker_changes_its_queues_too(steered: Steered) -> None:
     """It takes nothing while it is full, and then only of the new queues."""
     for _ in range(2):
-        steered.send("waits", "full", 4, queue="celery")
+        steered.send("waits", "full", 5, queue="celery")
     wait_for(lambda: len(steered.began("full")) == 2, "the worker to be full")
     steered.consumes("quarantine")
     steered.send("waits", "old", 0, queue="celery")
     steered.send("waits", "new", 0, queue="quarantine")
+    time.sleep(A_POP)
+    assert steered.waiting("quarantine") == 1
     wait_for(lambda: steered.began("new"), "the new queue's message")
     assert steered.valkey.client.llen("mark:full:ended") > 0
     time.sleep(A_POP)
@@ -126,8 +138,10 @@ def test_the_queues_survive_a_lost_connection(steered: Steered) -> None:
     steered.consumes("quarantine")
     steered.send("waits", "before", 0, queue="quarantine")
     wait_for(lambda: steered.began("before"), "the queue to be consumed")
+    # The worker's only: this process has some, too, and the server is shared.
+    its_own = {f"127.0.0.1:{c.laddr.port}" for c in psutil.Process(steered.worker.process.pid).net_connections("tcp")}
     for client in steered.valkey.client.client_list():
-        if client["cmd"] in ("brpop", "psubscribe"):
+        if client["addr"] in its_own and client["cmd"] in ("brpop", "psubscribe"):
             steered.valkey.client.client_kill_filter(_id=client["id"])
     steered.consumes("quarantine", "other")
     steered.worker.logged("Connection to broker lost")
