@@ -54,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.registry = registry
     app.state.keys = Keys(settings.shim.api_keys)
     app.state.closing = asyncio.Event()
+    app.state.broker = None if settings.broker_is_store else probes.Broker(settings)
     app.state.metrics = CollectorRegistry()
     for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
         app.state.metrics.register(collector)

@@ -100,10 +100,14 @@ class Scripts:
         self._helpers = clock + "local a = cjson.decode(ARGV[1])\n" + helpers
         self._durability = durability
 
-    def load(self, path: Path, flags: str, *, before: str = "", durable: bool = False) -> Script:
-        """before: helpers for this script alone. durable: its answer is given as `durability` promises."""
+    def text(self, path: Path, flags: str, before: str = "") -> str:
+        """The whole script, for a client of another kind too. before: helpers for this script alone."""
         text = self._helpers + before + path.read_text()
-        script = self._redis.register_script(flags + keys.lua(text) + text)
+        return flags + keys.lua(text) + text
+
+    def load(self, path: Path, flags: str, *, before: str = "", durable: bool = False) -> Script:
+        """durable: its answer is given as `durability` promises."""
+        script = self._redis.register_script(self.text(path, flags, before))
         if durable and self._durability != "process":
             return DurableScript(script, replicas=int(self._durability == "replica"))
         return Script(script)

@@ -138,6 +138,17 @@ class WorkerSettings(Section):
     stall: Duration = Field(
         timedelta(seconds=2), description="A task that blocks the loop for this long is named in the log."
     )
+    health_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of the worker's own /livez, /readyz and /metrics; 0 takes a free one. "
+        "Default: none, as two workers on one machine cannot share it; set it in containers.",
+    )
+    health_host: str = Field(
+        "127.0.0.1",
+        description="Address of that port, which asks for no key; 0.0.0.0 lets probes from outside in.",
+    )
 
 
 class JobSettings(Section):

@@ -8,7 +8,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from celeriac.connections import CLOCK, Redis, answering, open_redis
+from celeriac.connections import ALWAYS, CLOCK, Redis, answering, open_redis
 from celeriac.contexts import store as contexts
 from celeriac.contexts.store import ContextStore
 from celeriac.errors import Misconfigured
@@ -16,8 +16,9 @@ from celeriac.jobs.dispatch import InScript, Produced, open_ringer
 from celeriac.jobs.events import Ends
 from celeriac.jobs.journal import Journal
 from celeriac.jobs.lease import Fleet
-from celeriac.jobs.scripts import scripts
+from celeriac.jobs.scripts import HERE, scripts
 from celeriac.jobs.store import JobStore, Keep
+from celeriac.jobs.watchdog import Watchdog
 from celeriac.logs import get_logger
 from celeriac.settings import Settings
 
@@ -81,6 +82,12 @@ def open_fleet(settings: Settings, stores: Stores, *, name: str, clock: str = CL
     )
     fleet = Fleet(scripts(redis, contexts.LUA, clock), stores.ringer, lease=settings.jobs.lease, keep=keep(settings))
     return fleet, redis
+
+
+def open_watchdog(settings: Settings, stores: Stores, *, clock: str = CLOCK) -> Watchdog:
+    """For a thread beside the worker's event loop. Connects when first needed, which may be never."""
+    text = scripts(stores.redis, contexts.LUA, clock).text(HERE / "extend.lua", ALWAYS)
+    return Watchdog(settings.redis_url.get_secret_value(), text, lease=settings.jobs.lease)
 
 
 async def check_redis(redis: Redis, settings: Settings) -> None:

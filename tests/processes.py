@@ -121,9 +121,9 @@ def running(process: Any) -> Iterator[Any]:
 class Worker(Process):
     """`celery -A worker.app worker`, ready once it consumes."""
 
-    def __init__(self, redis_url: str, *options: str, **env: str) -> None:
+    def __init__(self, redis_url: str, *options: str, app: str = "worker.app", **env: str) -> None:
         super().__init__(
-            *(sys.executable, "-m", "celery", "-A", "worker.app", "worker", "--without-mingle", *options),
+            *(sys.executable, "-m", "celery", "-A", app, "worker", "--without-mingle", *options),
             env={"CELERIAC_REDIS_URL": redis_url} | env,
         )
 

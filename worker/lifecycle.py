@@ -22,6 +22,7 @@ from celeriac.jobs.dispatch import celery_app, is_suspects, suspects, templates
 from celeriac.jobs.lease import HEARTBEAT, HistoryLost, limits
 from celeriac.logs import always, get_logger
 from celeriac.settings import Settings
+from celeriac.stores import open_watchdog
 from worker.pool import TaskPool
 
 log = get_logger(__name__)
@@ -54,22 +55,34 @@ class Lifecycle(bootsteps.StartStopStep):
             raise SystemExit(EX_FAILURE)
         pool.grace = settings.worker.grace.total_seconds()
         pool.stall = settings.worker.stall.total_seconds()
+        # The watchdog acts at half a lease at the latest.
+        pool.look = min(pool.look, settings.jobs.lease.total_seconds() / 16)
         began = time.monotonic()
 
+        def silence() -> float:
+            ticked: float = pool.hub_ticked
+            return time.monotonic() - max(began, ticked)
+
         def offer() -> Offer:
-            silence = time.monotonic() - max(began, pool.hub_ticked)
-            return Offer(pool.limit, taking=not pool.draining.is_set() and silence < DEAF_AFTER)
+            # Without slots and not taking: it drains. With slots and not taking: something is wrong.
+            return Offer(0 if pool.stopping else pool.limit, taking=not pool.stopping and silence() < DEAF_AFTER)
+
+        everything = frozenset(worker.app.amqp.queues.consume_from)
+        only_suspects = frozenset(map(suspects, job_queues(worker.app)))
 
         def quarantine(quarantined: bool) -> None:
-            queues = job_queues(worker.app)
-            if hasattr(pool, "consume"):
-                pool.consume([suspects(queue) for queue in queues] if quarantined else queues)
+            pool.consume(only_suspects if quarantined else everything)
 
         lease = Lease(settings, offer, bells(worker.app), quarantine)
         worker.app.lease = lease
+        if settings.worker.health_port is not None:
+            _open_probes(settings, pool, lease, silence)
 
         async def opened(pool: TaskPool) -> None:
-            worker.app.runner = (await lease.open()).runner
+            parts = await lease.open()
+            worker.app.runner = parts.runner
+            watchdog = open_watchdog(settings, parts.stores)
+            pool.on_stall.append(lambda late: watchdog.watch(lease.worker, lease.heard, late, pool.stack))
 
         async def closing(pool: TaskPool) -> None:
             await lease.close()
@@ -79,6 +92,33 @@ class Lifecycle(bootsteps.StartStopStep):
 
         pool.on_loop_start += [opened, draining]
         pool.on_loop_stop.append(closing)
+
+
+def _open_probes(settings: Settings, pool: TaskPool, lease: Lease, silence: Callable[[], float]) -> None:
+    # Not at the top: a worker without this port does without its libraries.
+    from worker.probes import Signs, serve
+
+    def signs() -> Signs:
+        return Signs(
+            worker=lease.worker,
+            registered=lease.registered,
+            stopping=pool.stopping,
+            hub_silent=silence(),
+            blocked=pool.blocked,
+            heartbeat_age=time.monotonic() - lease.heard,
+            loop_lag=pool.loop_lag,
+            stalls=pool.stalls,
+            running=pool.running,
+            slots=pool.limit,
+        )
+
+    try:
+        serve(settings, signs)
+    except OSError as error:
+        # Started all the same, it would be probed by asking somebody else.
+        where = f"{settings.worker.health_host}:{settings.worker.health_port}"
+        log.critical("worker_cannot_start", reason=f"CELERIAC_WORKER__HEALTH_PORT: {where}: {error.strerror}")
+        raise SystemExit(EX_FAILURE) from error
 
 
 def job_queues(app: Any) -> list[str]:
@@ -122,6 +162,20 @@ class Lease:
         self._registered = False
 
     @property
+    def worker(self) -> str:
+        """The name under which it is, or was last, registered; "" before the first time."""
+        return self._parts.runner.worker if self._parts is not None else ""
+
+    @property
+    def registered(self) -> bool:
+        return self._registered
+
+    @property
+    def heard(self) -> float:
+        """`time.monotonic()` of the last heartbeat that the store answered."""
+        return self._parts.runner.lease.heard if self._parts is not None else time.monotonic()
+
+    @property
     def parts(self) -> WorkerParts:
         if self._parts is None:
             raise RuntimeError("the worker is not open")
@@ -130,7 +184,7 @@ class Lease:
     async def open(self) -> WorkerParts:
         """Open everything and register. Raises Misconfigured. A store that is away is waited for."""
         self._parts = await patiently(
-            lambda: self._open.enter_async_context(open_worker(self._settings, self._offer().slots))
+            lambda: self._open.enter_async_context(open_worker(self._settings, self._offer().slots or 1))
         )
         self._parts.runner.lease.length = self._settings.jobs.lease
         self._parts.runner.recheck = self.say

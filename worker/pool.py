@@ -36,7 +36,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 from typing import Any, TypeVar
@@ -114,6 +114,8 @@ class TaskPool(BasePool):
     cleanup: float = 5.0
     #: A task that blocks the loop for this many seconds is named in the log.
     stall: float = 2.0
+    #: Seconds between two looks at whether the loop is late, at most. Lower notices a blocked loop sooner.
+    look: float = 0.5
     #: Threads for `def` tasks. More run more of them at once, fewer save memory.
     sync_threads: int = 16
 
@@ -125,6 +127,7 @@ class TaskPool(BasePool):
     hub_ticked: float = 0.0
     #: How often something blocked the loop for longer than `stall`.
     stalls: int = 0
+    _ticked = _lag = 0.0
 
     limit: int
     app: Any
@@ -136,6 +139,9 @@ class TaskPool(BasePool):
         self.on_loop_start: list[Hook] = []
         #: Awaited on the loop, in reverse order, after the last task has ended. An error is logged.
         self.on_loop_stop: list[Hook] = []
+        #: Called with the seconds by which the loop is late, at each look while something blocks it: from two looks on,
+        #: thus before `stall`, and until it ends. In the thread that watches, where they may wait for a second or so.
+        self.on_stall: list[Callable[[float], object]] = []
         self._jobs: dict[int, Job] = {}
         self._pids = itertools.count(1)
         # On the loop thread only.
@@ -157,6 +163,7 @@ class TaskPool(BasePool):
         self._one_at_a_time = False
         self._acked = 0
         self._paused = False
+        self._wanted: frozenset[str] | None = None
         self.app.steps["consumer"].add(Slots)
 
     # What the owner may know and do. Any thread.
@@ -177,9 +184,41 @@ class TaskPool(BasePool):
         return 0 if self._closing else max(0, self.limit - len(self._jobs))
 
     @property
+    def stopping(self) -> bool:
+        """From the begin of a shutdown on, warm or cold."""
+        return self._closing
+
+    @property
     def loop_lag(self) -> float:
         """Seconds by which the loop was last late, or is now."""
-        return max(self._lag, time.monotonic() - self._ticked - self._tick_every, 0.0)
+        if not self._ticked or self._stopped:
+            return 0.0
+        return max(self._lag, self.blocked)
+
+    @property
+    def blocked(self) -> float:
+        """Seconds by which the loop is late now; 0.0 while it is not, and before its start and after its end."""
+        if not self._ticked or self._stopped:
+            return 0.0
+        return max(0.0, time.monotonic() - self._ticked - self._tick_every)
+
+    def stack(self) -> str:
+        """What the loop's thread does at this moment, innermost call last: names and lines, no values."""
+        return _stack(sys._current_frames().get(self._thread.ident or 0))
+
+    def consume(self, queues: Collection[str]) -> None:
+        """From now on take messages of exactly these queues; of none, if there are none. Returns at once.
+
+        Survives reconnects. What was taken before is run. A message that the broker hands out at this very moment from
+        a queue that is dropped goes back to where it was (Redis), or counts as taken before (AMQP). On Redis a queue
+        that is added is listened to within a second. A queue that the application does not know is declared with the
+        options of the first one that it does.
+        """
+        wanted = frozenset(queues)
+        if wanted != self._wanted:
+            self._wanted = wanted
+            if self._hub is not None:
+                self._hub.call_soon(self._fit_queues)
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the loop and wait for its answer. Raises TimeoutError after `timeout` seconds.
@@ -215,8 +254,8 @@ class TaskPool(BasePool):
         self._threads = ThreadPoolExecutor(max(1, self.sync_threads), thread_name_prefix="celery-sync-task")
         self.loop = new_event_loop()
         self.draining = asyncio.Event()
-        self._tick_every = min(0.5, self.stall / 4)
-        self._lag, self._ticked = 0.0, time.monotonic()
+        self._tick_every = min(self.look, self.stall / 4)
+        self._ticked = time.monotonic()
         self._thread = threading.Thread(target=self._run_loop, name="celery-loop", daemon=True)
         self._thread.start()
         threading.Thread(target=self._watch, name="celery-loop-watch", daemon=True).start()
@@ -449,6 +488,8 @@ class TaskPool(BasePool):
         # RabbitMQ's quorum queues: the count of a queue that is consumed is fixed. One at a time is exact, too.
         self._one_at_a_time = broker == "amqp" and consumer.qos_global is False
         self._paused = False
+        # Celery begins to consume in a moment.
+        self._fit_queues(begin=False)
         self._fit_prefetch()
         consumer.qos.update()
 
@@ -474,6 +515,35 @@ class TaskPool(BasePool):
         elif self._paused and not full:
             consumer.task_consumer.consume()
         self._paused = full
+
+    def _fit_queues(self, begin: bool = True) -> None:
+        """Bring what is consumed in line with what is wanted. On the hub thread. begin: consume what is added."""
+        consumer, wanted = self._consumer, self._wanted
+        if wanted is None or consumer is None or consumer.task_consumer is None or self._closing:
+            return
+        taken = {queue.name for queue in consumer.task_consumer.queues}
+        for name in sorted(taken - wanted):
+            consumer.cancel_task_queue(name)
+        added = sorted(wanted - taken)
+        for name in added:
+            consumer.task_consumer.add_queue(self._select(name))
+        # Where the worker is full, `_fit_prefetch` begins when it is not.
+        if added and begin and not self._paused:
+            consumer.task_consumer.consume()
+        if added:
+            logger.info("Consuming from %s", ", ".join(sorted(wanted)))
+
+    def _select(self, name: str) -> Any:
+        """The queue of this name, among those that a new connection consumes."""
+        queues = self.app.amqp.queues
+        if name in queues:  # asked first: looking it up would make one, with other options
+            return queues.select_add(queues[name])
+        like = next(iter(queues.values()), None)
+        options = {} if like is None else like.as_dict()
+        for own in ("name", "exchange", "routing_key", "alias", "bindings"):
+            options.pop(own, None)
+        kind = "direct" if like is None else like.exchange.type
+        return queues.select_add(name, exchange=name, exchange_type=kind, routing_key=name, **options)
 
     # The end.
 
@@ -580,12 +650,23 @@ class TaskPool(BasePool):
 
     def _watch(self) -> None:
         while not self._stopped and not self._crashed:
+            before = time.monotonic()
             time.sleep(self._tick_every)
-            ticked = self._ticked
-            late = time.monotonic() - ticked - self._tick_every
+            ticked, now = self._ticked, time.monotonic()
+            late = now - ticked - self._tick_every
             if late > self.stall and self._reported != ticked:
                 self._reported = ticked
-                self._report_stall(late, _stack(sys._current_frames().get(self._thread.ident or 0)))
+                self._report_stall(late, self.stack())
+            # This thread overslept as well: the process was stopped, and the loop is about to run like us.
+            if late > self._tick_every and now - before < 2 * self._tick_every:
+                self._call_stalled(late)
+
+    def _call_stalled(self, late: float) -> None:
+        for hook in self.on_stall:
+            try:
+                hook(late)
+            except Exception as error:
+                logger.error("%s failed: %r", getattr(hook, "__qualname__", hook), error, exc_info=error)
 
     def _report_stall(self, seconds: float, stack: str) -> None:
         self.stalls += 1

@@ -7,7 +7,6 @@ if not call('ZSCORE', K.workers(), a.worker) then return {'gone', beats} end
 call('ZADD', K.workers(), now + a.lease, a.worker)
 local taking = a.taking and '1' or '0'
 local slots, was, quarantine = unpack(call('HMGET', K.worker(a.worker), 'slots', 'taking', 'quarantine'))
-call('HDEL', K.worker(a.worker), 'extended')
 if tonumber(slots) ~= a.slots or was ~= taking then
   change_worker(a.worker, function() call('HSET', K.worker(a.worker), 'slots', a.slots, 'taking', taking) end)
 end

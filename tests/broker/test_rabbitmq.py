@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+from celery import Celery
 from kombu import Connection
 
 from tests.broker.conftest import TwoServers
@@ -14,11 +15,14 @@ from tests.processes import Shim, free_port, running, wait_until
 
 pytestmark = pytest.mark.rabbitmq
 
+#: What prod asks for; there a log line is JSON.
+KEY = "a-key-for-tests-only"
 
-def depth(house: TwoServers) -> int:
+
+def depth(house: TwoServers, queue: str = "celeriac") -> int:
     """Messages that wait in RabbitMQ; those that a worker has been sent are not among them."""
     with Connection(house.rabbitmq.url) as connection:
-        return int(connection.default_channel.queue_declare("celeriac", passive=True).message_count)
+        return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
 
 
 def submit(shim: Shim, count: int) -> list[str]:
@@ -56,10 +60,13 @@ def test_a_broker_that_hangs_holds_up_nobody(house: TwoServers) -> None:
     os.kill(house.rabbitmq.process.pid, signal.SIGSTOP)
     try:
         jobs = submit(shim, 20)
-        assert shim.http.get("/readyz").status_code == 200
+        answer = shim.http.get("/readyz")
+        assert (answer.status_code, answer.json()["missing"]) == (200, ["broker"])
     finally:
         os.kill(house.rabbitmq.process.pid, signal.SIGCONT)
     assert {shim.job(job, wait=60)["state"] for job in jobs} == {"succeeded"}
+    ready = {"status": "ok", "missing": [], "store": "ok", "broker": "ok", "workers": 1}
+    wait_until(lambda: shim.http.get("/readyz").json() == ready, "the broker to be found again")
 
 
 def test_a_shim_that_cannot_reach_the_broker_is_no_less_of_a_shim(house: TwoServers) -> None:
@@ -104,6 +111,36 @@ def test_messages_are_acknowledged_and_none_is_left(house: TwoServers) -> None:
     assert house.peak() == 2
     worker.stop()
     assert depth(house) == 0, "what a worker had and did not acknowledge comes back"
+
+
+def test_a_worker_changes_its_queues_and_keeps_to_them(house: TwoServers) -> None:
+    """What is sent to a queue that was dropped stays in RabbitMQ, over a restart too, until it is taken up again."""
+    worker = house.worker("-c", "2", app="tests.story.own_tasks", CELERIAC_ENV="prod", CELERIAC_SHIM__API_KEYS__A=KEY)
+
+    def said() -> list[str]:
+        return [line["text"] for line in worker.lines() if line["event"] == "said"]
+
+    with Celery(broker=house.rabbitmq.url, set_as_current=False) as client:
+
+        def send(task: str, *args: str, queue: str) -> None:
+            client.send_task(task, args, queue=queue, ignore_result=True)
+
+        send("consumes", "aside", queue="celeriac")
+        wait_until(lambda: "Consuming from aside" in worker.output(), "the worker to obey")
+        send("says", "one", queue="celeriac")
+        send("says", "two", queue="aside")
+        wait_until(lambda: said() == ["two"], "the message in the new queue")
+        assert (depth(house), depth(house, "aside")) == (1, 0)
+
+    house.rabbitmq.stop()
+    house.rabbitmq.start()
+    with Celery(broker=house.rabbitmq.url, set_as_current=False) as client:
+        send("says", "three", queue="aside")
+        wait_until(lambda: said() == ["two", "three"], "the worker to come back", 60)
+        assert depth(house) == 1
+        send("consumes", "celeriac", queue="aside")
+        wait_until(lambda: said() == ["two", "three", "one"], "the message that waited")
+    assert worker.running()
 
 
 @pytest.mark.parametrize("needed", [True, False], ids=["RabbitMQ", "Redis"])

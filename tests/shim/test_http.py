@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -290,9 +291,55 @@ def test_the_shim_imports_no_provider_sdk_and_no_celery(shim: Shim, valkey: Valk
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-def test_readiness_names_the_store_and_counts_workers(shim: Shim) -> None:
-    """Without workers jobs are taken and wait."""
-    assert shim.http.get("/readyz").json() == {"status": "ok", "store": "ok", "workers": 0}
+def test_readiness_names_what_is_missing(own_valkey: Valkey) -> None:
+    """Without workers jobs are taken and wait: that is said, and is no reason to take the shim out of service. Without
+    the store nothing is taken."""
+    with running(Shim(own_valkey.url)) as shim:
+        answer = shim.http.get("/readyz")
+        assert answer.status_code == 200
+        assert answer.json() == {"status": "degraded", "missing": ["workers"], "store": "ok", "workers": 0}
+        own_valkey.client().zadd("celeriac:workers", {"somebody": (time.time() + 60) * 1000})
+        assert shim.http.get("/readyz").json() == {"status": "ok", "missing": [], "store": "ok", "workers": 1}
+        own_valkey.stop()
+        answer = shim.http.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json() == {"status": "unavailable", "missing": ["store"], "store": "away"}
+
+
+def test_readiness_sees_a_broker_of_its_own(valkey: Valkey, own_valkey: Valkey) -> None:
+    """Gone, it delays jobs and refuses none. It is found again by itself."""
+    with running(Shim(valkey.url, CELERIAC_BROKER_URL=own_valkey.url)) as shim:
+
+        def missing() -> list[str]:
+            answer = shim.http.get("/readyz")
+            assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+            found: list[str] = answer.json()["missing"]
+            return found
+
+        assert missing() == ["workers"]
+        own_valkey.stop()
+        wait_until(lambda: missing() == ["broker", "workers"], "the loss to be seen")
+        own_valkey.start()
+        wait_until(lambda: missing() == ["workers"], "the broker to be found again")
+
+
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_a_broker_that_hangs_does_not_hang_readiness(valkey: Valkey, scheme: str) -> None:
+    """It takes connections and says nothing. Whoever asks waits a second at most, and holds up nobody else."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"{scheme}://127.0.0.1:{server.getsockname()[1]}"
+        with running(Shim(valkey.url, CELERIAC_BROKER_URL=url)) as shim:
+            shim.submit()
+            for _ in range(3):
+                began = time.monotonic()
+                assert shim.http.get("/readyz").json()["broker"] == "away"
+                assert time.monotonic() - began < 1.5
+            asking = threading.Thread(target=lambda: shim.http.get("/readyz"))
+            asking.start()
+            began = time.monotonic()
+            assert shim.http.get("/livez").status_code == 200
+            assert time.monotonic() - began < 0.5
+            asking.join()
 
 
 def test_with_keys_each_tenant_sees_its_own(valkey: Valkey) -> None:

@@ -69,3 +69,27 @@ def test_a_wrong_setting_is_named(valkey: Valkey) -> None:
     status, line = health(valkey.url, CELERIAC_WORKER__CONCURRENCY="many")
     assert status == 1
     assert line.startswith("CELERIAC_WORKER__CONCURRENCY: ")
+
+
+async def test_a_worker_that_takes_no_jobs_is_not_healthy(valkey: Valkey, fleet: Fleet) -> None:
+    """It holds its lease and is cut off from its broker, or its loop is blocked. One that works beside it is enough."""
+    name = new_name()
+    await register(fleet, name)
+    await fleet.heartbeat(name, 10, taking=False)
+    assert health(valkey.url) == (1, f"{name}: holds a lease and takes no jobs")
+    await register(fleet, new_name())
+    assert health(valkey.url) == (0, "")
+
+
+async def test_a_worker_that_drains_is_healthy(valkey: Valkey, fleet: Fleet) -> None:
+    """It takes no jobs on purpose: it offers no slots at all, and is not killed for it."""
+    name = new_name()
+    await register(fleet, name)
+    await fleet.heartbeat(name, 0, taking=False)
+    assert health(valkey.url) == (0, "")
+
+
+def test_a_port_that_nobody_answers_is_not_healthy(valkey: Valkey) -> None:
+    """Where there should be one, the store is not asked: it may know of another worker of this host."""
+    port = str(free_port())
+    assert health(valkey.url, CELERIAC_WORKER__HEALTH_PORT=port) == (1, f"no worker answers on port {port} (URLError)")

@@ -61,7 +61,10 @@ class Owner(bootsteps.StartStopStep):
 
     def create(self, worker: Any) -> None:
         if isinstance(worker.pool, TaskPool):
+            app.pool_of_the_worker = worker.pool  # type: ignore[attr-defined]  # ours, for the tasks below
             worker.pool.on_loop_start.append(open_stores)
+            if queues := os.environ.get("POOL_TEST_CONSUME"):
+                worker.pool.consume(queues.split(","))
             worker.pool.on_loop_stop.append(close_stores)
 
 
@@ -257,6 +260,19 @@ async def waiting(self: Any, key: str, seconds: float = 60.0) -> str:
 
 app.task(waiting, base=AsyncTask, bind=True, name="pool_app.waits")
 app.task(waiting, base=AsyncTask, bind=True, name="pool_app.waits_late", acks_late=True)
+
+
+@app.task(base=AsyncTask, ignore_result=True)
+async def follows_the_queues(key: str) -> None:
+    """Consumes what the list `queues:{key}` says, one set of names after the other, until it says nothing."""
+    pool: TaskPool = app.pool_of_the_worker  # type: ignore[attr-defined]  # put there by Owner
+    while True:
+        told = await asyncio.to_thread(marks.blpop, [f"queues:{key}"], 0)
+        queues = json.loads(told[1])
+        if queues is None:
+            return
+        pool.consume(queues)
+        mark(f"{key}:told", ",".join(queues))
 
 
 @app.task(base=AsyncTask)

@@ -1,0 +1,42 @@
+"""Our worker with tasks of an operator's own in it; some hold up what they should not."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from celery import signals
+from kombu.asynchronous import get_event_loop
+
+from celeriac.logs import get_logger
+from tasks.base import AsyncTask
+from worker.app import app as app
+
+log = get_logger(__name__)
+pools: list[Any] = []
+
+
+@signals.worker_ready.connect(weak=False)
+def _ready(sender: Any, **_: Any) -> None:
+    pools[:] = [sender.pool]
+
+
+@app.task(base=AsyncTask, name="blocks_the_loop", ignore_result=True)
+async def blocks_the_loop(seconds: float) -> None:
+    time.sleep(seconds)  # noqa: ASYNC251  # it is what the tests are about
+
+
+@app.task(base=AsyncTask, name="blocks_the_hub", ignore_result=True)
+async def blocks_the_hub(seconds: float) -> None:
+    """The thread that takes messages; jobs and heartbeats go on."""
+    get_event_loop().call_soon(time.sleep, seconds)
+
+
+@app.task(base=AsyncTask, name="consumes", ignore_result=True)
+async def consumes(*queues: str) -> None:
+    pools[0].consume(queues)
+
+
+@app.task(base=AsyncTask, name="says", ignore_result=True)
+async def says(text: str) -> None:
+    log.info("said", text=text)

@@ -1,0 +1,272 @@
+"""A worker whose event loop is blocked, or that takes no messages: what it keeps, and what it says to probes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+import pytest
+from celery import Celery
+
+from tests.processes import ROOT, Process, Worker, free_port, wait_until
+from tests.story.conftest import House
+
+OWN_TASKS = "tests.story.own_tasks"
+#: Short, so that the stories are. One heartbeat a second leaves just enough of it.
+LEASE = 2.0
+
+
+class Probed:
+    """A worker and its port."""
+
+    def __init__(self, process: Process, port: int) -> None:
+        self.process = process
+        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=5)
+
+    def get(self, page: str) -> tuple[int, dict[str, Any]]:
+        answer = self.http.get(page)
+        return answer.status_code, answer.json()
+
+    def failing(self, page: str) -> set[str]:
+        status, body = self.get(page)
+        assert (status == 503) is bool(body["failing"]), body
+        assert body["status"] == ("failing" if body["failing"] else "ok")
+        return set(body["failing"])
+
+    def becomes(self, page: str, failing: set[str], seconds: float = 30) -> None:
+        def as_told() -> bool:
+            assert self.process.running(), self.process.output()
+            try:
+                return self.failing(page) == failing
+            except httpx2.TransportError:
+                return False
+
+        wait_until(as_told, f"{page} to name {failing or 'nothing'}", seconds)
+
+
+def probed(house: House, **env: str) -> Probed:
+    port = free_port()
+    house.env |= {"CELERIAC_WORKER__HEALTH_PORT": str(port)}
+    return Probed(house.worker("-c", "20", app=OWN_TASKS, **env), port)
+
+
+@contextmanager
+def asked_all_the_time(ask: Callable[[], Any]) -> Iterator[list[Any]]:
+    """What is answered while the block runs."""
+    answers: list[Any] = []
+    over = threading.Event()
+
+    def ask_again() -> None:
+        while not over.is_set():
+            answers.append(ask())
+            over.wait(0.05)
+
+    asker = threading.Thread(target=ask_again)
+    asker.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        asker.join()
+
+
+def tell(house: House, task: str, seconds: float) -> None:
+    with Celery(broker=house.valkey.url, set_as_current=False) as client:
+        client.send_task(task, (seconds,), queue="celeriac", ignore_result=True)
+
+
+def taking(house: House) -> list[str | None]:
+    redis = house.valkey.client()
+    return [redis.hget(f"celeriac:worker:{name}", "taking") for name in redis.zrange("celeriac:workers", 0, -1)]
+
+
+def lease_left(house: House) -> float:
+    """Seconds until the first lease ends, or since it did."""
+    redis = house.valkey.client()
+    seconds, micros = redis.time()
+    [(_, ends)] = redis.zrange("celeriac:workers", 0, 0, withscores=True)
+    return float(ends) / 1000 - seconds - micros / 1e6
+
+
+def health(house: House, **env: str) -> tuple[int, str]:
+    """`python -m worker.health`: exit status, and the line on standard error."""
+    ran = subprocess.run(
+        (sys.executable, "-m", "worker.health"),
+        env={**os.environ, "CELERIAC_REDIS_URL": house.valkey.url, **env},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return ran.returncode, ran.stderr.strip()
+
+
+def test_a_loop_that_is_blocked_for_longer_than_a_lease_keeps_its_jobs(house: House) -> None:
+    """One extension and one line with the stack of what blocks, not a dozen runs again. No bells meanwhile."""
+    shim = house.shim()
+    env = {"CELERIAC_JOBS__LEASE": str(LEASE), "CELERIAC_ENV": "prod", "CELERIAC_SHIM__API_KEYS__A": "k" * 16}
+    worker = house.worker("-c", "20", app=OWN_TASKS, **env)
+    house.always(delay=4, text="Paris")
+    jobs = [shim.submit()["id"] for _ in range(12)]
+    wait_until(lambda: house.in_flight() == 12, "the calls to be under way")
+    with asked_all_the_time(lambda: lease_left(house)) as left:
+        tell(house, "blocks_the_loop", LEASE + 0.4)
+        wait_until(lambda: taking(house) == ["0"], "the extension")
+        wait_until(lambda: taking(house) == ["1"], "the next heartbeat")
+    assert min(left) > 0, "the lease ended in between"
+    ended = [shim.job(job, wait=30) for job in jobs]
+    assert [(job["state"], job["attempts"]) for job in ended] == [("succeeded", 1)] * 12
+    assert house.bill()["calls"] == 12
+    [line] = [line for line in worker.lines() if line["event"] == "lease_extended"]
+    assert line["level"] == "error"
+    assert line["seconds"] >= LEASE / 8
+    assert "blocks_the_loop" in line["stack"]
+    assert "lease_lost" not in worker.output()
+
+
+def test_a_loop_that_stays_blocked_loses_its_lease(house: House) -> None:
+    """Extended once and never again: a worker that says nothing is dead, whatever its other threads say."""
+    worker = house.worker("-c", "20", app=OWN_TASKS, CELERIAC_JOBS__LEASE=str(LEASE))
+    tell(house, "blocks_the_loop", 4 * LEASE)
+    wait_until(lambda: taking(house) == ["0"], "the extension")
+    wait_until(lambda: lease_left(house) < 0, "the lease to end", 2 * LEASE)
+    wait_until(lambda: lease_left(house) > 0, "the loop to say something again")
+    assert worker.output().count("lease_extended") == 1
+
+
+def test_a_process_that_was_stopped_is_not_taken_for_a_blocked_loop(house: House) -> None:
+    """Its watchdog stood still as well: it wakes with the loop, which speaks for itself."""
+    worker = house.worker("-c", "20", app=OWN_TASKS, CELERIAC_JOBS__LEASE=str(LEASE))
+    for _ in range(3):
+        os.kill(worker.pid, signal.SIGSTOP)
+        wait_until(lambda: lease_left(house) < 0.3, "most of the lease to be over")
+        os.kill(worker.pid, signal.SIGCONT)
+        wait_until(lambda: lease_left(house) > LEASE - 0.5, "the next heartbeat")
+    assert "lease_extended" not in worker.output()
+
+
+def test_a_blocked_loop_is_alive_until_its_jobs_are_lost(house: House) -> None:
+    """The port answers all the same. It is not ready at once; a restart would cost nobody anything only later."""
+    worker = probed(house, CELERIAC_JOBS__LEASE="5")
+    worker.becomes("/readyz", set())
+    began = time.monotonic()
+    tell(house, "blocks_the_loop", 10)
+    wait_until(lambda: "loop" in worker.failing("/readyz"), "the loop to be noticed")
+    assert worker.failing("/livez") == set()
+    worker.becomes("/livez", {"loop"})
+    assert time.monotonic() - began > 1.5 * 5
+    worker.becomes("/livez", set())
+    worker.becomes("/readyz", set())
+    assert "celeriac_worker_stalls_total 1.0" in worker.http.get("/metrics").text
+
+
+def test_a_worker_that_takes_no_messages_is_not_ready(house: House) -> None:
+    """Its heartbeats go on, so it keeps what it runs; it is offered nothing, and a health check of either kind says so.
+    Nothing is restarted for a few seconds of it."""
+    worker = probed(house)
+    worker.becomes("/readyz", set())
+    assert health(house) == (0, "")
+    tell(house, "blocks_the_hub", 10)
+    with asked_all_the_time(lambda: worker.failing("/livez")) as alive:
+        worker.becomes("/readyz", {"consuming"})
+        assert worker.get("/readyz")[1]["consuming"] is False
+        wait_until(lambda: taking(house) == ["0"], "the heartbeat to say so")
+        status, line = health(house)
+        assert status == 1
+        assert line.endswith(": holds a lease and takes no jobs")
+        status, line = health(house, CELERIAC_WORKER__HEALTH_PORT=house.env["CELERIAC_WORKER__HEALTH_PORT"])
+        assert status == 1
+        assert line.startswith("consuming: no message could be taken for ")
+        worker.becomes("/readyz", set())
+    assert not any(alive)
+
+
+def test_a_store_that_is_away_gets_no_worker_killed(house: House) -> None:
+    """`/livez` holds for longer than a lease: a new process would find no store either, and this one may hold answers
+    that were paid for. `/readyz` says what is missing."""
+    worker = probed(house, CELERIAC_JOBS__LEASE=str(LEASE))
+    worker.becomes("/readyz", set())
+    with asked_all_the_time(lambda: worker.failing("/livez")) as alive:
+        house.valkey.stop()
+        began = time.monotonic()
+        worker.becomes("/readyz", {"consuming", "heartbeat"})
+        wait_until(lambda: time.monotonic() - began > 3 * LEASE, "the lease to be long over")
+        house.valkey.start()
+        worker.becomes("/readyz", set(), 60)
+    assert alive
+    assert not any(alive)
+
+
+def test_a_worker_tells_when_it_starts_and_when_it_stops(house: House) -> None:
+    """Not ready, each for its own reason, and alive: nobody kills it for either."""
+    house.valkey.stop()
+    port = free_port()
+    env = house.env | {"CELERIAC_WORKER__HEALTH_PORT": str(port)}
+    process = Worker(house.valkey.url, **env)
+    try:
+        worker = Probed(process, port)
+        worker.becomes("/readyz", {"starting"})
+        assert worker.failing("/livez") == set()
+        house.valkey.start()
+        worker.becomes("/readyz", set(), 60)
+        house.always(delay=5, text="Paris")
+        shim = house.shim()
+        job = shim.submit()
+        wait_until(lambda: house.in_flight() == 1, "the call to be under way")
+        process.signal(signal.SIGTERM)
+        worker.becomes("/readyz", {"draining"})
+        assert worker.failing("/livez") == set()
+        assert health(house, CELERIAC_WORKER__HEALTH_PORT=str(port)) == (0, "")
+        wait_until(lambda: taking(house) == ["0"], "the worker to say so")
+        assert health(house) == (0, "")
+        assert process.wait() == 0
+        assert shim.job(job["id"])["state"] == "succeeded"
+    finally:
+        process.stop()
+
+
+def test_metrics_of_a_worker_are_read_from_its_port(house: House) -> None:
+    """The process's and ours; nothing of what anybody asked."""
+    worker = probed(house)
+    worker.becomes("/readyz", set())
+    house.always(delay=5, text="Paris")
+    shim = house.shim()
+    shim.submit(input="What is the capital of France?")
+    wait_until(lambda: "celeriac_worker_jobs_in_flight 1.0" in worker.http.get("/metrics").text, "the job to be seen")
+    text = worker.http.get("/metrics").text
+    for line in ("celeriac_worker_slots 20.0", "celeriac_worker_stalls_total 0.0"):
+        assert line in text
+    for name in ("celeriac_worker_loop_lag_seconds ", "celeriac_worker_heartbeat_age_seconds ", "process_cpu_seconds"):
+        assert name in text
+    assert "France" not in text
+    assert worker.http.get("/elsewhere").status_code == 404
+
+
+def test_a_port_that_is_taken_stops_the_start(house: House) -> None:
+    """A worker without its port would be probed by asking another."""
+    first = probed(house)
+    second = Worker(house.valkey.url, "-n", "second@%h", **house.env)
+    assert second.wait(60) == 1
+    port = house.env["CELERIAC_WORKER__HEALTH_PORT"]
+    assert f"CELERIAC_WORKER__HEALTH_PORT: 127.0.0.1:{port}: Address already in use" in second.output()
+    assert "Traceback" not in second.output()
+    second.stop()
+    first.becomes("/readyz", set())
+
+
+@pytest.mark.parametrize("env", [{}, {"CELERIAC_WORKER__HEALTH_PORT": ""}], ids=["not set", "empty"])
+def test_no_port_is_opened_that_nobody_asked_for(house: House, env: dict[str, str]) -> None:
+    """Two workers on one machine could not share it."""
+    worker = house.worker(**env)
+    import psutil
+
+    assert [c for c in psutil.Process(worker.pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN] == []
+    assert "probes_listen" not in worker.output()
