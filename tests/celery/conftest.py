@@ -56,7 +56,7 @@ class ValkeyContainer:
 
 
 class WorkerContainer:
-    """The same for a worker of the house: `celery -A worker.app worker`. It logs from its last start."""
+    """The same for the worker, `celery -A worker.app worker`. Its log is that of its last start."""
 
     name = id = "local"
 
@@ -81,7 +81,7 @@ class WorkerContainer:
         return self._process.output()
 
     def reload(self) -> None:
-        """As above."""
+        """As for Valkey: there is nothing to look up."""
 
     def kill(self, signal: str | int) -> None:
         number = Signals[signal] if isinstance(signal, str) else signal
