@@ -43,7 +43,8 @@ local SUM = {open = 'reserved', doubt = 'in_doubt', settled = 'cost'}
 
 -- From one sum of the job to another. What may not be: out of "settled", and into anything from "released".
 local function call_move(id, name, c, stands, amount)
-  if SUM[c.stands] then call('HINCRBY', K.job(id), SUM[c.stands], '-' .. c.amount) end
+  -- Redis does not take "-0" for a number: a model may be free.
+  if SUM[c.stands] and c.amount ~= '0' then call('HINCRBY', K.job(id), SUM[c.stands], '-' .. c.amount) end
   c.stands, c.amount = stands, amount
   if SUM[stands] then call('HINCRBY', K.job(id), SUM[stands], amount) end
   call_write(id, name, c)
