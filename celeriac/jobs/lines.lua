@@ -269,22 +269,27 @@ local function dispatch_suspects(queue, bells)
   if call('SCARD', K.quarantined()) == 0 then return end
   local out = call('ZCARD', K.rung(suspects_of(queue)))
   for lvl = 2, 4 do
-    local waiting = call('ZCARD', K.suspects(queue, lvl))
-    if waiting > 0 then
-      local left = -out
+    local waiting = call('ZRANGE', K.suspects(queue, lvl), 0, 199)
+    if #waiting > 0 then
+      local left, rung = -out, 0
       for _, worker in ipairs(call('SMEMBERS', K.quarantined())) do
         local group = call('HGET', K.worker(worker), 'queues')
         if group and serves(group, queue) then left = left + math.max(0, suspects_room(worker, lvl)) end
       end
-      while left > 0 do
-        local id = call('ZPOPMIN', K.suspects(queue, lvl))[1]
-        if not id then break end
+      for _, id in ipairs(waiting) do
+        if left <= 0 then break end
         local r = read(id)
-        if r and may(r, 'rung') then ring_first(r, bells); left = left - 1
-        elseif not r then set_aside(id, 'suspects') end
+        if not (r and may(r, 'rung')) then
+          call('ZREM', K.suspects(queue, lvl), id)
+          if not r then set_aside(id, 'suspects') end
+        elseif not at_limit(r.tenant) and agent_room(r.agent) then
+          call('ZREM', K.suspects(queue, lvl), id)
+          ring_first(r, bells)
+          left, rung = left - 1, rung + 1
+        end
       end
-      -- One level at a time: company is what the most suspect of them allows.
-      return
+      -- One level at a time: company is what the most suspect of them allows. The next where limits hold all of these.
+      if left <= 0 or rung > 0 then return end
     end
   end
 end
