@@ -117,7 +117,13 @@ local function end_job(r, state, bells)
   if r.context then
     local next_id = context_release(r.tenant, r.context, r.id, a.keep.context)
     local following = next_id and read(next_id)
-    if following and following.place == 'behind' then
+    -- Who makes no sense must not hold the context for ever.
+    while next_id and not (following and following.place == 'behind') do
+      set_aside(next_id, 'line')
+      next_id = context_release(r.tenant, r.context, next_id, a.keep.context)
+      following = next_id and read(next_id)
+    end
+    if following then
       local later = tonumber(call('HGET', K.job(following.id), 'run_at') or 0)
       if later > now then to_parked(following, 'scheduled', later)
       else
