@@ -44,6 +44,9 @@ local version, turns = 0, {}
 if r.context then
   version = tonumber(call('HGET', K.context(r.tenant, r.context), 'version')) or 0
   turns = call('LRANGE', K.turns(r.tenant, r.context), 0, -1)
-  call('HSETNX', K.job(a.id), 'read_version', version)
+  -- Steps that were made go with the turns that they were made from: a context deleted since takes no turn of theirs.
+  local was_read, steps = get(a.id, 'read_version', 'steps')
+  if was_read and (again or tonumber(steps or 0) > 0) then version = tonumber(was_read)
+  else call('HSET', K.job(a.id), 'read_version', version) end
 end
 return {'run', call('HGETALL', K.job(a.id)), version, turns, call('LRANGE', K.journal(a.id), 0, -1)}
