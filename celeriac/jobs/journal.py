@@ -74,21 +74,35 @@ class Journal:
 
         Raises Fenced where this run no longer holds the job; the money is booked all the same.
         """
-        said, money = await self._settle(
-            pack(made),
+        packed = pack(made)
+        while True:
+            said, money, stored = await self._commit(claim, step, packed, settlement)
+            if said != b"gap":
+                break
+            # The store lost history, and this run knows what is missing.
+            log.error("steps_not_known", job_id=claim.id, stored=stored, step=step)
+            if stored >= len(claim.journal):
+                raise Fenced("the store lost steps of this job that this run did not make")
+            await self._commit(claim, stored, claim.journal[stored], None)
+        _notice(claim, money)
+        if said == b"fenced":
+            raise Fenced("this run no longer holds the job")
+        if step == len(claim.journal):
+            claim.journal += (packed,)
+
+    async def _commit(self, claim: Claim, step: int, packed: bytes, settlement: Settlement | None) -> Any:
+        return await self._settle(
+            packed,
             id=claim.id,
             worker=claim.worker,
             nonce=claim.nonce,
             settlement=settlement and settlement.as_argument(),
             step=step,
         )
-        _notice(claim, money)
-        if said == b"fenced":
-            raise Fenced("this run no longer holds the job")
 
     async def settle(self, claim: Claim, settlement: Settlement) -> None:
         """Book what became of a call. It needs no lease, and counts once, however often it is said."""
-        _, money = await self._settle(
+        _, money, _ = await self._settle(
             id=claim.id, worker=claim.worker, nonce=claim.nonce, settlement=settlement.as_argument(), step=None
         )
         _notice(claim, money)
