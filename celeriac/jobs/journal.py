@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from celeriac.connections import ALWAYS, NEW_WORK, Scripts, pack
-from celeriac.errors import Fenced, Stopped
+from celeriac.errors import Fenced, Invalid, Stopped
 from celeriac.jobs.model import Claim
 from celeriac.jobs.scripts import HERE
 from celeriac.logs import get_logger
@@ -53,15 +53,17 @@ class Journal:
     async def admit(self, claim: Claim, call: str, bound: int, facts: Mapping[str, Any]) -> None:
         """Book a call at its highest possible price, before it is sent. The same call again changes nothing.
 
-        bound: nano-dollars. Raises Fenced where this run no longer holds the job, Stopped where the job was asked to
-        stop, StoreFull, StoreUnavailable.
+        bound: nano-dollars. Raises Invalid for more than MOST_NANOS, Fenced where this run no longer holds the job,
+        Stopped where the job was asked to stop, StoreFull, StoreUnavailable.
         """
+        if bound > MOST_NANOS:
+            raise Invalid("the call could cost more than $9 million", remedy="ask for fewer output tokens")
         said, *rest = await self._admit(
             id=claim.id,
             worker=claim.worker,
             nonce=claim.nonce,
             call=call,
-            bound=str(min(bound, MOST_NANOS)),
+            bound=str(bound),
             facts=orjson.dumps(facts).decode(),
         )
         if said == b"stop":
