@@ -24,7 +24,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     ),
     # Where jobs wait.
     "seq": ("seq", "counter: submissions", "for ever"),
-    "turn": ("turn", "counter: places in rotations, and bells", "for ever"),
+    "turn": ("turn", "counter: places in rotations, bells, and what was set aside", "for ever"),
     "ready": ("ready:{line}:{priority}:{tenant}", "zset: jobs by submission number", "while it holds a job"),
     "rotation": ("rotation:{line}:{priority}", "zset: tenants with ready jobs, by turn", "while it holds a tenant"),
     "lines": ("lines:{queue}", "set: the lines of agents with a limit", "while one of them holds a job"),
@@ -56,8 +56,8 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "upkeep": ("upkeep", "string: the worker that does the upkeep", "under a second"),
     "round": ("round", "string: when the last upkeep was (ms)", "for ever"),
     "quiet": ("quiet", "string: nobody is given up until then (ms)", "one lease"),
-    "broken": ("broken", "zset: what made no sense and was set aside, by when (ms)", "the newest 1,000"),
-    "alarmed": ("alarmed", "string: the newest of them that was reported (ms)", "for ever"),
+    "broken": ("broken", "zset: what made no sense and was set aside, in that order", "the newest 1,000"),
+    "alarmed": ("alarmed", "string: the newest of them that was reported", "for ever"),
     # What callers look at.
     "jobs": ("jobs:{tenant}", "zset: a tenant's jobs by submission number", "entries leave with their record"),
     "jobs_in": ("jobs:{tenant}:{state}", "zset: the same in one state", "entries leave with the state or record"),

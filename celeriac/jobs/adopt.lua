@@ -1,43 +1,49 @@
 -- Adopt: the store lost history, and a worker still runs a job that the store knows as waiting, or not at all: it is this
--- run's again, from the worker's own copy of the record. a: id, worker, nonce, record (name, value, ...), context hold.
+-- run's again, from the worker's own copy of the record and of its steps. a: id, worker, nonce, steps (how many).
+-- ARGV[2] and on: the steps, packed; then the record as name, value, ...
 -- Answers {"mine", "kept", "restored" or "taken"} or {"fenced"}: another run holds it, or it has ended.
 if not call('ZSCORE', K.workers(), a.worker) then return {'fenced'} end
-local how = 'kept'
-if call('EXISTS', K.job(a.id)) == 0 then
-  how = 'restored'
-  for i = 2, #ARGV, 2 do call('HSET', K.job(a.id), ARGV[i], ARGV[i + 1]) end
+local own, how = {}, 'kept'
+for i = 2 + a.steps, #ARGV, 2 do own[ARGV[i]] = ARGV[i + 1] end
+if call('EXISTS', K.job(a.id)) == 0 then how = 'restored' end
+local r = read(a.id)
+if how == 'kept' then
+  if not r or r.place == 'ended' or r.place == 'running' and r.nonce ~= a.nonce then return {'fenced'} end
+  if r.place ~= 'running' then how = 'taken' end
+end
+local tenant, context = own.tenant, own.context
+local holder = context and context_holder(tenant, context)
+if holder and holder ~= a.id then return {'fenced'} end
+
+if how == 'restored' then
+  for name, value in pairs(own) do call('HSET', K.job(a.id), name, value) end
   call('HSET', K.job(a.id), 'place', 'new')
   call('HDEL', K.job(a.id), 'worker', 'nonce')
-  local seq = tonumber(call('HGET', K.job(a.id), 'seq') or 0)
-  if seq > tonumber(call('GET', K.seq()) or 0) then call('SET', K.seq(), seq) end
+  if own.deadline then call('ZADD', K.deadlines(), own.deadline, a.id) end
+  if own.idempotency then call('SET', K.idempotency(tenant, own.idempotency), a.id, 'NX') end
+  if tonumber(own.seq) > tonumber(call('GET', K.seq()) or 0) then call('SET', K.seq(), own.seq) end
+  call('ZADD', K.jobs(tenant), own.seq, a.id)
+  r = read(a.id)
 end
-local r = read(a.id)
-if not r then return {'fenced'} end
+-- A step that the store lost would be bought again by whoever comes next.
+for i = call('LLEN', K.journal(a.id)), a.steps - 1 do call('RPUSH', K.journal(a.id), ARGV[2 + i]) end
+if a.steps > 0 then call('HSET', K.job(a.id), 'steps', call('LLEN', K.journal(a.id))) end
 if r.place == 'running' then
-  if r.nonce ~= a.nonce then return {'fenced'} end
   if r.worker == a.worker then return {'mine', how} end
-  call('SREM', K.held(r.worker), a.id)
-  count_busy(r, -1)
-elseif r.place == 'ended' then return {'fenced'}
-elseif how == 'kept' then
-  how = 'taken'
+  let_go(r)
+else
   leave_place(r)
-end
-if r.context and r.place ~= 'running' then
-  local holder = context_holder(r.tenant, r.context)
-  if holder and holder ~= a.id then
-    if how == 'restored' then call('DEL', K.job(a.id)) end
-    return {'fenced'}
+  if context then
+    call('ZREM', K.line(tenant, context), a.id)
+    context_hold(tenant, context, a.id)
   end
-  call('ZREM', K.line(r.tenant, r.context), a.id)
-  context_hold(r.tenant, r.context, a.id)
+  -- No legal move: history is mended here, not made.
+  if SEEN_AS[r.place] then call('ZREM', K.jobs_in(tenant, SEEN_AS[r.place]), a.id) end
+  call('ZADD', K.jobs_in(tenant, 'running'), r.seq, a.id)
+  if r.place ~= 'rung' then count_busy(r, 1) end
 end
--- No legal move: history is mended here, not made.
-call('ZADD', K.jobs(r.tenant), r.seq, a.id)
-for _, state in ipairs({'queued', 'parked'}) do call('ZREM', K.jobs_in(r.tenant, state), a.id) end
-call('ZADD', K.jobs_in(r.tenant, 'running'), r.seq, a.id)
-if r.place ~= 'rung' then count_busy(r, 1) end
 call('HSET', K.job(a.id), 'place', 'running', 'worker', a.worker, 'nonce', a.nonce)
 r.worker = a.worker
 take_slot(r)
+if r.stop then call('SADD', K.stops(a.worker), a.id) end
 return {'mine', how}

@@ -8,18 +8,25 @@ local again = r.place == 'running' and r.worker == a.worker and r.nonce == a.non
 if not again and r.place ~= 'rung' then return {'nothing', r.place, bells} end
 
 if not again then
+  if r.stop then
+    stop_waiting(r, r.stop, bells)
+    return {'nothing', r.stop, bells}
+  end
   local deadline, excluded = get(a.id, 'deadline', 'excluded')
   if deadline and tonumber(deadline) <= now then
     stop_waiting(r, 'expired', bells)
     return {'nothing', 'expired', bells}
   end
-  -- A suspect runs in the company that it is allowed, and a worker that does not know its agent is not asked again at once.
+  -- A suspect runs in the company that it is allowed, and nobody else beside it: a bell may have been taken before the
+  -- worker heard that it is in quarantine.
   local quarantine = call('HGET', K.worker(a.worker), 'quarantine')
-  if level(r) and not (quarantine and suspects_room(a.worker, level(r)) > 0) then
+  if level(r) and not (quarantine and suspects_room(a.worker, level(r)) > 0) or quarantine and not level(r) then
+    -- Upkeep rings for it: rung at once, the same worker might take it again.
     leave_place(r)
     to_ready(r)
-    return {'nothing', 'suspect', bells}
+    return {'nothing', 'quarantine', bells}
   end
+  -- A worker that does not know its agent is not asked again at once.
   if excluded == a.worker then
     leave_place(r)
     to_parked(r, 'agent_unknown', now + 5000)
@@ -37,6 +44,9 @@ local version, turns = 0, {}
 if r.context then
   version = tonumber(call('HGET', K.context(r.tenant, r.context), 'version')) or 0
   turns = call('LRANGE', K.turns(r.tenant, r.context), 0, -1)
-  call('HSETNX', K.job(a.id), 'read_version', version)
+  -- Steps that were made go with the turns that they were made from: a context deleted since takes no turn of theirs.
+  local was_read, steps = get(a.id, 'read_version', 'steps')
+  if was_read and (again or tonumber(steps or 0) > 0) then version = tonumber(was_read)
+  else call('HSET', K.job(a.id), 'read_version', version) end
 end
 return {'run', call('HGETALL', K.job(a.id)), version, turns, call('LRANGE', K.journal(a.id), 0, -1)}

@@ -43,7 +43,8 @@ local SUM = {open = 'reserved', doubt = 'in_doubt', settled = 'cost'}
 
 -- From one sum of the job to another. What may not be: out of "settled", and into anything from "released".
 local function call_move(id, name, c, stands, amount)
-  if SUM[c.stands] then call('HINCRBY', K.job(id), SUM[c.stands], '-' .. c.amount) end
+  -- Redis does not take "-0" for a number: a model may be free.
+  if SUM[c.stands] and c.amount ~= '0' then call('HINCRBY', K.job(id), SUM[c.stands], '-' .. c.amount) end
   c.stands, c.amount = stands, amount
   if SUM[stands] then call('HINCRBY', K.job(id), SUM[stands], amount) end
   call_write(id, name, c)
@@ -116,7 +117,13 @@ local function end_job(r, state, bells)
   if r.context then
     local next_id = context_release(r.tenant, r.context, r.id, a.keep.context)
     local following = next_id and read(next_id)
-    if following and following.place == 'behind' then
+    -- Who makes no sense must not hold the context for ever.
+    while next_id and not (following and following.place == 'behind') do
+      set_aside(next_id, 'line')
+      next_id = context_release(r.tenant, r.context, next_id, a.keep.context)
+      following = next_id and read(next_id)
+    end
+    if following then
       local later = tonumber(call('HGET', K.job(following.id), 'run_at') or 0)
       if later > now then to_parked(following, 'scheduled', later)
       else

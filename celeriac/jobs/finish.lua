@@ -17,10 +17,12 @@ if mine == 'mine' then
     appended = context_append(r.tenant, r.context, a.version, turn, a.max_messages, a.max_bytes) and '1' or '0'
   end
   call('HSET', K.job(a.id), 'answer', answer, 'model', a.model, 'usage', a.usage, 'error', reason, 'appended', appended)
-  release(r, 'finish', appended)
+  release(r, 'finish', '')
   end_job(r, state, bells)
+  local cost, in_doubt = get(a.id, 'cost', 'in_doubt')
+  call('HSET', K.job(a.id), 'release_answer', table.concat({state, cost or '0', in_doubt or '0', appended}, ' '))
   dispatch_for(group, 1 + MARGIN, bells)
   sweep(3)
 end
-local state, cost, in_doubt, kept = get(a.id, 'state', 'cost', 'in_doubt', 'release_answer')
-return {'done', state, cost or '0', in_doubt or '0', kept, bells}
+local state, cost, in_doubt, kept = string.match(get(a.id, 'release_answer'), '^(%S+) (%S+) (%S+) (.*)$')
+return {'done', state, cost, in_doubt, kept, bells}

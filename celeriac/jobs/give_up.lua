@@ -10,13 +10,18 @@ if tonumber(call('GET', K.quiet()) or 0) > now then return {0, bells, gone, fate
 
 -- A time that lies further ahead than a lease may is from another clock.
 for _, worker in ipairs(call('ZRANGEBYSCORE', K.workers(), now + a.lease + 1, '+inf', 'LIMIT', 0, a.page)) do
-  local lease = tonumber(call('HGET', K.worker(worker), 'lease') or a.lease)
-  call('ZADD', K.workers(), 'LT', now + lease, worker)
+  local lease = call('TYPE', K.worker(worker)).ok == 'hash' and tonumber(call('HGET', K.worker(worker), 'lease') or '')
+  call('ZADD', K.workers(), 'LT', now + (lease or a.lease), worker)
 end
 for _, worker in ipairs(call('ZRANGEBYSCORE', K.workers(), '-inf', now, 'LIMIT', 0, 20)) do
-  change_worker(worker, function()
-    call('HSET', K.worker(worker), 'taking', '0', 'crowd', call('SCARD', K.held(worker)))
-  end)
+  if call('TYPE', K.worker(worker)).ok ~= 'hash' then
+    set_aside(worker, 'workers')
+    call('DEL', K.worker(worker))
+  else
+    change_worker(worker, function()
+      call('HSET', K.worker(worker), 'taking', '0', 'crowd', call('SCARD', K.held(worker)))
+    end)
+  end
   call('ZREM', K.workers(), worker)
   call('ZADD', K.dying(), now, worker)
   gone[#gone + 1] = worker
@@ -29,8 +34,11 @@ for _, worker in ipairs(call('ZRANGE', K.dying(), 0, 19)) do
     left = left - 1
     local r = read(id)
     if r and r.place == 'running' and r.worker == worker then
-      fates[#fates + 1] = id
-      fates[#fates + 1] = take_away(r, crowd, bells)
+      try(id, 'held', function()
+        local fate = take_away(r, crowd, bells)
+        fates[#fates + 1] = id
+        fates[#fates + 1] = fate
+      end)
     elseif not r and call('EXISTS', K.job(id)) == 1 then set_aside(id, 'held') end
     call('SREM', K.held(worker), id)
   end

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from celeriac.connections import ALWAYS, NEW_WORK, Scripts, pack
-from celeriac.errors import Fenced, Stopped
+from celeriac.errors import Fenced, Invalid, Stopped
 from celeriac.jobs.model import Claim
 from celeriac.jobs.scripts import HERE
 from celeriac.logs import get_logger
@@ -56,15 +56,17 @@ class Journal:
     async def admit(self, claim: Claim, call: str, bound: int, facts: Mapping[str, Any]) -> None:
         """Book a call at its highest possible price, before it is sent. The same call again changes nothing.
 
-        bound: nano-dollars. Raises Fenced where this run no longer holds the job, Stopped where the job was asked to
-        stop, StoreFull, StoreUnavailable.
+        bound: nano-dollars. Raises Invalid for more than MOST_NANOS, Fenced where this run no longer holds the job,
+        Stopped where the job was asked to stop, StoreFull, StoreUnavailable.
         """
+        if bound > MOST_NANOS:
+            raise Invalid("the call could cost more than $9 million", remedy="ask for fewer output tokens")
         said, *rest = await self._admit(
             id=claim.id,
             worker=claim.worker,
             nonce=claim.nonce,
             call=call,
-            bound=str(min(bound, MOST_NANOS)),
+            bound=str(bound),
             facts=orjson.dumps(facts).decode(),
         )
         if said == b"stop":
@@ -77,21 +79,35 @@ class Journal:
 
         Raises Fenced where this run no longer holds the job; the money is booked all the same.
         """
-        said, money = await self._settle(
-            pack(made),
+        packed = pack(made)
+        while True:
+            said, money, stored = await self._commit(claim, step, packed, settlement)
+            if said != b"gap":
+                break
+            # The store lost history, and this run knows what is missing.
+            log.error("steps_not_known", job_id=claim.id, stored=stored, step=step)
+            if stored >= len(claim.journal):
+                raise Fenced("the store lost steps of this job that this run did not make")
+            await self._commit(claim, stored, claim.journal[stored], None)
+        _notice(claim, money)
+        if said == b"fenced":
+            raise Fenced("this run no longer holds the job")
+        if step == len(claim.journal):
+            claim.journal += (packed,)
+
+    async def _commit(self, claim: Claim, step: int, packed: bytes, settlement: Settlement | None) -> Any:
+        return await self._settle(
+            packed,
             id=claim.id,
             worker=claim.worker,
             nonce=claim.nonce,
             settlement=settlement and settlement.as_argument(),
             step=step,
         )
-        _notice(claim, money)
-        if said == b"fenced":
-            raise Fenced("this run no longer holds the job")
 
     async def settle(self, claim: Claim, settlement: Settlement) -> None:
         """Book what became of a call. It needs no lease, and counts once, however often it is said."""
-        _, money = await self._settle(
+        _, money, _ = await self._settle(
             id=claim.id, worker=claim.worker, nonce=claim.nonce, settlement=settlement.as_argument(), step=None
         )
         _notice(claim, money)

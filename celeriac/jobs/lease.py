@@ -158,7 +158,10 @@ class Fleet:
         Answers "kept", "taken" (it stood as waiting) or "restored" (it was gone); None where the run is not to go on.
         """
         flat = [part for name, value in claim.record.items() for part in (name.encode(), value)]
-        said, *rest = await self._adopt(*flat, id=claim.id, worker=worker, nonce=claim.nonce)
+        steps = claim.journal
+        said, *rest = await self._adopt(
+            *steps, *flat, id=claim.id, worker=worker, nonce=claim.nonce, steps=len(steps)
+        )
         return rest[0].decode() if said == b"mine" else None
 
     async def leave(self, worker: str) -> bool:

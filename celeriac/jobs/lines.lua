@@ -2,7 +2,8 @@
 -- MOVES, SEEN_AS and the helpers of contexts. A job is in exactly one place; `place` in its record says which.
 local call = redis.call
 local MARGIN = 2            -- bells beyond the free slots: a slot that falls free finds one waiting
-local PATIENCE = 3000       -- ms until a bell that nobody answered is rung again; doubles to a minute
+local PATIENCE = 3000       -- ms until a bell that nobody answered is rung again; doubles to the longest
+local LONGEST_PATIENCE = 60000
 local COMPANY = {[2] = 32, [3] = 4, [4] = 1} -- crashes -> how many suspects one process may hold at once
 local KEPT_BROKEN = 1000
 
@@ -10,10 +11,11 @@ local function get(id, ...) return unpack(call('HMGET', K.job(id), ...)) end
 
 -- What every move needs to know of a job; nil where the record is missing or makes no sense.
 local function read(id)
-  local r = {id = id}
+  local r, values = {id = id}, redis.pcall('HMGET', K.job(id), 'place', 'queue', 'line', 'priority', 'tenant', 'seq', 'agent',
+    'context', 'worker', 'nonce', 'released', 'stop', 'crashes')
+  if values.err then return nil end
   r.place, r.queue, r.line, r.priority, r.tenant, r.seq, r.agent, r.context, r.worker, r.nonce, r.released, r.stop, r.crashes =
-    get(id, 'place', 'queue', 'line', 'priority', 'tenant', 'seq', 'agent', 'context', 'worker', 'nonce', 'released', 'stop',
-      'crashes')
+    unpack(values)
   r.crashes = tonumber(r.crashes or 0)
   if not (r.place and MOVES[r.place] and r.queue and r.line and tonumber(r.priority) and r.tenant and tonumber(r.seq)
       and r.agent and r.crashes) then
@@ -24,8 +26,15 @@ end
 
 -- A record that makes no sense is set aside, and must not keep the others from going on. Upkeep raises the alarm.
 local function set_aside(id, where)
-  call('ZADD', K.broken(), now, id .. ' in ' .. where)
+  call('ZADD', K.broken(), call('INCR', K.turn()), id .. ' in ' .. where)
   call('ZREMRANGEBYRANK', K.broken(), 0, -KEPT_BROKEN - 1)
+end
+
+-- Do the work on one record; what fails in it must not stop the work on the others either.
+local function try(id, where, work)
+  local done = pcall(work)
+  if not done then set_aside(id, where) end
+  return done
 end
 
 -- Whom a job behind its context waits for.
@@ -243,7 +252,8 @@ local function offer(worker)
   local group, slots, running, taking, quarantine =
     unpack(call('HMGET', K.worker(worker), 'queues', 'slots', 'running', 'taking', 'quarantine'))
   if not group then return nil, 0 end
-  return group, taking == '1' and not quarantine and math.max(0, tonumber(slots) - tonumber(running)) or 0
+  slots, running = tonumber(slots or ''), tonumber(running or '')
+  return group, taking == '1' and not quarantine and slots and running and math.max(0, slots - running) or 0
 end
 
 -- Change a worker's record and carry the difference over to its group.
@@ -269,22 +279,27 @@ local function dispatch_suspects(queue, bells)
   if call('SCARD', K.quarantined()) == 0 then return end
   local out = call('ZCARD', K.rung(suspects_of(queue)))
   for lvl = 2, 4 do
-    local waiting = call('ZCARD', K.suspects(queue, lvl))
-    if waiting > 0 then
-      local left = -out
+    local waiting = call('ZRANGE', K.suspects(queue, lvl), 0, 199)
+    if #waiting > 0 then
+      local left, rung = -out, 0
       for _, worker in ipairs(call('SMEMBERS', K.quarantined())) do
         local group = call('HGET', K.worker(worker), 'queues')
         if group and serves(group, queue) then left = left + math.max(0, suspects_room(worker, lvl)) end
       end
-      while left > 0 do
-        local id = call('ZPOPMIN', K.suspects(queue, lvl))[1]
-        if not id then break end
+      for _, id in ipairs(waiting) do
+        if left <= 0 then break end
         local r = read(id)
-        if r and may(r, 'rung') then ring_first(r, bells); left = left - 1
-        elseif not r then set_aside(id, 'suspects') end
+        if not (r and may(r, 'rung')) then
+          call('ZREM', K.suspects(queue, lvl), id)
+          if not r then set_aside(id, 'suspects') end
+        elseif not at_limit(r.tenant) and agent_room(r.agent) then
+          call('ZREM', K.suspects(queue, lvl), id)
+          ring_first(r, bells)
+          left, rung = left - 1, rung + 1
+        end
       end
-      -- One level at a time: company is what the most suspect of them allows.
-      return
+      -- One level at a time: company is what the most suspect of them allows. The next where limits hold all of these.
+      if left <= 0 or rung > 0 then return end
     end
   end
 end

@@ -20,7 +20,8 @@ for _, worker in ipairs(call('ZRANGE', K.workers(), 0, -1)) do
     groups[group] = g
     if taking == '1' then g.all = g.all + 1 end
     if in_quarantine[worker] then
-      g.quarantined = g.quarantined + 1
+      -- One that takes no bells is no place for suspects: another is needed.
+      if taking == '1' then g.quarantined = g.quarantined + 1 end
       if not g.waiting then g.waiting, g.out = suspects_in(group) end
       if g.waiting + g.out == 0 and tonumber(suspects or 0) == 0 then
         change_worker(worker, function() call('HDEL', K.worker(worker), 'quarantine', 'company') end)
@@ -34,7 +35,9 @@ end
 for group, g in pairs(groups) do
   if not g.waiting then g.waiting, g.out = suspects_in(group) end
   -- One, and where there are many of both up to a quarter of the workers.
-  local wanted = g.waiting == 0 and 0 or math.max(1, math.min(math.ceil(g.waiting / COMPANY[2]), math.floor(g.all / 4)))
+  -- Those whose bell is out count: the worker that it was meant for may be gone.
+  local all = g.waiting + g.out
+  local wanted = all == 0 and 0 or math.max(1, math.min(math.ceil(all / COMPANY[2]), math.floor(g.all / 4)))
   if g.quarantined < wanted and g.idlest then
     change_worker(g.idlest, function() call('HSET', K.worker(g.idlest), 'quarantine', now) end)
     call('SADD', K.quarantined(), g.idlest)

@@ -1,9 +1,12 @@
 -- Replay: an ended job is started anew, by submit's door: its context's line and all limits hold for it. It keeps its
--- journal only if the context is still as the job read it. a: id, tenant, fresh, expires_in (ms or null), keep.
+-- journal only if the context is still as the job read it. Sent twice, it is one.
+-- a: id, tenant, request (random, one a call), fresh, expires_in (ms or null), keep.
 -- Answers {"unknown"}, {"not", state}, or {"accepted", "1" if it starts afresh, holder or "", bells}.
 local r = read(a.id)
 if not r or r.tenant ~= a.tenant then return {'unknown'} end
-local state, version = get(a.id, 'state', 'read_version')
+local state, version, replayed = get(a.id, 'state', 'read_version', 'replayed')
+local request, afresh = string.match(replayed or '', '^(%S+) (%d)$')
+if request == a.request then return {'accepted', afresh, waits_for(a.id) or '', {}} end
 if r.place ~= 'ended' then return {'not', SEEN_AS[r.place]} end
 if not REPLAYABLE[state] then return {'not', state} end
 
@@ -23,7 +26,9 @@ if fresh then
 end
 call('HDEL', K.job(a.id), 'state', 'ended', 'error', 'answer', 'model', 'usage', 'appended', 'dead', 'crashes',
   'crash_steps', 'deadline', 'run_at', 'excluded', 'stop')
-call('HSET', K.job(a.id), 'retries', 0, 'place', 'new')
+-- A crash counts unless a step was made since: those that were made before do not count for it.
+call('HSET', K.job(a.id), 'retries', 0, 'place', 'new', 'crash_steps', get(a.id, 'steps') or 0, 'replayed',
+  a.request .. (fresh and ' 1' or ' 0'))
 call('HINCRBY', K.job(a.id), 'replays', 1)
 call('ZREM', K.retention(), r.tenant .. '|' .. state .. '|' .. a.id)
 call('ZREM', K.jobs_in(r.tenant, state), a.id)

@@ -163,6 +163,7 @@ class JobStore:
             job_id=job_id,
             id=job_id,
             tenant=tenant,
+            request=new_nonce(),
             fresh=fresh,
             expires_in=expires_in and _ms(expires_in),
             keep=self._keep,

@@ -4,15 +4,21 @@
 local bells = {}
 
 local function ring_again(queue)
+  -- A time that lies further ahead than it may is from another clock.
+  for _, id in ipairs(call('ZRANGEBYSCORE', K.rung(queue), now + LONGEST_PATIENCE + 1, '+inf', 'LIMIT', 0, 200)) do
+    call('ZADD', K.rung(queue), 'LT', now + LONGEST_PATIENCE, id)
+  end
   local template = call('EXISTS', K.bell(queue)) == 1
   for _, id in ipairs(call('ZRANGEBYSCORE', K.rung(queue), '-inf', now, 'LIMIT', 0, 200)) do
     -- A list that holds every bell was only slow: another one would be for nothing.
     if template and call('LLEN', queue) >= call('ZCARD', K.rung(queue)) then return end
     local r = read(id)
     if r and r.place == 'rung' then
-      local rings = call('HINCRBY', K.job(id), 'rings', 1)
-      call('ZADD', K.rung(queue), now + math.min(60000, PATIENCE * 2 ^ (rings - 1)), id)
-      ring(id, queue, bells)
+      if not try(id, 'rung', function()
+        local rings = call('HINCRBY', K.job(id), 'rings', 1)
+        call('ZADD', K.rung(queue), now + math.min(LONGEST_PATIENCE, PATIENCE * 2 ^ (rings - 1)), id)
+        ring(id, queue, bells)
+      end) then call('ZREM', K.rung(queue), id) end
     else
       call('ZREM', K.rung(queue), id)
       if not r and call('EXISTS', K.job(id)) == 1 then set_aside(id, 'rung') end
