@@ -10,9 +10,14 @@ import uvicorn
 
 from api_shim.app import create_app
 from celeriac import logs
-from celeriac.errors import Misconfigured
-from celeriac.settings import load_settings
+from celeriac.connections import open_redis
+from celeriac.errors import Misconfigured, StoreUnavailable
+from celeriac.logs import get_logger
+from celeriac.settings import Settings, load_settings
+from celeriac.stores import check_redis
 from celeriac.telemetry import open_sentry
+
+log = get_logger(__name__)
 
 
 class Server(uvicorn.Server):
@@ -33,6 +38,7 @@ def main() -> int:
         logs.configure(settings.env, settings.log_level, service="shim")
         open_sentry(settings, "shim")
         app = create_app(settings)
+        app.state.store_checked = asyncio.run(look_at_the_store(settings))
     except Misconfigured as error:
         print(error, file=sys.stderr)  # noqa: T201  # the operator is at a terminal or reads the last line
         return 2
@@ -47,6 +53,19 @@ def main() -> int:
     )
     Server(config, app.state.closing).run()
     return 0
+
+
+async def look_at_the_store(settings: Settings) -> bool:
+    """False: it is away, and has to be looked at once it is there. Raises Misconfigured for one that is unsafe."""
+    redis = open_redis(settings.redis_url.get_secret_value(), connections=1, timeout=2.0, retries=0)
+    try:
+        await check_redis(redis, settings)
+        return True
+    except StoreUnavailable as error:  # it may come up after us; until then every answer is a 503
+        log.warning("store_away_at_start", reason=str(error))
+        return False
+    finally:
+        await redis.aclose()
 
 
 if __name__ == "__main__":

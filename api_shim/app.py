@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -16,14 +17,24 @@ from api_shim.auth import Keys
 from api_shim.middleware import Around, HttpMetrics
 from api_shim.routers import agents, contexts, jobs, probes
 from celeriac.agents.registry import read_agents
-from celeriac.errors import StoreUnavailable
+from celeriac.connections import patiently
+from celeriac.errors import Misconfigured
 from celeriac.logs import get_logger
 from celeriac.settings import Settings
-from celeriac.stores import check_redis, open_stores
+from celeriac.stores import Stores, check_redis, open_stores
 
 log = get_logger(__name__)
 
 DESCRIPTION = "Hand over an agent job, poll for its answer. Never lost, never paid twice, never over budget."
+
+
+async def _look(stores: Stores, settings: Settings) -> None:
+    """Once the store is there: one that cannot keep the promises stops the shim, as it would have at the start."""
+    try:
+        await patiently(lambda: check_redis(stores.redis, settings))
+    except Misconfigured as error:
+        log.critical("store_is_unsafe", reason=str(error))
+        signal.raise_signal(signal.SIGTERM)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -34,11 +45,10 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stores = open_stores(settings, name="celeriac-shim")
         app.state.stores = stores
-        try:
-            await check_redis(stores.redis, settings)
-        except StoreUnavailable as error:  # it may come up after us; until then every answer is a 503
-            log.warning("store_away_at_start", reason=str(error))
+        look = None if app.state.store_checked else asyncio.create_task(_look(stores, settings), name="look")
         yield
+        if look is not None:
+            look.cancel()
         await stores.close()
 
     app = FastAPI(
@@ -51,6 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.settings = settings
+    app.state.store_checked = False
     app.state.registry = registry
     app.state.keys = Keys(settings.shim.api_keys)
     app.state.closing = asyncio.Event()

@@ -58,6 +58,21 @@ async def answering(job_id: str = "") -> AsyncIterator[None]:
         raise StoreUnavailable("Redis does not answer", maybe_accepted=bool(job_id), job_id=job_id) from error
     except exceptions.ReadOnlyError as error:
         raise StoreUnavailable("Redis is a replica and takes no writes") from error
+    except exceptions.ResponseError as error:
+        if why := next((why for code, why in NOT_NOW.items() if str(error).startswith(code)), None):
+            raise StoreUnavailable(why) from error
+        raise
+
+
+#: How Redis begins when it refuses a whole command for a reason that goes away -> what it means. Nothing was written.
+NOT_NOW: Final = {
+    "NOREPLICAS": "Redis has too few replicas and takes no writes",
+    "MISCONF": "Redis cannot write to its disk and takes no writes",
+    "BUSY": "Redis is busy with a script",
+    "MASTERDOWN": "Redis is a replica without its primary",
+    "TRYAGAIN": "Redis asks to be asked again",
+    "CLUSTERDOWN": "Redis says that its cluster is down",
+}
 
 
 #: Seconds between tries while the store is away: from the first, doubling up to the second.

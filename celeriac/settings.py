@@ -66,6 +66,14 @@ def _broker_url(url: SecretStr) -> SecretStr:
     return _url(url, ("redis", "rediss", "amqp", "amqps", "pyamqp"))
 
 
+def _dsn(dsn: SecretStr) -> SecretStr:
+    parts = urlsplit(_url(dsn, ("http", "https")).get_secret_value())
+    if not (parts.username and parts.hostname and parts.path.rpartition("/")[2]):
+        raise ValueError("is no DSN; copy it from Sentry's project settings, as https://KEY@HOST/PROJECT")
+    return dsn
+
+
+Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 BrokerUrl = Annotated[SecretStr, AfterValidator(_broker_url)]
 
@@ -225,7 +233,7 @@ class Settings(BaseSettings):
     scripted: bool = Field(
         False, description="Answer from a script and ask no model: free and the same every time. Refused in prod."
     )
-    sentry_dsn: SecretStr | None = Field(
+    sentry_dsn: Dsn | None = Field(
         None,
         validation_alias=AliasChoices(PREFIX + "SENTRY_DSN", "SENTRY_DSN"),
         description="Where errors are reported.",

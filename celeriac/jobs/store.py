@@ -45,6 +45,9 @@ SHOWN: Final = (
 )  # fmt: skip
 WHOLE: Final = (*SHOWN, "answer")
 
+#: Scripts of 500 jobs that one page may look at: a rare agent among a million jobs takes several pages.
+LOOKS: Final = 10
+
 #: A caller's idempotency key stands for its job at least this long.
 KEY_TTL: Final = timedelta(hours=24)
 
@@ -209,20 +212,24 @@ class JobStore:
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page:
-        """A page, newest first. dead: dead letters only. Raises Invalid for a cursor that no page gave out."""
-        if cursor is not None and not cursor.isdecimal():
+        """A page, newest first; with more to come it may be shorter than `limit`. dead: dead letters only.
+
+        Raises Invalid for a cursor that no page gave out.
+        """
+        if cursor is not None and not (cursor.isascii() and cursor.isdecimal()):
             raise Invalid("the cursor is not one that a page gave out", field="cursor", remedy="leave it out to begin")
         before = "+inf" if cursor is None else f"({cursor}"
         found: list[Job] = []
-        while True:
+        for look in range(LOOKS):
             left = limit - len(found)
             then, *rows = await self._list(
                 tenant=tenant, state=state or "", dead=dead, agent=agent, before=before, limit=left, fields=SHOWN
             )
             found += [job for id, *row in rows if (job := _job(id.decode(), *row)) is not None]
-            if not then or len(found) >= limit:
-                return Page(tuple(found), then.decode().lstrip("(") or None)
             before = then.decode()
+            if not before or len(found) >= limit or look == LOOKS - 1:
+                break
+        return Page(tuple(found), before.lstrip("(") or None)
 
     async def workers_alive(self) -> int:
         """Workers whose lease runs."""
