@@ -20,8 +20,8 @@ from tests.processes import ROOT, Process, Worker, free_port, wait_until
 from tests.story.conftest import House
 
 OWN_TASKS = "tests.story.own_tasks"
-#: Short, so that the stories are. One heartbeat a second leaves just enough of it.
-LEASE = 2.0
+#: Short, so that the stories are, and long enough for one heartbeat a second on a busy machine.
+LEASE = 3.0
 
 
 class Probed:
@@ -34,6 +34,10 @@ class Probed:
     def get(self, page: str) -> tuple[int, dict[str, Any]]:
         answer = self.http.get(page)
         return answer.status_code, answer.json()
+
+    def metric(self, name: str) -> float:
+        [line] = [line for line in self.http.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
+        return float(line.split()[1])
 
     def failing(self, page: str) -> set[str]:
         status, body = self.get(page)
@@ -157,6 +161,7 @@ def test_a_blocked_loop_is_alive_until_its_jobs_are_lost(house: House) -> None:
     """The port answers all the same. It is not ready at once; a restart would cost nobody anything only later."""
     worker = probed(house, CELERIAC_JOBS__LEASE="5")
     worker.becomes("/readyz", set())
+    before = worker.metric("celeriac_worker_stalls_total")
     began = time.monotonic()
     tell(house, "blocks_the_loop", 10)
     wait_until(lambda: "loop" in worker.failing("/readyz"), "the loop to be noticed")
@@ -165,7 +170,7 @@ def test_a_blocked_loop_is_alive_until_its_jobs_are_lost(house: House) -> None:
     assert time.monotonic() - began > 1.5 * 5
     worker.becomes("/livez", set())
     worker.becomes("/readyz", set())
-    assert "celeriac_worker_stalls_total 1.0" in worker.http.get("/metrics").text
+    assert worker.metric("celeriac_worker_stalls_total") == before + 1
 
 
 def test_a_worker_that_takes_no_messages_is_not_ready(house: House) -> None:
@@ -240,13 +245,12 @@ def test_metrics_of_a_worker_are_read_from_its_port(house: House) -> None:
     house.always(delay=5, text="Paris")
     shim = house.shim()
     shim.submit(input="What is the capital of France?")
-    wait_until(lambda: "celeriac_worker_jobs_in_flight 1.0" in worker.http.get("/metrics").text, "the job to be seen")
-    text = worker.http.get("/metrics").text
-    for line in ("celeriac_worker_slots 20.0", "celeriac_worker_stalls_total 0.0"):
-        assert line in text
-    for name in ("celeriac_worker_loop_lag_seconds ", "celeriac_worker_heartbeat_age_seconds ", "process_cpu_seconds"):
-        assert name in text
-    assert "France" not in text
+    wait_until(lambda: worker.metric("celeriac_worker_jobs_in_flight") == 1, "the job to be seen")
+    assert worker.metric("celeriac_worker_slots") == 20
+    assert 0 <= worker.metric("celeriac_worker_heartbeat_age_seconds") < 15
+    assert worker.metric("celeriac_worker_loop_lag_seconds") >= 0
+    assert worker.metric("process_cpu_seconds_total") > 0
+    assert "France" not in worker.http.get("/metrics").text
     assert worker.http.get("/elsewhere").status_code == 404
 
 
