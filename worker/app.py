@@ -17,6 +17,7 @@ from celeriac.settings import Settings, load_settings
 from celeriac.telemetry import open_sentry
 from tasks import jobs as jobs  # registers the tasks
 from worker import control as control  # replaces Celery's own commands
+from worker.events import EventBatches
 from worker.lifecycle import Lifecycle
 
 
@@ -35,11 +36,12 @@ def make_app(settings: Settings) -> Celery:
         worker_concurrency=settings.worker.concurrency,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        # Flower asks for events only seconds after it has started: the jobs before would never have a row. They go out
-        # once a second, many at a time, and nobody keeps them where nobody listens.
+        # Flower asks for events only seconds after it has started: the jobs before would never have a row. Nobody keeps
+        # them where nobody listens.
         worker_send_task_events=True,
     )
     app.steps["worker"].add(Lifecycle)
+    app.steps["consumer"].add(EventBatches)
     return app
 
 
