@@ -10,7 +10,7 @@ import redis
 
 from celeriac.jobs.dispatch import celery_app, templates
 from celeriac.jobs.lease import Fleet
-from celeriac.jobs.model import Accepted, Claim, Ending, NewJob, State
+from celeriac.jobs.model import Accepted, Claim, Ended, Ending, NewJob, State
 from celeriac.jobs.store import JobStore, new_id, new_nonce
 from celeriac.settings import Settings
 from celeriac.stores import Stores, open_fleet, open_stores
@@ -62,10 +62,12 @@ class Queue:
     async def try_claim(self, job: Accepted | str, worker: str = "w1", nonce: str = "") -> Claim | None:
         return await self.jobs.claim(job if isinstance(job, str) else job.id, worker, nonce or new_nonce())
 
+    async def end(self, claim: Claim, **facts: Any) -> Ended:
+        return await self.jobs.finish(claim, Ending(**({"state": State.SUCCEEDED, "answer": "Paris"} | facts)))
+
     async def finish(self, claim: Claim, **facts: Any) -> bool | None:
         """Whether the context took the turn, None for no turn."""
-        ended = await self.jobs.finish(claim, Ending(**({"state": State.SUCCEEDED, "answer": "Paris"} | facts)))
-        return ended.appended
+        return (await self.end(claim, **facts)).appended
 
     async def state(self, job: Accepted | str, tenant: str = "default") -> State:
         found = await self.jobs.get(job if isinstance(job, str) else job.id, tenant)
@@ -75,7 +77,7 @@ class Queue:
 
 @pytest.fixture(scope="session")
 def bells() -> dict[str, str]:
-    return dict(templates(celery_app(Settings()), ["celeriac", "slow"]))
+    return dict(templates(celery_app(Settings()), ["celeriac", "celeriac.suspects", "slow", "slow.suspects"]))
 
 
 @pytest.fixture
