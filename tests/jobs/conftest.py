@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import redis
+from hypothesis import settings as hypothesis_settings
 
 from celeriac.jobs.dispatch import celery_app, templates
 from celeriac.jobs.lease import Fleet
@@ -15,6 +16,9 @@ from celeriac.jobs.store import JobStore, new_id, new_nonce
 from celeriac.settings import Settings
 from celeriac.stores import Stores, open_fleet, open_stores
 from tests.conftest import Valkey
+
+#: For test_every_order.py, by hand.
+hypothesis_settings.register_profile("long", max_examples=1000, stateful_step_count=100)
 
 CLOCK = "local now = tonumber(redis.call('GET', 'test:clock'))\n"
 

@@ -37,8 +37,6 @@ LISTS = (*QUEUES, "celeriac.suspects", "slow.suspects")
 LIMITS = {"t:a": 3, "t:*": 6, "a:reviewer": 2}
 WHICH = st.integers(0, 1000)
 
-hypothesis_settings.register_profile("long", max_examples=1000, stateful_step_count=100)
-
 
 @dataclass(eq=False)
 class Process:
