@@ -38,7 +38,11 @@ def read(client: redis.Redis) -> tuple[dict[str, Key], list[str]]:
         for name, (template, _, _) in KEYS.items()
     }
     names = sorted(name for name in client.scan_iter(count=1000) if not OTHERS.fullmatch(name))
-    pipe = client.pipeline(transaction=False)
+    # Turns and steps may be compressed.
+    lenient = redis.Redis(
+        port=client.get_connection_kwargs()["port"], decode_responses=True, encoding_errors="replace"
+    )
+    pipe = lenient.pipeline(transaction=False)
     for name in names:
         pipe.type(name)
         pipe.pttl(name)
@@ -60,6 +64,7 @@ def read(client: redis.Redis) -> tuple[dict[str, Key], list[str]]:
             known[name] = Key(found[0][0], found[0][1].groupdict(), ttl >= 0, value)
         elif found or f"{PREFIX}bell:{name}" not in names:
             strange.append(name)
+    lenient.close()
     return known, strange
 
 
