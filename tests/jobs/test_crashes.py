@@ -1,0 +1,321 @@
+"""A crashed process is one job's fault and the misfortune of many: suspects run in shrinking company, the guilty one ends
+as a dead letter, the innocent succeed."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import pytest
+
+from celeriac.jobs.model import Accepted, Claim, State
+from tests.jobs.conftest import Queue
+
+SUSPECTS = "celeriac.suspects"
+
+
+class Crash:
+    """Workers that die with what they hold."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.died = 0
+
+    async def __call__(self, *jobs: Accepted, steps: int = 0) -> None:
+        """All of them run in one process, which dies after each has made so many steps."""
+        self.died += 1
+        name = await self.queue.worker(f"dead{self.died}", slots=100)
+        await self.queue.pass_time(2, name)
+        for job in jobs:
+            claim = await self.queue.claim(job, name)
+            for _ in range(steps):
+                await self.queue.stores.journal.commit(claim, len(claim.journal), {"text": "a step"}, None)
+        await self.queue.given_up()
+        self.queue.redis.delete("celeriac", SUSPECTS)
+
+
+@pytest.fixture
+def crash(queue: Queue) -> Crash:
+    return Crash(queue)
+
+
+async def crashes(queue: Queue, job: Accepted) -> int:
+    return (await queue.job(job)).crashes
+
+
+async def test_a_job_taken_from_a_dead_worker_has_crashed_once_more(queue: Queue, crash: Crash) -> None:
+    """Unless it made a step since the last time: then it gets on, and is not what kills."""
+    job = await queue.submit()
+    await crash(job)
+    assert await crashes(queue, job) == 1
+    await crash(job, steps=1)
+    assert await crashes(queue, job) == 1
+    await crash(job)
+    assert await crashes(queue, job) == 2
+    await crash(job, steps=2)
+    assert await crashes(queue, job) == 2
+    assert (await queue.job(job)).steps == 3
+
+
+async def test_a_job_handed_over_in_good_order_has_not_crashed(queue: Queue) -> None:
+    """A deploy, a parked job, a claim whose answer was lost."""
+    await queue.worker()
+    job = await queue.submit()
+    await queue.jobs.give_back(await queue.claim(job))
+    await queue.claim(job)
+    await queue.fleet.disown("w1", job.id)
+    await queue.jobs.park(await queue.claim(job), "retry", timedelta(seconds=1))
+    await queue.pass_time(2, "w1")
+    assert await crashes(queue, job) == 0
+
+
+async def test_a_job_that_crashed_once_runs_anywhere(queue: Queue, crash: Crash) -> None:
+    """A single crash is mostly the machine's."""
+    job = await queue.submit()
+    await crash(job)
+    await queue.worker()
+    await queue.claim(await queue.submit())
+    await queue.finish(await queue.claim(job))
+
+
+async def test_a_job_that_crashes_alone_in_the_end_is_a_dead_letter(queue: Queue, crash: Crash) -> None:
+    """It has failed, says why, is listed, and is kept with all that a replay needs."""
+    job = await queue.submit(context_id="c")
+    await crash(job, steps=1)
+    for _ in range(4):
+        await crash(job)
+        assert await queue.state(job) == State.QUEUED
+    await crash(job)
+    found = await queue.job(job)
+    assert (found.state, found.dead, found.steps) == (State.FAILED, True, 1)
+    assert found.error is not None
+    assert found.error.code == "dead_letter"
+    assert [dead.id for dead in (await queue.jobs.list("default", dead=True)).jobs] == [job.id]
+    week = timedelta(days=7) / timedelta(milliseconds=1)
+    for key in (f"celeriac:job:{job.id}", f"celeriac:journal:{job.id}"):
+        assert week - 60_000 < queue.redis.pttl(key) <= week
+    assert (await queue.submit(context_id="c")).waits_for is None
+
+
+async def test_only_a_crash_alone_makes_a_dead_letter(queue: Queue, crash: Crash) -> None:
+    """Two that always crash together stay suspects: each could be innocent."""
+    await queue.worker("w1", slots=0)
+    jobs = [await queue.submit() for _ in range(2)]
+    for _ in range(3):
+        await crash(*jobs)
+    assert [await crashes(queue, job) for job in jobs] == [3, 3]
+    await crash(*jobs)
+    assert [await crashes(queue, job) for job in jobs] == [4, 4]
+    await crash(jobs[0])
+    assert await queue.state(jobs[0]) == State.FAILED
+    assert await queue.state(jobs[1]) == State.QUEUED
+
+
+@pytest.mark.parametrize(("before", "company"), [(2, 32), (3, 4), (4, 1)])
+async def test_suspects_run_in_shrinking_company(queue: Queue, crash: Crash, before: int, company: int) -> None:
+    """32, 4, 1: as many bells, and as many claims, whatever bells there are."""
+    jobs = [await queue.submit() for _ in range(40)]
+    await crash(*jobs)
+    await crash(*jobs)
+    for job in jobs:  # further crashes in groups would take this test minutes
+        queue.redis.hset(f"celeriac:job:{job.id}", "crashes", before)
+    queue.redis.rename("celeriac:suspects:celeriac:2", f"celeriac:suspects:celeriac:{before}")
+    await queue.worker(slots=100)
+    await queue.pass_time(2, "w1")
+    assert queue.rung(SUSPECTS) == [job.id for job in jobs[:company]]
+    claims = [await queue.claim(id) for id in queue.rung(SUSPECTS)]
+    await queue.pass_time(2, "w1")
+    assert len(queue.rung(SUSPECTS)) == company
+    await queue.finish(claims[0])
+    assert queue.rung(SUSPECTS)[company:] == [jobs[company].id]
+    await queue.claim(jobs[company])
+
+
+async def test_a_suspect_is_not_claimed_beyond_the_company_of_those_who_run(queue: Queue, crash: Crash) -> None:
+    """A stale bell does not get round it, and the most suspect of them decides."""
+    jobs = [await queue.submit() for _ in range(6)]
+    await crash(*jobs)
+    await crash(*jobs)
+    await queue.worker(slots=100)
+    await queue.pass_time(2, "w1")
+    await queue.claim(jobs[0])
+    queue.redis.hset("celeriac:worker:w1", "company", 1)
+    assert await queue.try_claim(jobs[1]) is None
+    assert await queue.state(jobs[1]) == State.QUEUED
+    queue.redis.hset("celeriac:worker:w1", "company", 32)
+    await queue.pass_time(2, "w1")
+    await queue.claim(jobs[1])
+
+
+async def test_no_more_suspects_than_slots(queue: Queue, crash: Crash) -> None:
+    """A small process takes as many as it runs jobs."""
+    jobs = [await queue.submit() for _ in range(6)]
+    await crash(*jobs)
+    await crash(*jobs)
+    await queue.worker(slots=2)
+    await queue.pass_time(2, "w1")
+    assert len(queue.rung(SUSPECTS)) == 2
+
+
+async def suspect(queue: Queue, crash: Crash, **facts: object) -> Accepted:
+    job = await queue.submit(**facts)
+    await crash(job)
+    await crash(job)
+    return job
+
+
+async def test_suspects_wait_until_a_process_is_theirs_alone(queue: Queue, crash: Crash) -> None:
+    """The idlest worker runs nothing else from then on, and suspects only once its other jobs have ended."""
+    job = await suspect(queue, crash)
+    await queue.worker("busy", slots=5)
+    for other in [await queue.submit() for _ in range(3)]:
+        await queue.claim(other, "busy")
+    await queue.worker("idle", slots=5)
+    innocent = await queue.claim(await queue.submit(), "idle")
+    await queue.pass_time(2, "busy", "idle")
+    assert (await queue.beat("idle")).quarantined is True
+    assert (await queue.beat("busy")).quarantined is False
+    assert queue.rung(SUSPECTS) == []
+    assert await queue.try_claim(job, "idle") is None
+    await queue.finish(innocent)
+    assert queue.rung(SUSPECTS) == [job.id]
+    await queue.claim(job, "idle")
+
+
+async def test_a_worker_that_is_not_in_quarantine_takes_no_suspect(queue: Queue, crash: Crash) -> None:
+    """Its bell came by a way of its own: the suspect goes back to its line."""
+    job = await suspect(queue, crash)
+    await queue.worker("w1")
+    await queue.pass_time(2, "w1")
+    await queue.worker("w2")
+    assert job.id in queue.rung(SUSPECTS)
+    assert await queue.try_claim(job, "w2") is None
+    await queue.pass_time(2, "w1", "w2")
+    await queue.claim(job, "w1")
+
+
+async def test_a_quarantined_worker_takes_nobody_else(queue: Queue, crash: Crash) -> None:
+    """It may have popped a bell before it heard of its quarantine: the job stays for the others."""
+    await suspect(queue, crash)
+    await queue.worker("w1")
+    other = await queue.submit()
+    await queue.worker("w2")
+    await queue.pass_time(1, "w1", "w2")
+    quarantined, free = ("w1", "w2") if (await queue.beat("w1")).quarantined else ("w2", "w1")
+    assert await queue.try_claim(other, quarantined) is None
+    await queue.pass_time(1, "w1", "w2")
+    await queue.finish(await queue.claim(other, free))
+
+
+async def test_a_quarantined_worker_takes_no_room_from_the_others(queue: Queue, crash: Crash) -> None:
+    """Its slots are not offered, and the suspects that it runs are not subtracted from theirs."""
+    job = await suspect(queue, crash)
+    await queue.worker("w1", slots=3)
+    await queue.pass_time(2, "w1")
+    await queue.claim(job, "w1")
+    for _ in range(20):
+        await queue.submit()
+    assert queue.rung() == []
+    await queue.worker("w2", slots=3)
+    assert len(queue.rung()) == 5
+
+
+async def test_quarantine_ends_with_the_last_suspect(queue: Queue, crash: Crash) -> None:
+    """The worker offers its slots to everybody again."""
+    job = await suspect(queue, crash)
+    await queue.worker(slots=3)
+    await queue.pass_time(2, "w1")
+    claim = await queue.claim(job)
+    await queue.pass_time(2, "w1")
+    assert (await queue.beat()).quarantined is True
+    await queue.finish(claim)
+    await queue.pass_time(1, "w1")
+    assert (await queue.beat()).quarantined is False
+    await queue.submit()
+    assert len(queue.rung()) == 1
+
+
+async def test_one_worker_is_quarantined_and_where_there_are_many_a_quarter(queue: Queue, crash: Crash) -> None:
+    """One for each 32 suspects, and never more than a quarter of the fleet but for the first."""
+    jobs = [await queue.submit() for _ in range(98)]
+    await crash(*jobs)
+    await crash(*jobs)
+    names = [await queue.worker(f"w{i}", slots=100) for i in range(7)]
+    await queue.pass_time(20, *names)
+    assert queue.redis.scard("celeriac:quarantined") == 1
+    names.append(await queue.worker("w7", slots=100))
+    await queue.pass_time(20, *names)
+    assert queue.redis.scard("celeriac:quarantined") == 2
+
+
+async def test_a_suspect_whose_bell_is_out_when_its_worker_dies_is_not_forgotten(queue: Queue, crash: Crash) -> None:
+    """Another worker is quarantined for it, and its bell rung again."""
+    job = await suspect(queue, crash)
+    await queue.worker("dead")
+    await queue.worker("w2", slots=1)
+    await queue.pass_time(2, "dead", "w2")
+    queue.redis.delete(SUSPECTS)
+    await queue.given_up("w2")
+    await queue.pass_time(10, "w2")
+    assert job.id in queue.rung(SUSPECTS)
+    await queue.claim(job, "w2")
+
+
+async def test_a_quarantined_worker_that_drains_is_replaced(queue: Queue, crash: Crash) -> None:
+    """Whoever takes no bells is no place for suspects, however long it lives on."""
+    job = await suspect(queue, crash)
+    await queue.worker("old")
+    await queue.pass_time(1, "old")
+    await queue.fleet.heartbeat("old", 10, taking=False)
+    await queue.worker("new")
+    queue.later(1000)
+    await queue.fleet.upkeep()
+    assert (await queue.beat("new")).quarantined is True
+    await queue.claim(job, "new")
+
+
+async def test_limits_hold_for_suspects(queue: Queue, crash: Crash) -> None:
+    """A tenant's suspects run at most as many at once as its limit says; those of others go on."""
+    jobs = [await queue.submit() for _ in range(3)]
+    other, reviews = await queue.submit(tenant="b"), [await queue.submit(tenant="b", agent="reviewer") for _ in "12"]
+    everybody = [*jobs, other, *reviews]
+    await crash(*everybody)
+    await crash(*everybody)
+    await queue.worker(limits={"t:default": 1, "a:reviewer": 1})
+    await queue.pass_time(2, "w1")
+    assert queue.rung(SUSPECTS) == [jobs[0].id, other.id, reviews[0].id]
+    await queue.finish(await queue.claim(jobs[0]))
+    await queue.pass_time(1, "w1")
+    assert queue.rung(SUSPECTS)[3:] == [jobs[1].id]
+
+
+async def test_one_job_that_kills_its_process_ends_dead_and_takes_nobody_along(queue: Queue) -> None:
+    """Among 200, half of which have made no step when they are taken away; within a few rounds."""
+    poison = (await queue.submit()).id
+    innocent = [(await queue.submit()).id for _ in range(200)]
+    living: list[str] = []
+    deaths = rounds = 0
+    while queue.redis.zcard("celeriac:jobs:default:succeeded") + queue.redis.zcard("celeriac:dead:default") < 201:
+        rounds += 1
+        assert rounds * 5 < 300, "it took more than minutes"
+        while len(living) < 3:
+            living.append(await queue.worker(f"w{rounds}.{len(living)}", slots=40))
+        await queue.pass_time(5, *living)
+        for name in list(living):
+            quarantined = (await queue.beat(name)).quarantined
+            held: list[Claim] = []
+            while bell := queue.redis.rpop(SUSPECTS if quarantined else "celeriac"):
+                if claim := await queue.try_claim(json.loads(bell)["headers"]["id"], name):
+                    held.append(claim)
+            for claim in held[::2]:
+                if claim.id != poison:
+                    await queue.stores.journal.commit(claim, len(claim.journal), {"text": "a step"}, None)
+            if any(claim.id == poison for claim in held):
+                living.remove(name)
+                deaths += 1
+            else:
+                for claim in held:
+                    await queue.finish(claim)
+    assert (await queue.job(poison)).dead
+    assert {await queue.state(id) for id in innocent} == {State.SUCCEEDED}
+    assert 5 <= deaths <= 7
