@@ -3,7 +3,7 @@
 -- most jobs at once), bells (queue -> template, or queue -> "" where the broker is another server).
 -- Answers {"registered", beats, bells}, or {"refused"} where the fleet already speaks a newer protocol.
 if a.protocol < (tonumber(call('GET', K.protocol())) or 0) then return {'refused'} end
-local beats = tonumber(call('GET', K.beats()) or 0)
+local beats = call('INCR', K.beats())
 if call('EXISTS', K.worker(a.worker)) == 1 then return {'registered', beats, {}} end
 
 call('SET', K.protocol(), a.protocol)

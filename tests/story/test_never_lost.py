@@ -50,7 +50,7 @@ def test_the_jobs_of_a_killed_worker_are_run_by_another(house: House) -> None:
 def test_a_worker_that_was_paused_beyond_its_lease_writes_nothing(house: House) -> None:
     """It wakes, finds its jobs taken, stops them, and comes back under a new name."""
     shim, worker = house.shim(), house.worker(**SOON)
-    house.scripted({"delay": 6, "text": "from the zombie"}, {"text": "Paris"})
+    house.scripted({"delay": 60, "text": "from the zombie"}, {"text": "Paris"})
     job = shim.submit(context_id="trip")
     wait_until(lambda: house.in_flight() == 1, "the call to be under way")
     house.worker("-n", "other@%h", **SOON)
