@@ -82,6 +82,11 @@ async def http_error(request: Request, error: Exception) -> Response:
         error.status_code, "refused"
     )
     more: dict[str, Any] = {}
+    if error.status_code == 400:  # FastAPI's own, for a body that no JSON reader takes
+        message = "the body cannot be read as JSON"
+        remedy = "send JSON in UTF-8, nested less than a hundred deep, with numbers of ordinary length"
+        more["errors"] = [{"field": "body", "message": message, "remedy": remedy}]
+        return problem(request, 400, "The request is not valid", message, "invalid", **more)
     if isinstance(error, TooLarge):
         remedy = "send less, or raise CELERIAC_SHIM__MAX_BODY_BYTES"
         more["errors"] = [{"field": "body", "message": error.detail, "remedy": remedy}]

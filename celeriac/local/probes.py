@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 import aiohttp
 
@@ -19,19 +18,6 @@ def http(url: str, good: Callable[[int], bool] = lambda status: status == 200) -
             async with aiohttp.ClientSession(timeout=TIMEOUT) as session, session.get(url) as response:
                 return good(response.status)
         except (aiohttp.ClientError, OSError, TimeoutError):
-            return False
-
-    return probe
-
-
-def http_json(url: str, good: Callable[[Any], bool]) -> Probe:
-    """The answer is JSON, whatever its status, and `good` likes it."""
-
-    async def probe() -> bool:
-        try:
-            async with aiohttp.ClientSession(timeout=TIMEOUT) as session, session.get(url) as response:
-                return good(await response.json(content_type=None))
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, LookupError, TypeError):
             return False
 
     return probe

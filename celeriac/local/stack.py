@@ -124,7 +124,7 @@ def build(settings: Settings, ours: Embedded) -> Stack:
         env["CELERIAC_SCRIPTED"] = "1"
     shim_url = _url(settings.shim.host, settings.shim.port)
     flower_url = _url(settings.flower.host, settings.flower.port)
-    groups.append((_shim(env, shim_url), _worker(env, shim_url), _flower(env, settings, flower_url)))
+    groups.append((_shim(env, shim_url), _worker(env, settings), _flower(env, settings, flower_url)))
     return Stack(
         tuple(groups),
         shim_url=shim_url,
@@ -163,13 +163,15 @@ def _shim(env: dict[str, str], shim_url: str) -> Process:
     )
 
 
-def _worker(env: dict[str, str], shim_url: str) -> Process:
+def _worker(env: dict[str, str], settings: Settings) -> Process:
+    host = settings.worker.health_host
+    port = settings.worker.health_port or ports.free(host, 1)[0]
     return Process(
         "worker",
         (sys.executable, "-m", "celery", "-A", "worker.app", "worker"),
-        env,
-        # What matters is that the shim sees it, not that it says so.
-        ready=probes.http_json(f"{shim_url}/readyz", lambda body: body["workers"] >= 1),
+        env | {"CELERIAC_WORKER__HEALTH_PORT": str(port)},
+        # Asked itself: for the length of a lease the store still knows the one that died before it.
+        ready=probes.http(f"{_url(host, port)}/readyz"),
         stop_within=DOORS_STOP,
     )
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import pytest
-
 from bench.__main__ import BEGIN, END, line, write
 from bench.house import allow_many_files
 from bench.rows import QUICK, Row, rows
 
 
-@pytest.mark.slow
 def test_every_row_is_measured():
     allow_many_files()
     made = list(rows(QUICK))

@@ -39,9 +39,7 @@ def read(client: redis.Redis) -> tuple[dict[str, Key], list[str]]:
     }
     names = sorted(name for name in client.scan_iter(count=1000) if not OTHERS.fullmatch(name))
     # Turns and steps may be compressed.
-    lenient = redis.Redis(
-        port=client.get_connection_kwargs()["port"], decode_responses=True, encoding_errors="replace"
-    )
+    lenient = redis.Redis(port=client.get_connection_kwargs()["port"], decode_responses=True, encoding_errors="replace")
     pipe = lenient.pipeline(transaction=False)
     for name in names:
         pipe.type(name)

@@ -38,7 +38,12 @@ def test_with_nothing_set_everything_is_embedded() -> None:
 
 def test_everybody_is_told_where_the_embedded_parts_are() -> None:
     """Under the names that settings read."""
-    plan = built(local={"redis_port": 1001, "model_port": 1002}, shim={"port": 1003}, flower={"port": 1004})
+    plan = built(
+        local={"redis_port": 1001, "model_port": 1002},
+        shim={"port": 1003},
+        flower={"port": 1004},
+        worker={"health_port": 1005},
+    )
     assert told(plan, "worker") == {
         "CELERIAC_REDIS_URL": "redis://127.0.0.1:1001/0",
         "CELERIAC_BROKER_URL": "redis://127.0.0.1:1001/0",
@@ -47,6 +52,7 @@ def test_everybody_is_told_where_the_embedded_parts_are() -> None:
         "CELERIAC_SHIM__PORT": "1003",
         "CELERIAC_FLOWER__PORT": "1004",
         "CELERIAC_WORKER__GRACE": "3",
+        "CELERIAC_WORKER__HEALTH_PORT": "1005",
     }
 
 

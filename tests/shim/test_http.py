@@ -430,3 +430,21 @@ def test_a_wrong_setting_or_agents_file_stops_the_start(valkey: Valkey, tmp_path
         assert "Traceback" not in shim.output()
         assert shim.output().strip()
         shim.stop()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 100_000, b'{"a": ' * 5000, b'{"a": ' + b"9" * 5000 + b"}", b'{"a": "\xff"}'],
+    ids=["list", "nested", "number", "bytes"],
+)
+def test_a_body_that_no_reader_takes_names_the_remedy(shim: Shim, body: bytes) -> None:
+    """Nested without end, numbers without end, bytes that are no text."""
+    answer = shim.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (400, "invalid")
+    assert problem["errors"][0]["remedy"]
+
+
+def test_a_cursor_in_other_digits_is_no_cursor(shim: Shim) -> None:
+    """Digits for Python, and not for Redis."""
+    assert shim.http.get("/v1/jobs", params={"cursor": "\u0663"}).status_code == 422
