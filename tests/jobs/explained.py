@@ -52,11 +52,12 @@ def read(client: redis.Redis) -> tuple[dict[str, Key], list[str]]:
         "list": lambda name: pipe.lrange(name, 0, -1),
         "zset": lambda name: pipe.zrange(name, 0, -1, withscores=True),
     }
-    for name, kind in zip(names, facts[::2], strict=True):
+    there = [(name, kind, ttl) for name, kind, ttl in zip(names, facts[::2], facts[1::2], strict=True) if kind != "none"]
+    for name, kind, _ in there:
         read_as[kind](name)
     known: dict[str, Key] = {}
     strange: list[str] = []
-    for name, ttl, value in zip(names, facts[1::2], pipe.execute(), strict=True):
+    for (name, _, ttl), value in zip(there, pipe.execute(), strict=True):
         found = [(key, match) for key, pattern in patterns.items() if (match := pattern.fullmatch(name))]
         if len(found) == 1:
             known[name] = Key(found[0][0], found[0][1].groupdict(), ttl >= 0, value)

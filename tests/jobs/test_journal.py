@@ -1,0 +1,234 @@
+"""A call is booked before it is sent, its money lands once, and a finished step is never made again."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import pytest
+
+from celeriac.connections import pack, unpack
+from celeriac.errors import Fenced, Invalid, Stopped
+from celeriac.jobs.journal import MOST_NANOS, Journal, Settlement
+from celeriac.jobs.model import Claim, JobError, State
+from tests.jobs.conftest import Queue
+
+
+def settled(nanos: int, *, call: str = "c1", bound: int = 100, **facts: object) -> Settlement:
+    return Settlement(call, "settled", bound, nanos, facts)
+
+
+@pytest.fixture
+async def claim(queue: Queue) -> Claim:
+    await queue.worker()
+    return await queue.claim(await queue.submit())
+
+
+@pytest.fixture
+def journal(queue: Queue) -> Journal:
+    return queue.stores.journal
+
+
+async def sums(queue: Queue, claim: Claim) -> tuple[int, int, int]:
+    """Reserved, in doubt, settled."""
+    record = queue.record(claim)
+    return int(record.get("reserved", 0)), int(record.get("in_doubt", 0)), int(record.get("cost", 0))
+
+
+async def test_a_call_is_booked_at_its_highest_price_before_it_is_sent(
+    queue: Queue, claim: Claim, journal: Journal
+) -> None:
+    """The same call again changes nothing."""
+    for _ in range(2):
+        await journal.admit(claim, "c1", 100, {"lane": "openai/x"})
+    assert await sums(queue, claim) == (100, 0, 0)
+    (call,) = (await queue.job(claim.id)).calls
+    assert (call.id, call.stands, call.nanos, call.facts) == ("c1", "open", 100, {"lane": "openai/x"})
+
+
+async def test_a_settled_call_costs_its_price_and_counts_once(queue: Queue, claim: Claim, journal: Journal) -> None:
+    """However often it is said, and whatever is said later."""
+    await journal.admit(claim, "c1", 100, {})
+    await journal.settle(claim, settled(40, model="x-1"))
+    for other in (settled(40), settled(70), Settlement("c1", "released", 100, 0, {}), Settlement("c1", "doubt", 9, 0, {})):
+        await journal.settle(claim, other)
+    assert await sums(queue, claim) == (0, 0, 40)
+    (call,) = (await queue.job(claim.id)).calls
+    assert (call.stands, call.nanos, call.facts) == ("settled", 40, {"model": "x-1"})
+
+
+async def test_a_released_call_costs_nothing_and_stays_released(queue: Queue, claim: Claim, journal: Journal) -> None:
+    """There was proof that it was not billed."""
+    await journal.admit(claim, "c1", 100, {})
+    await journal.settle(claim, Settlement("c1", "released", 100, 0, {}))
+    await journal.settle(claim, settled(40))
+    assert await sums(queue, claim) == (0, 0, 0)
+
+
+async def test_a_price_above_the_bound_is_booked_as_it_is(queue: Queue, claim: Claim, journal: Journal) -> None:
+    """The truth, never clamped."""
+    await journal.admit(claim, "c1", 100, {})
+    await journal.settle(claim, settled(250))
+    assert await sums(queue, claim) == (0, 0, 250)
+
+
+async def test_a_call_of_a_free_model_is_booked_too(queue: Queue, claim: Claim, journal: Journal) -> None:
+    """Nothing is an amount like any other."""
+    await journal.admit(claim, "c1", 0, {})
+    await journal.settle(claim, settled(0, bound=0))
+    await journal.admit(claim, "c2", 0, {})
+    await queue.jobs.give_back(claim)
+    assert [call.stands for call in (await queue.job(claim.id)).calls] == ["settled", "doubt"]
+
+
+async def test_money_is_exact_beyond_what_lua_counts(queue: Queue, claim: Claim, journal: Journal) -> None:
+    """Amounts stay text; what one call may not cost is refused and not booked as less."""
+    for i in range(3):
+        await journal.admit(claim, f"c{i}", MOST_NANOS - 1, {})
+    await journal.settle(claim, settled(MOST_NANOS - 1, call="c0", bound=MOST_NANOS - 1))
+    assert await sums(queue, claim) == (2 * (MOST_NANOS - 1), 0, MOST_NANOS - 1)
+    before = queue.everything()
+    with pytest.raises(Invalid):
+        await journal.admit(claim, "c9", MOST_NANOS + 1, {})
+    assert queue.everything() == before
+
+
+Leave = Callable[[Queue, Claim], Awaitable[object]]
+LEAVE: dict[str, Leave] = {
+    "finish": lambda queue, claim: queue.finish(claim),
+    "park": lambda queue, claim: queue.jobs.park(claim, "retry", timedelta(seconds=1)),
+    "give_back": lambda queue, claim: queue.jobs.give_back(claim),
+    "disown": lambda queue, claim: queue.fleet.disown(claim.worker, claim.id),
+    "given_up": lambda queue, claim: queue.given_up(),
+}
+
+
+@pytest.mark.parametrize("how", LEAVE)
+async def test_a_call_without_an_outcome_is_in_doubt_as_soon_as_its_run_lets_go(
+    queue: Queue, claim: Claim, journal: Journal, how: str
+) -> None:
+    """In the very step that takes the job, at the full bound; what arrives later corrects it."""
+    await journal.admit(claim, "c1", 100, {})
+    await journal.admit(claim, "c2", 30, {})
+    await journal.settle(claim, settled(5, call="c2", bound=30))
+    await LEAVE[how](queue, claim)
+    assert await sums(queue, claim) == (0, 100, 5)
+    await journal.settle(claim, settled(40))
+    assert await sums(queue, claim) == (0, 0, 45)
+
+
+async def test_a_call_in_doubt_may_turn_out_not_to_be_billed(queue: Queue, claim: Claim, journal: Journal) -> None:
+    """Proof may come late as well."""
+    await journal.admit(claim, "c1", 100, {})
+    await journal.settle(claim, Settlement("c1", "doubt", 100, 0, {"error": "timeout"}))
+    assert await sums(queue, claim) == (0, 100, 0)
+    await journal.settle(claim, Settlement("c1", "released", 100, 0, {}))
+    assert await sums(queue, claim) == (0, 0, 0)
+
+
+async def test_a_job_that_was_asked_to_stop_admits_no_call(queue: Queue, claim: Claim, journal: Journal) -> None:
+    """What is not sent costs nothing."""
+    await queue.jobs.cancel(claim.id, None)
+    with pytest.raises(Stopped):
+        await journal.admit(claim, "c1", 100, {})
+    assert await sums(queue, claim) == (0, 0, 0)
+
+
+async def test_a_call_that_the_store_does_not_know_is_booked_and_said(
+    queue: Queue, claim: Claim, journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It lost its history: the worker's own copy counts. It ages with its job, if that has ended."""
+    await queue.finish(claim)
+    await journal.settle(claim, settled(40, call="lost"))
+    assert await sums(queue, claim) == (0, 0, 40)
+    assert queue.redis.ttl(f"celeriac:calls:{claim.id}") > 0
+    assert "call_not_known" in capsys.readouterr().out
+
+
+async def test_money_for_a_job_that_is_gone_is_said(
+    queue: Queue, claim: Claim, journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is nothing to book it to, and no key is made that nobody would remove."""
+    await queue.finish(claim)
+    queue.redis.delete(f"celeriac:job:{claim.id}")
+    queue.planted = True
+    await journal.settle(claim, settled(40))
+    assert not queue.redis.exists(f"celeriac:calls:{claim.id}", f"celeriac:job:{claim.id}")
+    assert "call_not_known" in capsys.readouterr().out
+
+
+async def test_a_finished_step_is_stored_with_the_price_of_its_call(
+    queue: Queue, claim: Claim, journal: Journal
+) -> None:
+    """In one step; the same again changes nothing."""
+    for step in range(2):
+        call = f"c{step}"
+        await journal.admit(claim, call, 100, {})
+        for _ in range(2):
+            await journal.commit(claim, step, {"text": call}, settled(40, call=call))
+    assert await sums(queue, claim) == (0, 0, 80)
+    assert [unpack(step) for step in claim.journal] == [{"text": "c0"}, {"text": "c1"}]
+    assert (await queue.job(claim.id)).steps == 2
+
+
+async def test_a_resumed_job_has_the_steps_that_were_made(queue: Queue, claim: Claim, journal: Journal) -> None:
+    """Whoever takes it, and however the run before ended."""
+    await journal.commit(claim, 0, {"text": "one"}, None)
+    await queue.jobs.give_back(claim)
+    second = await queue.claim(claim.id)
+    assert second.journal == (pack({"text": "one"}),)
+    await journal.commit(second, 1, {"text": "two"}, None)
+    await queue.given_up()
+    await queue.worker("w2")
+    third = await queue.claim(claim.id, "w2")
+    assert [unpack(step) for step in third.journal] == [{"text": "one"}, {"text": "two"}]
+
+
+async def test_steps_that_the_store_lost_are_stored_again_by_the_run_that_made_them(
+    queue: Queue, claim: Claim, journal: Journal
+) -> None:
+    """Else the next run would buy them again; steps that this run did not make it cannot bring."""
+    for step in range(2):
+        await journal.commit(claim, step, {"text": str(step)}, None)
+    queue.redis.ltrim(f"celeriac:journal:{claim.id}", 0, 0)
+    await journal.commit(claim, 2, {"text": "2"}, None)
+    await queue.jobs.give_back(claim)
+    second = await queue.claim(claim.id)
+    assert [unpack(step)["text"] for step in second.journal] == ["0", "1", "2"]
+    second.journal = ()
+    queue.redis.delete(f"celeriac:journal:{claim.id}")
+    with pytest.raises(Fenced):
+        await journal.commit(second, 3, {"text": "3"}, None)
+    queue.redis.hset(f"celeriac:job:{claim.id}", "steps", 0)
+
+
+async def test_the_end_books_the_call_that_brought_the_answer(queue: Queue, claim: Claim, journal: Journal) -> None:
+    """One step for answer and money; the same again gets the same sums."""
+    await journal.admit(claim, "c1", 100, {})
+    for _ in range(2):
+        ended = await queue.end(claim, settlement=settled(40))
+        assert (ended.cost_nanos, ended.in_doubt_nanos) == (40, 0)
+    found = await queue.job(claim.id)
+    assert (found.cost_nanos, found.in_doubt_nanos) == (40, 0)
+
+
+async def test_the_end_of_a_fenced_run_books_its_money_and_nothing_else(
+    queue: Queue, claim: Claim, journal: Journal
+) -> None:
+    """The answer is thrown away, what it cost is not."""
+    await journal.admit(claim, "c1", 100, {})
+    await queue.given_up()
+    with pytest.raises(Fenced):
+        await queue.finish(claim, settlement=settled(40))
+    assert await sums(queue, claim) == (0, 0, 40)
+    assert await queue.state(claim.id) == State.QUEUED
+
+
+async def test_what_a_job_cost_is_kept_however_it_ends(queue: Queue, claim: Claim, journal: Journal) -> None:
+    """A failure costs as much."""
+    await journal.admit(claim, "c1", 100, {})
+    await journal.admit(claim, "c2", 7, {})
+    ended = await queue.end(
+        claim, state=State.FAILED, answer=None, error=JobError("timeout", "no"), settlement=settled(40)
+    )
+    assert (ended.cost_nanos, ended.in_doubt_nanos) == (40, 7)

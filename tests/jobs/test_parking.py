@@ -1,0 +1,132 @@
+"""A parked job waits outside every slot until its time has come."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+from celeriac.contexts.store import encode_turn
+from celeriac.jobs.model import Parked, State
+from celeriac.llm.model import Message
+from tests.jobs.conftest import Queue
+
+TURN = encode_turn([Message("user", "hi"), Message("assistant", "Paris")])
+
+
+def at(queue: Queue, seconds: int) -> datetime:
+    return datetime.fromtimestamp(queue.now / 1000 + seconds, UTC)
+
+
+async def test_a_parked_job_gives_its_slot_to_the_next(queue: Queue) -> None:
+    """It says why it waits and until when, and does not age."""
+    await queue.worker(slots=1)
+    jobs = [await queue.submit() for _ in range(4)]
+    claim = await queue.claim(jobs[0])
+    parked = await queue.jobs.park(claim, "retry", timedelta(seconds=30))
+    assert parked == Parked(at(queue, 30))
+    assert queue.rung() == [job.id for job in jobs]
+    found = await queue.job(jobs[0])
+    assert (found.state, found.reason, found.resume_at) == (State.PARKED, "retry", at(queue, 30))
+    assert queue.redis.ttl(f"celeriac:job:{claim.id}") == -1
+
+
+async def test_a_parked_job_goes_on_when_its_time_has_come(queue: Queue) -> None:
+    """Not before, and within a round of upkeep; then nothing is left of why it waited."""
+    await queue.worker()
+    job = await queue.submit()
+    await queue.jobs.park(await queue.claim(job), "retry", timedelta(seconds=30))
+    await queue.pass_time(29, "w1")
+    assert await queue.try_claim(job) is None
+    await queue.pass_time(1, "w1")
+    assert queue.rung()[1:] == [job.id]
+    claim = await queue.claim(job)
+    found = await queue.job(job)
+    assert (claim.attempt, found.reason, found.resume_at) == (2, None, None)
+
+
+async def test_many_that_are_due_at_once_go_on_page_by_page(queue: Queue) -> None:
+    """One script looks at a few hundred, and says that there are more."""
+    starts = at(queue, 10)
+    for _ in range(450):
+        await queue.submit(run_at=starts)
+    queue.later(10_000)
+    more, _ = await queue.fleet._due(page=200, keep=queue.fleet._keep)
+    assert (more, queue.redis.zcard("celeriac:parked")) == (1, 250)
+    await queue.fleet.upkeep()
+    assert queue.redis.zcard("celeriac:parked") == 0
+
+
+async def test_a_try_counts_only_where_it_is_one(queue: Queue) -> None:
+    """And Celery's own count of them travels on the bell."""
+    await queue.worker()
+    job = await queue.submit()
+    await queue.jobs.park(await queue.claim(job), "budget", timedelta(seconds=1))
+    await queue.pass_time(1, "w1")
+    claim = await queue.claim(job)
+    assert claim.retries == 0
+    await queue.jobs.park(claim, "retry", timedelta(seconds=1), retry=True)
+    await queue.pass_time(1, "w1")
+    assert json.loads(queue.redis.lindex("celeriac", 0))["headers"]["retries"] == 1
+    assert (await queue.claim(job)).retries == 1
+
+
+async def test_parking_sent_again_gets_the_first_answer(queue: Queue) -> None:
+    """A park whose answer was lost is neither fenced nor done twice, also when the job has gone on since."""
+    await queue.worker()
+    job = await queue.submit()
+    claim = await queue.claim(job)
+    first = await queue.jobs.park(claim, "retry", timedelta(seconds=5), retry=True)
+    queue.later(1000)
+    assert await queue.jobs.park(claim, "retry", timedelta(seconds=5), retry=True) == first
+    await queue.pass_time(5, "w1")
+    again = await queue.claim(job)
+    assert await queue.jobs.park(claim, "retry", timedelta(seconds=5), retry=True) == first
+    assert again.retries == 1
+    await queue.finish(again)
+
+
+async def test_a_worker_that_does_not_know_the_agent_is_not_asked_again(queue: Queue) -> None:
+    """Others are, while a deploy rolls; where there are none, it is asked every five seconds in vain."""
+    await queue.worker("old")
+    job = await queue.submit()
+    await queue.jobs.park(await queue.claim(job, "old"), "agent_unknown", timedelta(seconds=5), exclude=True)
+    await queue.pass_time(5, "old")
+    assert await queue.try_claim(job, "old") is None
+    found = await queue.job(job)
+    assert (found.state, found.reason, found.resume_at) == (State.PARKED, "agent_unknown", at(queue, 5))
+    await queue.worker("new")
+    await queue.pass_time(5, "old", "new")
+    await queue.finish(await queue.claim(job, "new"))
+
+
+async def test_a_scheduled_job_starts_at_its_time(queue: Queue) -> None:
+    """Until then it is parked; a time that has passed is now."""
+    await queue.worker()
+    job = await queue.submit(run_at=at(queue, 60))
+    assert job.resume_at == at(queue, 60)
+    assert (await queue.job(job)).reason == "scheduled"
+    assert queue.rung() == []
+    await queue.pass_time(60, "w1")
+    assert queue.rung() == [job.id]
+    late = await queue.submit(run_at=at(queue, -5))
+    assert late.resume_at is None
+    assert queue.rung()[1:] == [late.id]
+
+
+async def test_a_scheduled_job_of_a_context_waits_for_its_turn_and_for_its_time(queue: Queue) -> None:
+    """Whichever comes last; the holder keeps the context while it is parked."""
+    await queue.worker()
+    first = await queue.submit(context_id="c")
+    soon, late = [await queue.submit(context_id="c", run_at=at(queue, seconds)) for seconds in (5, 60)]
+    last = await queue.submit(context_id="c")
+    assert soon.waits_for == late.waits_for == first.id
+    await queue.pass_time(10, "w1")
+    assert await queue.state(soon) == State.QUEUED
+    await queue.finish(await queue.claim(first), turn=TURN)
+    await queue.finish(await queue.claim(soon), turn=TURN)
+    assert (await queue.job(late)).reason == "scheduled"
+    assert (await queue.job(last)).waits_for == late.id
+    assert await queue.try_claim(last) is None
+    await queue.pass_time(60, "w1")
+    await queue.finish(await queue.claim(late), turn=TURN)
+    assert len((await queue.claim(last)).turns) == 3
