@@ -102,9 +102,12 @@ class Scripts:
 
     def load(self, path: Path, flags: str, *, before: str = "", durable: bool = False) -> Script:
         """before: helpers for this script alone. durable: its answer is given as `durability` promises."""
-        text = self._helpers + before + path.read_text()
+        waits = durable and self._durability != "process"
+        # WAITAOF waits for this connection's own writes: a repetition that changes nothing would wait for nothing.
+        touch = "redis.call('SET', K.durable(), now)\n" if waits else ""
+        text = self._helpers + touch + before + path.read_text()
         script = self._redis.register_script(flags + keys.lua(text) + text)
-        if durable and self._durability != "process":
+        if waits:
             return DurableScript(script, replicas=int(self._durability == "replica"))
         return Script(script)
 
