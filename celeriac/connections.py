@@ -102,12 +102,9 @@ class Scripts:
 
     def load(self, path: Path, flags: str, *, before: str = "", durable: bool = False) -> Script:
         """before: helpers for this script alone. durable: its answer is given as `durability` promises."""
-        waits = durable and self._durability != "process"
-        # WAITAOF waits for this connection's own writes: a repetition that changes nothing would wait for nothing.
-        touch = "redis.call('SET', K.durable(), now)\n" if waits else ""
-        text = self._helpers + touch + before + path.read_text()
+        text = self._helpers + before + path.read_text()
         script = self._redis.register_script(flags + keys.lua(text) + text)
-        if waits:
+        if durable and self._durability != "process":
             return DurableScript(script, replicas=int(self._durability == "replica"))
         return Script(script)
 
@@ -125,6 +122,10 @@ class Script:
         return await self._script(keys=(), args=args)
 
 
+#: WAITAOF waits for what its own connection wrote: a repetition that changes nothing would wait for nothing.
+TOUCH: Final = f"{ALWAYS}return redis.call('SET', '{keys.spell('durable')}', ARGV[1])"
+
+
 class DurableScript(Script):
     """One round trip for the script and the wait for the disk: both go over the same connection, as WAITAOF needs."""
 
@@ -137,8 +138,9 @@ class DurableScript(Script):
         while True:
             async with client.pipeline(transaction=False) as pipe:
                 pipe.evalsha(self._script.sha, 0, *args)
+                pipe.eval(TOUCH, 0, self._script.sha)
                 pipe.execute_command("WAITAOF", 1, self._replicas, DURABLE_WITHIN)
-                answer, stored = await pipe.execute(raise_on_error=False)
+                answer, _, stored = await pipe.execute(raise_on_error=False)
             if isinstance(answer, exceptions.NoScriptError):
                 await client.script_load(self._script.script)
                 continue

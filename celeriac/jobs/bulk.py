@@ -12,14 +12,14 @@ from celeriac.jobs.store import JobStore, Replayed
 async def replay_each(
     jobs: JobStore,
     ids: Iterable[str],
-    tenant: str | None,
+    tenant: str,
     *,
     fresh: bool = False,
     expires_in: timedelta | None = None,
 ) -> AsyncIterator[tuple[str, Replayed | str]]:
     """Start each of these jobs anew. Answers for each what became of it, or why it was refused.
 
-    tenant: None for any. Raises StoreFull, StoreUnavailable: asked again, it goes on where it was.
+    Raises StoreFull, StoreUnavailable: asked again, it goes on where it was.
     """
     for id in ids:
         try:

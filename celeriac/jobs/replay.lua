@@ -1,13 +1,9 @@
 -- Replay: an ended job is started anew, by submit's door: its context's line and all limits hold for it. It keeps its
--- journal only if the context is still as the job read it. a: id, tenant ("" for any), nonce, fresh, expires_in (ms or null),
--- keep. The same replay again (nonce) gets the same answer.
+-- journal only if the context is still as the job read it. a: id, tenant, fresh, expires_in (ms or null), keep.
 -- Answers {"unknown"}, {"not", state}, or {"accepted", "1" if it starts afresh, holder or "", bells}.
 local r = read(a.id)
-if not r or (a.tenant ~= '' and r.tenant ~= a.tenant) then return {'unknown'} end
-local state, version, last = get(a.id, 'state', 'read_version', 'replay')
-if last and string.sub(last, 3) == a.nonce then
-  return {'accepted', string.sub(last, 1, 1), waits_for(a.id) or '', {}}
-end
+if not r or r.tenant ~= a.tenant then return {'unknown'} end
+local state, version = get(a.id, 'state', 'read_version')
 if r.place ~= 'ended' then return {'not', SEEN_AS[r.place]} end
 if not REPLAYABLE[state] then return {'not', state} end
 
@@ -27,7 +23,7 @@ if fresh then
 end
 call('HDEL', K.job(a.id), 'state', 'ended', 'error', 'answer', 'model', 'usage', 'appended', 'dead', 'crashes',
   'crash_steps', 'deadline', 'run_at', 'excluded', 'stop')
-call('HSET', K.job(a.id), 'retries', 0, 'place', 'new', 'replay', (fresh and '1 ' or '0 ') .. a.nonce)
+call('HSET', K.job(a.id), 'retries', 0, 'place', 'new')
 call('HINCRBY', K.job(a.id), 'replays', 1)
 call('ZREM', K.retention(), r.tenant .. '|' .. state .. '|' .. a.id)
 call('ZREM', K.jobs_in(r.tenant, state), a.id)

@@ -164,18 +164,17 @@ class JobStore:
         return Accepted(job.id, _time(created), holder.decode() or None, _time(resume_at) if resume_at else None)
 
     async def replay(
-        self, job_id: str, tenant: str | None, *, fresh: bool = False, expires_in: timedelta | None = None
+        self, job_id: str, tenant: str, *, fresh: bool = False, expires_in: timedelta | None = None
     ) -> Replayed | None:
         """Start an ended job anew, under its id; None where this tenant has no such job.
 
-        tenant: None for any. It goes on at the step that it had reached, unless `fresh` or its context has changed.
-        Raises Conflict for a job that has not ended or that succeeded, StoreFull, StoreUnavailable.
+        It goes on at the step that it had reached, unless `fresh` or its context has changed. Raises Conflict for a job
+        that has not ended or that succeeded, StoreFull, StoreUnavailable.
         """
         said, *rest = await self._replay(
             job_id=job_id,
             id=job_id,
-            tenant=tenant or "",
-            nonce=new_nonce(),
+            tenant=tenant,
             fresh=fresh,
             expires_in=expires_in and _ms(expires_in),
             keep=self._keep,
