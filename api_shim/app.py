@@ -81,7 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_credentials=settings.shim.cors_credentials,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "Idempotency-Key"],
-            expose_headers=["Location", "Retry-After", "X-Request-ID"],
+            expose_headers=["Location", "Retry-After", "X-Request-ID", "Idempotency-Replayed"],
         )
     app.add_middleware(Around, max_body_bytes=settings.shim.max_body_bytes, metrics=HttpMetrics(app.state.metrics))
     return app

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from celeriac.errors import CeleriacError, Conflict, Invalid, NotFound, Refused, StoreUnavailable
+from celeriac.errors import CeleriacError, Conflict, Invalid, KeyReused, NotFound, Refused, StoreUnavailable
 from celeriac.logs import get_logger
 
 log = get_logger(__name__)
@@ -22,6 +22,7 @@ STATUS: Final[Mapping[type[CeleriacError], tuple[int, str]]] = {
     Invalid: (422, "The request is not valid"),
     NotFound: (404, "Not found"),
     Conflict: (409, "Not now"),
+    KeyReused: (422, "The key stands for another request"),
     StoreUnavailable: (503, "The job store is away"),
 }
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Any, Literal
+import hashlib
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+import orjson
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from celeriac.contexts.store import Context
 from celeriac.costs.money import usd
@@ -18,9 +31,32 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 ContextId = Annotated[str, StringConstraints(pattern=NAME)]
 ModelName = Annotated[str, StringConstraints(pattern=r"^(openai|anthropic)/\S{1,128}$")]
 
+RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _moment(value: Any) -> datetime:
+    """In UTC and whole milliseconds, as it is stored: the same moment in other words is the same request."""
+    if not isinstance(value, str) or not RFC_3339.fullmatch(value):
+        raise ValueError("is not an RFC 3339 time with its zone; write it like 2031-01-31T12:00:00Z")
+    try:
+        moment = datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ValueError("there is no such time; write it like 2031-01-31T12:00:00Z") from error
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+#: Whether it is to come is the store's to say, by its own clock.
+Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
+#: At most a year.
+Seconds = Annotated[float, Field(strict=True, ge=0.001, le=366 * 86_400)]
+
 
 class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+def duration(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)
 
 
 class InputMessage(Wire):
@@ -53,6 +89,15 @@ class JobRequest(Wire):
     model: ModelName | None = Field(None, description="Ask this provider/model only, instead of the agent's own.")
     max_output_tokens: int | None = Field(None, gt=0, le=1_000_000, description="Default: the agent's.")
     priority: Literal["low", "normal", "high"] = "normal"
+    run_at: Moment | None = Field(
+        None, description="Not before this time, at most a year ahead. A time that is over means at once."
+    )
+    deadline: Moment | None = Field(
+        None, description="It expires unless it has ended by then: a waiting job is dropped, a running one is stopped."
+    )
+    expires_in: Seconds | None = Field(
+        None, description="The same in seconds from now. With `deadline`, the earlier one counts."
+    )
     metadata: Annotated[
         dict[Name, Annotated[str, StringConstraints(max_length=512)]],
         Field(default_factory=dict, max_length=16, description="Yours: up to 16 texts, returned as they are."),
@@ -68,6 +113,38 @@ class JobRequest(Wire):
         if isinstance(self.input, str):
             return (("user", self.input),)
         return tuple((message.role, message.content) for message in self.input)
+
+    def fingerprint(self) -> str:
+        """The same for the same request. Without defaults: a field more in the next release changes nothing."""
+        asked = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+
+
+class RetryRequest(Wire):
+    """How an ended job is started again."""
+
+    fresh: bool = Field(
+        False, strict=True, description="From the beginning: the steps that are stored are thrown away."
+    )
+    expires_in: Seconds | None = Field(
+        None, description="It expires unless it has ended after so many seconds. Its old deadline is gone."
+    )
+
+
+class RetryManyRequest(Wire):
+    """Which ended jobs are started again, and how."""
+
+    state: Literal["failed", "cancelled", "expired"] = Field(description="Jobs that ended so.")
+    agent: Name | None = Field(None, description="Only jobs of this agent.")
+    dead: bool = Field(False, strict=True, description="Only dead letters: failed jobs that killed their workers.")
+    fresh: bool = Field(False, strict=True, description="From the beginning, and not after their stored steps.")
+    limit: int = Field(200, strict=True, ge=1, le=200, description="At most so many, the newest.")
+
+    @model_validator(mode="after")
+    def _dead_letters_failed(self) -> RetryManyRequest:
+        if self.dead and self.state != "failed":
+            raise ValueError('dead: dead letters are failed jobs; ask for "state": "failed"')
+        return self
 
 
 class JobErrorOut(BaseModel):
@@ -115,13 +192,17 @@ class JobOut(BaseModel):
     ended_at: datetime | None = None
     deadline: datetime | None = Field(None, description="It expires unless it has ended by then.")
     attempts: int = Field(description="How many runs it took so far.")
-    reason: str | None = Field(None, description="Why it is parked: `scheduled`, `retry`, `agent_unknown`.")
+    reason: str | None = Field(
+        None,
+        description="Why it is parked. `scheduled`: its `run_at` is to come. `retry`: it met an error that time may "
+        "cure, and is tried again. `agent_unknown`: the worker that had it does not know its agent.",
+    )
     resume_at: datetime | None = Field(None, description="When a parked job goes on.")
-    steps: int = Field(0, description="Steps that are stored: a resumed job goes on after them.")
+    steps: int = Field(0, description="How many finished steps are stored. A job that goes on does not repeat them.")
     crashes: int = Field(0, description="How often its worker died with it since it last made a step.")
-    dead: bool = Field(False, description="Its worker died too often: it is kept, and can be started again.")
-    replays: int = Field(0, description="How often it was started again after an end.")
-    stopping: bool = Field(False, description="It was asked to stop and runs still.")
+    dead: bool = Field(False, description="A dead letter: its workers died with it too often. It can be retried.")
+    replays: int = Field(0, description="How often it was started again after it had ended.")
+    stopping: bool = Field(False, description="It was asked to stop, and still runs.")
     context_id: str | None = None
     waits_for: str | None = Field(None, description="The job that holds the context and goes first.")
     context_appended: bool | None = Field(None, description="False where the context was deleted meanwhile.")
@@ -135,6 +216,24 @@ class JobOut(BaseModel):
     cost_estimated: bool | None = Field(None, description="True where the model's price is not known.")
     calls: list[AttemptOut] | None = Field(None, description="Not in lists.")
     request_id: str = ""
+
+
+class RetriedOut(JobOut):
+    fresh: bool = Field(
+        description="False: it goes on after its stored `steps`. True: it starts from the beginning, because you asked "
+        "for it or because its conversation has changed since."
+    )
+
+
+class RefusedOut(BaseModel):
+    id: str
+    reason: str
+
+
+class RetriedManyOut(BaseModel):
+    retried: list[str] = Field(description="Jobs that were started again, in this order: the oldest first.")
+    refused: list[RefusedOut] = Field(description="Jobs that had changed meanwhile.")
+    more: bool = Field(description="There may be more of them: ask again.")
 
 
 class JobsOut(BaseModel):

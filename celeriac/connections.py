@@ -141,6 +141,10 @@ class Script:
         return await self._script(keys=(), args=args)
 
 
+#: WAITAOF waits for what its own connection wrote: a repetition that changes nothing would wait for nothing.
+TOUCH: Final = f"{ALWAYS}return redis.call('SET', '{keys.spell('durable')}', ARGV[1])"
+
+
 class DurableScript(Script):
     """One round trip for the script and the wait for the disk: both go over the same connection, as WAITAOF needs."""
 
@@ -153,8 +157,9 @@ class DurableScript(Script):
         while True:
             async with client.pipeline(transaction=False) as pipe:
                 pipe.evalsha(self._script.sha, 0, *args)
+                pipe.eval(TOUCH, 0, self._script.sha)
                 pipe.execute_command("WAITAOF", 1, self._replicas, DURABLE_WITHIN)
-                answer, stored = await pipe.execute(raise_on_error=False)
+                answer, _, stored = await pipe.execute(raise_on_error=False)
             if isinstance(answer, exceptions.NoScriptError):
                 await client.script_load(self._script.script)
                 continue

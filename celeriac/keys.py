@@ -54,6 +54,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     # Upkeep.
     "recount": ("recount", "string: the totals were counted anew", "one lease"),
     "upkeep": ("upkeep", "string: the worker that does the upkeep", "under a second"),
+    "durable": ("durable", "string: written with every write that waits for the disk", "for ever"),
     "round": ("round", "string: when the last upkeep was (ms)", "for ever"),
     "quiet": ("quiet", "string: nobody is given up until then (ms)", "one lease"),
     "broken": ("broken", "zset: what made no sense and was set aside, in that order", "the newest 1,000"),

@@ -1,27 +1,75 @@
-"""Jobs: submit one, look at it, wait for it, list them. For a tenant, its own jobs only."""
+"""Jobs: submit, look, wait, cancel, retry, list. For a tenant, its own jobs only."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+import re
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Final
 
 import orjson
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from pydantic import AfterValidator
 
 from api_shim.auth import Tenant
-from api_shim.schemas import JobOut, JobRequest, JobsOut, Problem, job_out
+from api_shim.schemas import (
+    JobOut,
+    JobRequest,
+    JobsOut,
+    Problem,
+    RetriedManyOut,
+    RetriedOut,
+    RetryManyRequest,
+    RetryRequest,
+    duration,
+    job_out,
+)
 from celeriac.agents.registry import Registry
-from celeriac.errors import Invalid, NotFound
-from celeriac.jobs.model import Job, NewJob, State
+from celeriac.errors import Conflict, Invalid, NotFound
+from celeriac.jobs.bulk import replay_each
+from celeriac.jobs.model import Accepted, Job, NewJob, State
 from celeriac.jobs.store import new_id
 from celeriac.logs import bind, get_logger
 from celeriac.settings import NAME
 from celeriac.stores import Stores
 
 log = get_logger(__name__)
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(
+    prefix="/v1/jobs",
+    tags=["jobs"],
+    responses={
+        401: {"model": Problem, "description": "No key, or a wrong one"},
+        422: {"model": Problem, "description": "The request is not valid; `errors` says where and what to do"},
+        503: {
+            "model": Problem,
+            "description": "The job store is away; try again after `Retry-After`. With `maybe_accepted` it may have "
+            "been done all the same: a submission is safe to send again with the same `Idempotency-Key`.",
+        },
+    },
+)
 
 JobId = Annotated[str, Path(description="As the 202 named it.", max_length=64)]
+
+MILLISECOND: Final = timedelta(milliseconds=1)
+VISIBLE: Final = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+def _key(value: str | None) -> str | None:
+    if value is not None and not VISIBLE.fullmatch(value):
+        raise ValueError("is not 1 to 255 visible ASCII characters; make one for each job, a UUID for example")
+    return value
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    AfterValidator(_key),
+    Header(
+        alias="Idempotency-Key",
+        description="Yours, 1 to 255 visible ASCII characters: sent again with the same body, it is the same job and no "
+        "second one. It counts as long as the job can be asked for, and at least 24 hours.",
+    ),
+]
+MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": Problem, "description": "No such job"}}
 
 
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -32,9 +80,23 @@ def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -
     "",
     status_code=202,
     response_model=JobOut,
-    responses={409: {"model": Problem}, 422: {"model": Problem}, 503: {"model": Problem}},
+    responses={
+        202: {
+            "description": "The job is stored",
+            "headers": {
+                "Location": {"description": "Where to ask for it", "schema": {"type": "string"}},
+                "Idempotency-Replayed": {
+                    "description": "`true` where the key was used before: this is the job of that time, as it stands now",
+                    "schema": {"type": "string"},
+                },
+            },
+        },
+        409: {"model": Problem, "description": "The context is busy, and the job would not wait"},
+    },
 )
-async def submit(body: JobRequest, request: Request, tenant: Tenant) -> Response:
+async def submit(
+    body: JobRequest, request: Request, tenant: Tenant, idempotency_key: IdempotencyKey = None
+) -> Response:
     """Hand over a job. Once this answers 202 the job is stored and will reach an end."""
     stores: Stores = request.app.state.stores
     registry: Registry = request.app.state.registry
@@ -58,13 +120,25 @@ async def submit(body: JobRequest, request: Request, tenant: Tenant) -> Response
             max_output_tokens=body.max_output_tokens,
             metadata=body.metadata,
             request_id=request.scope["celeriac.request_id"],
+            limited=agent.max_running is not None,
+            run_at=body.run_at,
+            deadline=body.deadline,
+            expires_in=duration(body.expires_in),
+            idempotency_key=idempotency_key,
+            fingerprint=body.fingerprint() if idempotency_key else "",
         )
     )
+    if accepted.known:
+        bind(job_id=accepted.id)
+        known = await stores.jobs.get(accepted.id, tenant)
+        if known is None:  # it has aged out since
+            return await submit(body, request, tenant, idempotency_key)
+        return _json(job_out(known), 202, {"Location": f"/v1/jobs/{known.id}", "Idempotency-Replayed": "true"})
     job = Job(
         id=job_id,
         tenant=tenant,
         agent=agent.name,
-        state=State.QUEUED,
+        state=State.PARKED if accepted.resume_at else State.QUEUED,
         queue=agent.queue,
         priority=body.priority,
         created_at=accepted.created_at,
@@ -72,11 +146,93 @@ async def submit(body: JobRequest, request: Request, tenant: Tenant) -> Response
         waits_for=accepted.waits_for,
         metadata=body.metadata,
         request_id=request.scope["celeriac.request_id"],
+        deadline=_deadline(body, accepted),
+        reason="scheduled" if accepted.resume_at else None,
+        resume_at=accepted.resume_at,
     )
     return _json(job_out(job), 202, {"Location": f"/v1/jobs/{job_id}"})
 
 
-@router.get("/{job_id}", response_model=JobOut, responses={404: {"model": Problem}})
+def _deadline(body: JobRequest, accepted: Accepted) -> datetime | None:
+    """As it was stored: the earlier one, in whole milliseconds."""
+    given = [body.deadline] if body.deadline else []
+    if expiry := duration(body.expires_in):
+        given.append(accepted.created_at + expiry // MILLISECOND * MILLISECOND)
+    return min(given, default=None)
+
+
+def _missing(job_id: str) -> NotFound:
+    return NotFound(
+        f"there is no job {job_id}",
+        field="job_id",
+        remedy="ended jobs are kept for a day; take the id from the 202",
+    )
+
+
+@router.post("/retry", response_model=RetriedManyOut)
+async def retry_many(body: RetryManyRequest, request: Request, tenant: Tenant) -> Response:
+    """Start many ended jobs again, up to `limit` at a time. Repeat it while there are more, or after a 503."""
+    stores: Stores = request.app.state.stores
+    page = await stores.jobs.list(
+        tenant, state=State(body.state), dead=body.dead, agent=body.agent or "", limit=body.limit
+    )
+    retried, refused = [], []
+    # The oldest first: jobs of a conversation keep their order.
+    async for id, said in replay_each(stores.jobs, [job.id for job in reversed(page.jobs)], tenant, fresh=body.fresh):
+        if isinstance(said, str):
+            refused.append({"id": id, "reason": said})
+        else:
+            retried.append(id)
+    log.info("jobs_retried", retried=len(retried), refused=len(refused))
+    return _json({"retried": retried, "refused": refused, "more": page.cursor is not None})
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    response_model=RetriedOut,
+    responses={
+        **MISSING,
+        202: {"description": "It is started again, under its id"},
+        409: {"model": Problem, "description": "It has not ended, or it succeeded"},
+    },
+)
+async def retry(job_id: JobId, request: Request, tenant: Tenant, body: RetryRequest | None = None) -> Response:
+    """Start a job again that failed, was cancelled or expired. It goes on after the steps that are stored."""
+    stores: Stores = request.app.state.stores
+    bind(job_id=job_id)
+    asked = body or RetryRequest()
+    replayed = await stores.jobs.replay(job_id, tenant, fresh=asked.fresh, expires_in=duration(asked.expires_in))
+    job = await stores.jobs.get(job_id, tenant) if replayed is not None else None
+    if job is None or replayed is None:
+        raise _missing(job_id)
+    return _json(job_out(job) | {"fresh": replayed.fresh}, 202)
+
+
+@router.post(
+    "/{job_id}/cancel",
+    response_model=JobOut,
+    responses={
+        **MISSING,
+        200: {"description": "It is cancelled, now or since before"},
+        202: {"model": JobOut, "description": "It runs, and was asked to stop; that takes about a second"},
+        409: {"model": Problem, "description": "It has ended in another way"},
+    },
+)
+async def cancel(job_id: JobId, request: Request, tenant: Tenant) -> Response:
+    """Stop a job. A running one is asked to: if it finishes first, it has finished. What was spent stays counted."""
+    stores: Stores = request.app.state.stores
+    bind(job_id=job_id)
+    known = await stores.jobs.cancel(job_id, tenant)
+    job = await stores.jobs.get(job_id, tenant) if known is not None else None
+    if job is None:
+        raise _missing(job_id)
+    if job.state.ended and job.state != State.CANCELLED:
+        raise Conflict(f"job {job_id} is {job.state}", field="job_id", remedy="a job that has ended stays as it is")
+    return _json(job_out(job), 200 if job.state.ended else 202)
+
+
+@router.get("/{job_id}", response_model=JobOut, responses=MISSING)
 async def get(
     job_id: JobId,
     request: Request,
@@ -90,11 +246,7 @@ async def get(
         limit = request.app.state.settings.shim.max_wait.total_seconds()
         job = await _ended(stores, job_id, tenant, min(wait, limit), request.app.state.closing)
     if job is None:
-        raise NotFound(
-            f"there is no job {job_id}",
-            field="job_id",
-            remedy="ended jobs are kept for a day; take the id from the 202",
-        )
+        raise _missing(job_id)
     return _json(job_out(job))
 
 
@@ -126,10 +278,13 @@ async def list_jobs(
     tenant: Tenant,
     state: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
     agent: Annotated[str, Query(pattern=f"{NAME}|^$", description="Only jobs of this agent.")] = "",
+    dead: Annotated[bool, Query(description="Only dead letters: failed jobs that killed their workers.")] = False,
     cursor: Annotated[str | None, Query(max_length=32, description="As the last page named it.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """Your jobs, newest first, without their answers."""
     stores: Stores = request.app.state.stores
-    page = await stores.jobs.list(tenant, state=state, agent=agent, cursor=cursor, limit=limit)
+    if dead and state not in (None, State.FAILED):
+        raise Invalid("dead letters are failed jobs", field="state", remedy="leave it out, or ask for failed")
+    page = await stores.jobs.list(tenant, state=state, dead=dead, agent=agent, cursor=cursor, limit=limit)
     return _json({"jobs": [job_out(job) for job in page.jobs], "cursor": page.cursor})

@@ -51,6 +51,15 @@ LOOKS: Final = 10
 #: A caller's idempotency key stands for its job at least this long.
 KEY_TTL: Final = timedelta(hours=24)
 
+#: What may be wrong with a job's times, as the submission's script judges it.
+UNTIMELY: Final = {
+    "over": ("the deadline is over already", "deadline", "give a time that is still to come"),
+    "deadline far": ("the deadline is more than a year ahead", "deadline", "give an earlier one, or none"),
+    "run_at far": ("run_at is more than a year ahead", "run_at", "give an earlier time, and submit later jobs later"),
+    "late": ("the job would expire before it starts", "run_at", "give an earlier run_at or a later deadline"),
+}
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 @dataclass(frozen=True, slots=True)
 class Keep:
@@ -106,8 +115,8 @@ class JobStore:
     async def submit(self, job: NewJob) -> Accepted:
         """Take the job: once this returns, it is stored. The same id again is the same job, and so is the same key.
 
-        Raises Conflict where the context is busy and the job would not wait, KeyReused where the idempotency key stands
-        for another request, StoreFull, StoreUnavailable.
+        Raises Invalid for times that make no sense, Conflict where the context is busy and the job would not wait,
+        KeyReused where the idempotency key stands for another request, StoreFull, StoreUnavailable.
         """
         spec = {
             "input": job.input,
@@ -128,8 +137,8 @@ class JobStore:
             request_id=job.request_id,
             metadata=orjson.dumps(dict(job.metadata)).decode(),
             ignore_result=True,
-            run_at=job.run_at and int(job.run_at.timestamp() * 1000),
-            deadline=job.deadline and int(job.deadline.timestamp() * 1000),
+            run_at=job.run_at and _ms(job.run_at - EPOCH),
+            deadline=job.deadline and _ms(job.deadline - EPOCH),
             expires_in=job.expires_in and _ms(job.expires_in),
             # A caller's own words do not become part of a key.
             idempotency=job.idempotency_key and hashlib.sha256(job.idempotency_key.encode()).hexdigest()[:32],
@@ -142,6 +151,9 @@ class JobStore:
                 field="context_id",
                 remedy='wait for that job to end, or submit with "if_busy": "wait"',
             )
+        if said == b"untimely":
+            message, field, remedy = UNTIMELY[rest[0].decode()]
+            raise Invalid(message, field=field, remedy=remedy)
         if said == b"reused":
             raise KeyReused(
                 f"this key stands for another request, which became job {rest[0].decode()}",
@@ -196,11 +208,11 @@ class JobStore:
         await self._ringer.ring(rest[-1])
         return State.RUNNING if said == b"asked" else State(rest[0].decode())
 
-    async def get(self, job_id: str, tenant: str) -> Job | None:
-        """The job, answer included; None where this tenant has no such job."""
+    async def get(self, job_id: str, tenant: str | None) -> Job | None:
+        """The job, answer included; None where this tenant has no such job. tenant: None for any."""
         waits_for, values, calls = await self._get(id=job_id, fields=WHOLE)
         job = _job(job_id, waits_for, values, _calls(calls))
-        return job if job is not None and job.tenant == tenant else None
+        return job if job is not None and tenant in (None, job.tenant) else None
 
     async def list(
         self,
@@ -328,7 +340,7 @@ class JobStore:
 
 
 def _ms(time: timedelta) -> int:
-    return int(time.total_seconds() * 1000)
+    return time // timedelta(milliseconds=1)
 
 
 def _time(ms: bytes | int) -> datetime:

@@ -1,8 +1,9 @@
 -- Submit: record, index, context and line in one step, and a bell if a slot is free. Sent twice, it is one job.
 -- a: id, tenant, agent, queue, line, priority, context, if_busy, request_id, metadata (text), ignore_result, run_at (ms),
 -- deadline (ms), expires_in (ms), idempotency, fingerprint, keep; null where there is none. ARGV[2]: the spec.
--- Answers {"accepted", created ms, holder of the context or "", resume_at or "", bells}, {"known" or "reused", id, created ms} or
--- {"busy", holder}.
+-- Answers {"accepted", created ms, holder of the context or "", resume_at or "", bells}, {"known" or "reused", id, created ms},
+-- {"untimely", what is wrong with its times} or {"busy", holder}.
+local YEAR = 366 * 86400000 -- no time lies further ahead
 local function given(name) return a[name] ~= cjson.null and a[name] or nil end
 
 local context, key = given('context'), given('idempotency')
@@ -17,12 +18,17 @@ if key then
     if fingerprint then return {fingerprint == a.fingerprint and 'known' or 'reused', known, created} end
   end
 end
+-- By this clock, and after the key: a repetition may come when its times are over.
+local run_at, deadline = given('run_at'), given('deadline')
+if given('expires_in') then deadline = math.min(deadline or math.huge, now + a.expires_in) end
+if deadline and deadline <= now then return {'untimely', 'over'} end
+if deadline and deadline > now + YEAR then return {'untimely', 'deadline far'} end
+if run_at and run_at > now + YEAR then return {'untimely', 'run_at far'} end
+if run_at and deadline and run_at >= deadline then return {'untimely', 'late'} end
 local holder = context and context_holder(a.tenant, context)
 if holder and a.if_busy == 'reject' then return {'busy', holder} end
 
 local seq, bells = call('INCR', K.seq()), {}
-local deadline = given('deadline')
-if given('expires_in') then deadline = math.min(deadline or math.huge, now + a.expires_in) end
 call('HSET', K.job(a.id), 'tenant', a.tenant, 'agent', a.agent, 'queue', a.queue, 'line', a.line, 'priority', a.priority,
   'seq', seq, 'created', now, 'attempts', 0, 'retries', 0, 'ignore_result', a.ignore_result and 'true' or 'false',
   'request_id', a.request_id, 'metadata', a.metadata, 'spec', ARGV[2], 'place', 'new')
@@ -35,7 +41,7 @@ if deadline then
   call('HSET', K.job(a.id), 'deadline', deadline)
   call('ZADD', K.deadlines(), deadline, a.id)
 end
-if given('run_at') then call('HSET', K.job(a.id), 'run_at', a.run_at) end
+if run_at then call('HSET', K.job(a.id), 'run_at', run_at) end
 if context then call('HSET', K.job(a.id), 'context', context) end
 local r = read(a.id)
 local resume_at = enter(r, context, holder, bells)
