@@ -18,7 +18,7 @@ from celery.platforms import EX_FAILURE
 from celeriac.assembly import WorkerParts, new_name, open_worker
 from celeriac.connections import patiently
 from celeriac.errors import Fenced, StoreUnavailable
-from celeriac.jobs.dispatch import celery_app, is_suspects, suspects, templates
+from celeriac.jobs.dispatch import SUBMIT, celery_app, is_suspects, suspects, templates
 from celeriac.jobs.lease import HEARTBEAT, HistoryLost, limits
 from celeriac.logs import always, get_logger
 from celeriac.settings import Settings
@@ -46,7 +46,12 @@ class Lifecycle(bootsteps.StartStopStep):
     def create(self, worker: Any) -> None:
         settings: Settings = worker.app.settings
         pool = worker.pool
-        if not job_queues(worker.app):
+        served = list(worker.app.amqp.queues.consume_from)
+        queues = job_queues(worker.app)
+        if not queues:
+            if SUBMIT in served:
+                log.critical("worker_cannot_start", reason=f"{SUBMIT} goes with a queue of jobs: add one to -Q")
+                raise SystemExit(EX_FAILURE)
             return
         if worker.time_limit:
             # It kills without a word: the job would be given back and run again, and again.
@@ -61,15 +66,16 @@ class Lifecycle(bootsteps.StartStopStep):
             return Offer(pool.limit, taking=not pool.draining.is_set() and silence < DEAF_AFTER)
 
         def quarantine(quarantined: bool) -> None:
-            queues = job_queues(worker.app)
+            # What may kill the process has no submission beside it, which would come back only in an hour.
             if hasattr(pool, "consume"):
-                pool.consume([suspects(queue) for queue in queues] if quarantined else queues)
+                pool.consume([suspects(queue) for queue in queues] if quarantined else served)
 
         lease = Lease(settings, offer, bells(worker.app), quarantine)
         worker.app.lease = lease
 
         async def opened(pool: TaskPool) -> None:
-            worker.app.runner = (await lease.open()).runner
+            parts = await lease.open()
+            worker.app.runner, worker.app.intake = parts.runner, parts.intake
 
         async def closing(pool: TaskPool) -> None:
             await lease.close()

@@ -24,8 +24,8 @@ from celeriac.llm.model import Lane, ModelRequest, Usage
 SHIPPED: Final = Path(__file__).parent / "prices.toml"
 #: Token classes of an override, in dollars per million tokens.
 CLASSES: Final = ("input", "cache_read", "cache_write", "output")
-#: Tokens that providers put around a message, and before the first one: roles, separators, templates. Generous, since the
-#: bound has to be true: it lasts only as long as the call.
+#: Tokens that providers put around a message, and before the first one: roles, separators, templates. Generous, since
+#: the bound has to be true; it lasts only as long as the call.
 PER_MESSAGE: Final = 32
 UNSEEN: Final = 512
 
@@ -83,8 +83,8 @@ class Prices:
     def bound(self, request: ModelRequest) -> int:
         """The highest price that the call can have, in nano-dollars: it is booked before the call is sent.
 
-        Every byte a token, at the dearest class of input, and the whole output limit. A model may be billed under a longer
-        name than it was asked for; what then costs more than the bound is an overrun, and booked as such.
+        Every byte a token, at the dearest class of input, and the whole output limit. A model may be billed under a
+        longer name than it was asked for; what then costs more than the bound is an overrun, and booked as such.
         """
         tokens, lane = _most_input(request), request.lane
         return max(
@@ -112,7 +112,7 @@ class Prices:
 
 
 def _most_input(request: ModelRequest) -> int:
-    """Tokens, at most: the bytes of all text, as it is or as a tokenizer may normalise it, and what providers add unseen.
+    """Tokens, at most: the bytes of all text, raw or as a tokenizer may normalise it, and what providers add unseen.
 
     One character was seen to grow 11-fold by NFKC, so the larger form counts.
     """

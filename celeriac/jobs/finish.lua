@@ -18,7 +18,7 @@ if mine == 'mine' then
   end
   call('HSET', K.job(a.id), 'answer', answer, 'model', a.model, 'usage', a.usage, 'error', reason, 'appended', appended)
   release(r, 'finish', appended)
-  end_job(r, state, bells)
+  end_job(r, state, bells, a.nonce)
   dispatch_for(group, 1 + MARGIN, bells)
   sweep(3)
 end

@@ -25,7 +25,10 @@ MOST_NANOS: Final = 9 * 10**15
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What became of a call. bound: as it was admitted. nanos: what it cost, if `stands` is "settled". facts: for the receipt."""
+    """What became of a call.
+
+    bound: as it was admitted. nanos: what it cost, if `stands` is "settled". facts: for the receipt.
+    """
 
     call: str
     stands: Stands

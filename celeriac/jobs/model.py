@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from celeriac.jobs.canvas import Canvas
+
 if TYPE_CHECKING:
     from celeriac.jobs.journal import Settlement
 
@@ -85,10 +87,11 @@ def lua() -> str:
 class NewJob:
     """A job as a caller asks for it.
 
-    input: messages as (role, text), the last one the user's. limited: its agent has a limit, so its jobs wait in lines of
-    their own. run_at: it is parked until then. deadline, expires_in: it expires unless it has ended by then; the earlier
-    one counts. idempotency_key: the same key of a tenant is the same job, for as long as that can be asked for;
-    fingerprint: of the request, to tell a repetition from a mistake.
+    input: messages as (role, text), the last one the user's. limited: its agent has a limit, so its jobs wait in lines
+    of their own. run_at: it is parked until then. deadline, expires_in: it expires unless it has ended by then; the
+    earlier one counts. idempotency_key: the same key of a tenant is the same job, for as long as that can be asked for;
+    fingerprint: of the request, to tell a repetition from a mistake. canvas: of a job that came through Celery.
+    ignore_result: whether nobody asks Celery for the result; None: as the deployment has it for jobs over HTTP.
     """
 
     id: str
@@ -109,6 +112,8 @@ class NewJob:
     expires_in: timedelta | None = None
     idempotency_key: str | None = None
     fingerprint: str = ""
+    canvas: Canvas | None = None
+    ignore_result: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +157,10 @@ class Call:
 class Job:
     """A job as it stands in the store.
 
-    cost_nanos, in_doubt_nanos: nano-dollars, settled and in doubt. usage: as the runner wrote it. answer, calls: only in
-    `get`, never in lists. context_appended: False where the context was deleted while the job ran. crashes: how often
-    its worker died with it since it last made a step; dead: it died too often and is kept for replay. reason, resume_at:
-    why it is parked, and until when. attempts: runs so far. replays: how often it was started anew after an end.
+    cost_nanos, in_doubt_nanos: nano-dollars, settled and in doubt. usage: as the runner wrote it. answer, calls: only
+    in `get`, never in lists. context_appended: False where the context was deleted while the job ran. crashes: how
+    often its worker died with it since it last made a step; dead: it died too often and is kept for replay. reason,
+    resume_at: why it is parked, and until when. attempts: runs so far. replays: how often it was started anew.
     """
 
     id: str
@@ -223,6 +228,24 @@ class Claim:
     turns: tuple[bytes, ...] = ()
     journal: tuple[bytes, ...] = ()
     record: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def tell(self) -> int | None:
+        """Which of the job's lives Celery is to be told the end of; None: nobody asks Celery."""
+        return int(self.record.get("replays", 0)) if "tell" in self.record else None
+
+    @property
+    def chords(self) -> list[str]:
+        """The groups of the chords that wait for this job."""
+        canvas = self.record.get("canvas")
+        return Canvas.unpack(canvas).chords() if canvas else []
+
+
+@dataclass(frozen=True, slots=True)
+class Untold:
+    """A job that has ended and of whose end Celery has not been told: whoever gets this tells, and says that it has."""
+
+    job: Job
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,8 +103,9 @@ class Answer:
     """A model's answer.
 
     model: the name the provider billed, which may be longer than the one asked for. tier: the service tier that it says
-    it billed, "" if it says nothing. call: the name under which the call is booked, if it is. seconds: from asking to having read the answer. attempts: the calls that failed
-    before this one, oldest first, where a wrapper asked more than once.
+    it billed, "" if it says nothing. call: the name under which the call is booked, if it is. seconds: from asking to
+    having read the answer. attempts: the calls that failed before this one, oldest first, where a wrapper asked more
+    than once.
     """
 
     text: str = field(repr=False)
