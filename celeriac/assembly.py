@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from celeriac.agents.intake import Intake
 from celeriac.agents.registry import Registry, read_agents
 from celeriac.agents.runner import Runner
 from celeriac.costs.prices import Prices
@@ -28,6 +29,7 @@ class WorkerParts:
     fleet: Fleet
     registry: Registry
     runner: Runner
+    intake: Intake
 
 
 def new_name() -> str:
@@ -51,7 +53,9 @@ async def open_worker(settings: Settings, concurrency: int) -> AsyncIterator[Wor
         await check_redis(stores.redis, settings)
         async with open_models(settings, concurrency) as models:
             check_lanes(registry, models)
-            yield WorkerParts(stores, fleet, registry, Runner(stores, registry, models, prices))
+            chord_ttl = settings.jobs.chord_ttl
+            runner = Runner(stores, registry, models, prices, chord_ttl=chord_ttl)
+            yield WorkerParts(stores, fleet, registry, runner, Intake(stores.jobs, registry, chord_ttl=chord_ttl))
     finally:
         await stores.close()
         await line.aclose()

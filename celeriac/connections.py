@@ -79,13 +79,18 @@ NOT_NOW: Final = {
 FIRST_RETRY, SLOWEST_RETRY = 0.1, 2.0
 
 
-async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
-    """Repeat until the store answers: what was paid for is held until it is stored, or refused for good."""
+async def patiently(ask: Callable[[], Awaitable[T]], *, unless: tuple[type[StoreUnavailable], ...] = ()) -> T:
+    """Repeat until the store answers: what was paid for is held until it is stored, or refused for good.
+
+    unless: raised at once; waiting here does not help.
+    """
     wait = FIRST_RETRY
     while True:
         try:
             return await ask()
         except StoreUnavailable as error:
+            if isinstance(error, unless):
+                raise
             log.warning("store_away", reason=str(error), again_in_seconds=wait)
             await asyncio.sleep(wait)
             wait = min(SLOWEST_RETRY, wait * 2)

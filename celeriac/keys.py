@@ -36,6 +36,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "rung": ("rung:{queue}", "zset: jobs whose bell is out, by when to ring again (ms)", "while it holds a job"),
     "parked": ("parked", "zset: parked jobs by when they go on (ms)", "while it holds a job"),
     "deadlines": ("deadlines", "zset: jobs by their deadline (ms)", "while it holds a job"),
+    "untold": ("untold", "zset: ended jobs of which Celery is to be told, by when to ring (ms)", "until it was told"),
     "busy": ("busy", "hash: t:tenant, a:agent -> jobs rung or running", "entries leave at 0"),
     "limits": ("limits", "hash: t:tenant, t:*, a:agent -> most jobs at once", "until a worker registers with others"),
     "full": ("full", "set: tenants at their limit", "while one is"),

@@ -162,6 +162,15 @@ class WorkerSettings(Section):
 class JobSettings(Section):
     result_ttl: Duration = Field(timedelta(hours=24), description="How long an ended job can be asked for.")
     dead_ttl: Duration = Field(timedelta(days=7), description="How long a dead letter is kept for replay.")
+    celery_results: bool = Field(
+        False,
+        description="Whether jobs over HTTP have a Celery result as well, for two more commands to Redis each; jobs "
+        "that come through Celery always have one.",
+    )
+    chord_ttl: Duration = Field(
+        timedelta(days=7),
+        description="How long a Celery chord waits for a member that is parked; one that would wait longer is refused.",
+    )
     max_running_per_tenant: int | None = Field(
         None, gt=0, description="Jobs of one tenant at once. Lower keeps room for the others. Default: no limit."
     )
@@ -261,6 +270,8 @@ class Settings(BaseSettings):
             yield "CELERIAC_SHIM__CORS_ORIGINS: is * while CELERIAC_SHIM__CORS_CREDENTIALS is on; name the origins"
         if len({key.get_secret_value() for key in self.shim.api_keys.values()}) < len(self.shim.api_keys):
             yield "CELERIAC_SHIM__API_KEYS: two tenants have the same key"
+        if "celeriac.submit" in self.worker.queues:
+            yield "CELERIAC_WORKER__QUEUES: celeriac.submit carries submissions; workers serve it by themselves"
 
     def _unsafe_in_prod(self) -> Iterator[str]:
         if not self.shim.api_keys:

@@ -59,6 +59,7 @@ def open_stores(
             keep=keep(settings),
             max_messages=settings.contexts.max_messages,
             max_bytes=settings.contexts.max_bytes,
+            celery_results=settings.jobs.celery_results,
         ),
         journal=Journal(made),
         contexts=ContextStore(redis, made),

@@ -324,6 +324,13 @@ class AsyncTask(CeleryTask):
         return in_thread(super().apply_async, *args, **kwargs)
 
 
+class Application(Celery):
+    """What a task on an event loop sends, and the tracer for it (callbacks, chains), a thread publishes."""
+
+    def send_task(self, *args: Any, **kwargs: Any) -> Any:
+        return in_thread(super().send_task, *args, **kwargs)
+
+
 def _pydantic_dump(wrapper: Callable[..., Any]) -> Callable[[Any], Any]:
     """What Celery's pydantic wrapper does with a model that is returned: it only ever sees our coroutine."""
     from pydantic import BaseModel
@@ -349,7 +356,7 @@ def refuse_wrong_pool(app: Celery, pool: type) -> None:
     if getattr(pool, "runs_coroutines", False):
         return
     consumed = set(app.amqp.queues.consume_from)
-    for task in app.tasks.values():
+    for _, task in sorted(app.tasks.items()):
         if isinstance(task, AsyncTask) and task.is_async and (shared := consumed & _queues_of(app, task)):
             logger.critical("Worker cannot start: %s on queue %s %s", task.name, ", ".join(sorted(shared)), WRONG_POOL)
             raise SystemExit(EX_FAILURE)

@@ -16,6 +16,7 @@ from celeriac.jobs.dispatch import RUN_JOB, celery_app
 from celeriac.settings import Settings, load_settings
 from celeriac.telemetry import open_sentry
 from tasks import jobs as jobs  # registers the tasks
+from tasks.base import Application
 from worker import control as control  # replaces Celery's own commands
 from worker.events import EventBatches
 from worker.lifecycle import Lifecycle
@@ -27,7 +28,7 @@ def stop(reason: object) -> None:
 
 
 def make_app(settings: Settings) -> Celery:
-    app = celery_app(settings)
+    app = celery_app(settings, Application)
     app.set_current()
     app.settings = settings  # type: ignore[attr-defined]  # ours, for the bootstep and the signal below
     app.tasks[RUN_JOB].queues = settings.worker.queues  # type: ignore[attr-defined]  # of our AsyncTask

@@ -1,7 +1,8 @@
-"""Celery's `revoke` and `terminate` for jobs: they cancel in the store.
+"""Celery's `revoke` and `terminate` for jobs: they cancel in the store, whatever state the job is in.
 
 A queued or parked job has no message that could be revoked, and Celery's workers remember a revoked id for hours: they
-would throw away the bell of a later retry. Every worker that hears the command cancels; the first one does it.
+would throw away the bell of a later retry. Every worker that hears the command cancels; the first one does it. With or
+without `terminate` is the same: a running job is stopped.
 With no worker up, nobody hears it: `POST /v1/jobs/{id}/cancel` needs none. Whoever may publish to the broker may
 revoke, as ever with Celery; no tenant is asked for.
 """
@@ -9,7 +10,7 @@ revoke, as ever with Celery; no tenant is asked for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -37,11 +38,20 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
     if lease is None:
         return _celerys_revoke(state, ids, terminate, signal, **kwargs)
 
-    def others(ids: list[str]) -> None:
-        state.consumer.hub.call_soon(_celerys_revoke, state, ids, terminate, signal, **kwargs)
+    async def others(ids: list[str]) -> None:
+        done, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def on_hub() -> None:
+            try:
+                _celerys_revoke(state, ids, terminate, signal, **kwargs)
+            finally:
+                loop.call_soon_threadsafe(done.set)
+
+        state.consumer.hub.call_soon(on_hub)
+        await done.wait()
 
     def begin() -> None:
-        task = asyncio.get_running_loop().create_task(_cancel(lease, ids, others), name="revoke")
+        task = asyncio.get_running_loop().create_task(_revoke(lease, ids, others), name="revoke")
         _busy.add(task)
         task.add_done_callback(_busy.discard)
 
@@ -60,7 +70,15 @@ def terminate(state: Any, signal: Any, task_id: Any, **kwargs: Any) -> Any:
     return revoke(state, task_id, terminate=True, signal=signal)
 
 
-async def _cancel(lease: Lease, ids: Iterable[str], others: Any) -> None:
+async def _revoke(lease: Lease, ids: Iterable[str], others: Callable[[list[str]], Awaitable[None]]) -> None:
+    if unknown := await _cancel(lease, ids):
+        await others(unknown)
+        # A submission that was just being stored: either it sees Celery's revocation, or we see the job now.
+        await _cancel(lease, unknown)
+
+
+async def _cancel(lease: Lease, ids: Iterable[str]) -> list[str]:
+    """Answers the ids that are no jobs."""
     jobs, unknown = lease.parts.stores.jobs, []
     for job_id in ids:
         now = await patiently(partial(jobs.cancel, job_id, None))
@@ -70,5 +88,4 @@ async def _cancel(lease: Lease, ids: Iterable[str], others: Any) -> None:
         log.info("job_revoked", job_id=job_id, state=now)
         if now == State.RUNNING:
             lease.parts.runner.stop(job_id)
-    if unknown:
-        others(unknown)
+    return unknown

@@ -18,7 +18,7 @@ from celery.platforms import EX_FAILURE
 from celeriac.assembly import WorkerParts, new_name, open_worker
 from celeriac.connections import patiently
 from celeriac.errors import Fenced, StoreUnavailable
-from celeriac.jobs.dispatch import celery_app, is_suspects, suspects, templates
+from celeriac.jobs.dispatch import SUBMIT, celery_app, is_suspects, suspects, templates
 from celeriac.jobs.lease import HEARTBEAT, HistoryLost, limits
 from celeriac.logs import always, get_logger
 from celeriac.settings import Settings
@@ -47,7 +47,12 @@ class Lifecycle(bootsteps.StartStopStep):
     def create(self, worker: Any) -> None:
         settings: Settings = worker.app.settings
         pool = worker.pool
-        if not job_queues(worker.app):
+        served = list(worker.app.amqp.queues.consume_from)
+        queues = job_queues(worker.app)
+        if not queues:
+            if SUBMIT in served:
+                log.critical("worker_cannot_start", reason=f"{SUBMIT} goes with a queue of jobs: add one to -Q")
+                raise SystemExit(EX_FAILURE)
             return
         if worker.time_limit:
             # It kills without a word: the job would be given back and run again, and again.
@@ -67,10 +72,11 @@ class Lifecycle(bootsteps.StartStopStep):
             # Without slots and not taking: it drains. With slots and not taking: something is wrong.
             return Offer(0 if pool.stopping else pool.limit, taking=not pool.stopping and silence() < DEAF_AFTER)
 
-        everything = frozenset(worker.app.amqp.queues.consume_from)
-        only_suspects = frozenset(map(suspects, job_queues(worker.app)))
+        everything = frozenset(served)
+        only_suspects = frozenset(map(suspects, queues))
 
         def quarantine(quarantined: bool) -> None:
+            # What may kill the process has no submission beside it, which would come back only in an hour.
             pool.consume(only_suspects if quarantined else everything)
 
         lease = Lease(settings, offer, bells(worker.app), quarantine)
@@ -80,7 +86,7 @@ class Lifecycle(bootsteps.StartStopStep):
 
         async def opened(pool: TaskPool) -> None:
             parts = await lease.open()
-            worker.app.runner = parts.runner
+            worker.app.runner, worker.app.intake = parts.runner, parts.intake
             watchdog = open_watchdog(settings, parts.stores)
             pool.on_stall.append(lambda late: watchdog.watch(lease.worker, lease.heard, late, pool.stack))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypeVar
@@ -34,7 +34,7 @@ from celeriac.errors import (
     Unreachable,
 )
 from celeriac.jobs.dispatch import RUN_JOB
-from celeriac.jobs.model import Claim, Ended, Ending, JobError, Parked, State
+from celeriac.jobs.model import Claim, Ended, Ending, Job, JobError, Parked, State, Untold
 from celeriac.jobs.store import new_nonce
 from celeriac.llm.model import Message, ModelClient
 from celeriac.logs import bound, get_logger
@@ -58,9 +58,11 @@ CURABLE: Final = (RateLimited, Overloaded, ProviderFailed, ModelTimeout, Unreach
 class Summary:
     """What Celery and Flower are told of a run: never a prompt, never an answer.
 
-    state: of the job after the run. resume_at: when a parked job goes on.
+    state: of the job after the run. resume_at: when a parked job goes on. tell: which of the job's lives Celery is to
+    be told the end of, as `Runner.told` takes it; None: nobody asks Celery. chords: the groups of the chords that wait.
     """
 
+    job_id: str
     state: State
     agent: str
     model: str | None
@@ -71,9 +73,12 @@ class Summary:
     seconds: float
     error: JobError | None = None
     resume_at: datetime | None = None
+    tell: int | None = None
+    chords: tuple[str, ...] = ()
 
     def as_result(self) -> dict[str, Any]:
         return {
+            "job_id": self.job_id,
             "state": str(self.state),
             "agent": self.agent,
             "model": self.model,
@@ -111,14 +116,23 @@ class Runner:
     """Runs the jobs of one worker. worker: the name it is registered under; set it before the first run.
 
     lease: of this worker; no call starts without it. recheck: asked before a run that was fenced out gives up, since
-    the store may have lost history.
+    the store may have lost history. chord_ttl: no job that a Celery chord waits for is parked for longer.
     """
 
-    def __init__(self, stores: Stores, registry: Registry, models: ModelClient, prices: Prices) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        registry: Registry,
+        models: ModelClient,
+        prices: Prices,
+        *,
+        chord_ttl: timedelta = timedelta(days=7),
+    ) -> None:
         self._stores = stores
         self._registry = registry
         self._models = models
         self._prices = prices
+        self._chord_ttl = chord_ttl
         self._runs: dict[str, Run] = {}
         self._claiming: set[str] = set()
         self.worker = ""
@@ -139,7 +153,8 @@ class Runner:
     async def run(self, job_id: str) -> Summary | None:
         """Run the job until it ends or is parked. None: there was nothing to claim, or the run may say nothing.
 
-        Cancelled from outside, the job is given back and ready for another worker at once: the process stops.
+        Of a job that has ended and of whose end Celery has not been told, the summary. Cancelled from outside, the job
+        is given back and ready for another worker at once: the process stops.
         """
         nonce = new_nonce()
         self._claiming.add(job_id)
@@ -148,11 +163,18 @@ class Runner:
             if claim is None:
                 log.debug("bell_for_nothing", job_id=job_id)
                 return None
+            if isinstance(claim, Untold):
+                log.info("end_told_later", job_id=job_id, state=claim.job.state)
+                return _summary_of(claim.job)
             task = asyncio.current_task()
             assert task is not None  # noqa: S101  # a coroutine that runs has one
             if older := self._runs.get(job_id):
                 self._cancel(older, "lost")
             run = self._runs[job_id] = Run(claim, task)
+        except Fenced:
+            # The store gave this worker up; it is about to hear of that. The job is somebody else's.
+            log.warning("claim_fenced", job_id=job_id, worker=self.worker)
+            return None
         finally:
             self._claiming.discard(job_id)
         try:
@@ -178,6 +200,10 @@ class Runner:
         finally:
             if self._runs.get(job_id) is run:
                 del self._runs[job_id]
+
+    async def told(self, job_id: str, tell: int) -> None:
+        """Celery has been told of the end. tell: as the summary had it."""
+        await patiently(lambda: self._stores.jobs.told(job_id, tell))
 
     def stop(self, job_id: str) -> None:
         """The job was asked to stop: abort what it does. A run that is at its end already is left in peace."""
@@ -284,7 +310,9 @@ class Runner:
             return Ending(State.CANCELLED, error=CANCELLED)
         except ModelError as error:
             if isinstance(error, CURABLE) and claim.retries < agent.max_retries:
-                return Retry(error, backoff(agent, claim.retries, error))
+                delay = backoff(agent, claim.retries, error)
+                if delay <= self._chord_ttl or not claim.chords:
+                    return Retry(error, delay)
             return Ending(State.FAILED, error=JobError(error.code, str(error)))
         except CeleriacError as error:
             return Ending(State.FAILED, error=JobError(error.code, str(error)))
@@ -315,25 +343,49 @@ class Runner:
     ) -> Summary:
         usage = (ending and ending.usage) or {}
         summary = Summary(
+            job_id=claim.id,
             state=state,
             agent=claim.agent,
             model=ending.model if ending else None,
-            input_tokens=sum(
-                usage.get(name, 0) for name in ("input_tokens", "cache_read_tokens", "cache_write_tokens")
-            ),
+            input_tokens=_input_tokens(usage),
             output_tokens=usage.get("output_tokens", 0),
             cost_usd=usd(ended.cost_nanos) if ended is not None else None,
             waited_seconds=claim.waited,
             seconds=round(seconds, 3),
             error=(ending and ending.error) or error,
             resume_at=resume_at,
+            tell=claim.tell,
+            chords=tuple(claim.chords),
         )
-        facts = {k: v for k, v in summary.as_result().items() if k not in {"agent", "waited_seconds"}}
+        facts = {k: v for k, v in summary.as_result().items() if k not in {"job_id", "agent", "waited_seconds"}}
         if state == State.PARKED:
             log.info("job_parked", resume_at=resume_at and resume_at.isoformat(), error=error and error.code)
         else:
             log.info("job_ended", **facts, error=summary.error and summary.error.code)
         return summary
+
+
+def _input_tokens(usage: Mapping[str, int]) -> int:
+    return sum(usage.get(name, 0) for name in ("input_tokens", "cache_read_tokens", "cache_write_tokens"))
+
+
+def _summary_of(job: Job) -> Summary:
+    """Of a job that has ended, whoever ended it."""
+    usage, ended = job.usage or {}, job.ended_at or job.created_at
+    started = job.started_at or ended
+    return Summary(
+        job_id=job.id,
+        state=job.state,
+        agent=job.agent,
+        model=job.model,
+        input_tokens=_input_tokens(usage),
+        output_tokens=usage.get("output_tokens", 0),
+        cost_usd=usd(job.cost_nanos or 0),
+        waited_seconds=(started - job.created_at).total_seconds(),
+        seconds=(ended - started).total_seconds(),
+        error=job.error,
+        tell=job.replays,
+    )
 
 
 def backoff(agent: Agent, retries: int, error: ModelError) -> timedelta:

@@ -1,9 +1,10 @@
 -- Claim: a worker takes a job whose bell is out, whatever bell it came by. The same claim again gets the same answer.
--- a: id, worker, nonce, keep. Answers {"run", record (HGETALL), context version, turns, journal}, {"nothing", place, bells}
--- or {"gone"}.
+-- a: id, worker, nonce, keep. Answers {"run", record (HGETALL), context version, turns, journal}, {"ended", record}
+-- where this run is to tell Celery of the end, {"nothing", place, bells} or {"gone"}.
 if not call('ZSCORE', K.workers(), a.worker) then return {'gone'} end
 local r, bells = read(a.id), {}
 if not r then return {'nothing', 'unknown', bells} end
+if r.place == 'ended' and take_telling(a.id, a.nonce) then return {'ended', call('HGETALL', K.job(a.id))} end
 local again = r.place == 'running' and r.worker == a.worker and r.nonce == a.nonce
 if not again and r.place ~= 'rung' then return {'nothing', r.place, bells} end
 

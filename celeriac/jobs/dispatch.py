@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from celeriac.jobs.canvas import Canvas
 from celeriac.logs import get_logger
 from celeriac.settings import Settings
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 RUN_JOB: Final = "celeriac.run_job"
+#: The task that takes jobs from Celery's own callers, and the queue that carries it.
+SUBMIT: Final = "celeriac.submit"
 
 #: Jobs that crashed their workers are rung for on a queue of their own, which only a quarantined worker consumes.
 SUSPECTS: Final = ".suspects"
@@ -38,25 +42,31 @@ def is_suspects(queue: str) -> bool:
     return queue.endswith(SUSPECTS)
 
 
-#: [queue, job id, retries, "true" if nobody asks Celery for the result]
+#: [queue, job id, retries, "true" if nobody asks Celery for the result], and its canvas if it came through Celery
 Bell = Sequence[bytes]
 
 
-def celery_app(settings: Settings) -> Celery:
+def celery_app(settings: Settings, application: type[Celery] | None = None) -> Celery:
     """The Celery application as every process of ours configures it. Imports Celery, which costs 0.2 s."""
     from celery import Celery
     from kombu import Exchange, Queue
 
     broker = (settings.broker_url or settings.redis_url).get_secret_value()
-    app = Celery("celeriac", broker=broker, backend=settings.redis_url.get_secret_value(), set_as_current=False)
+    app = (application or Celery)(
+        "celeriac", broker=broker, backend=settings.redis_url.get_secret_value(), set_as_current=False
+    )
     app.conf.update(
         task_queues=[
             # Without acknowledgement a bell costs the worker 0.7 ms less. Only on Redis, where nothing else limits what
             # a full worker would take from the others.
             Queue(name, Exchange(name), routing_key=name, no_ack=settings.broker_is_store)
             for name in settings.worker.queues
-        ],
-        task_default_queue=settings.worker.queues[0],
+        ]
+        # A submission is not stored yet: it is acknowledged once it is.
+        + [Queue(SUBMIT, Exchange(SUBMIT), routing_key=SUBMIT)],
+        # Where a callback goes that names no queue: not to us, who know no task of anybody else.
+        task_default_queue="celery",
+        task_routes={SUBMIT: {"queue": SUBMIT}},
         task_create_missing_queues=True,
         task_serializer="json",
         result_serializer="json",
@@ -70,6 +80,12 @@ def celery_app(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
         broker_transport_options={} if broker.startswith("amqp") else {"socket_keepalive": True, "socket_timeout": 30},
         result_expires=settings.jobs.result_ttl,
+        result_chord_expires=settings.jobs.chord_ttl,
+        # A store that is away for a moment must not turn an answer into a failure.
+        result_backend_always_retry=True,
+        result_backend_max_retries=30,
+        result_backend_base_sleep_between_retries_ms=100,
+        result_backend_max_sleep_between_retries_ms=2000,
     )
     return app
 
@@ -157,7 +173,7 @@ class Produced:
         return self._app.amqp.Producer(connection, auto_declare=False)
 
     def _send(self, bells: list[Bell]) -> None:
-        for queue, job_id, retries, ignore_result in bells:
+        for queue, job_id, retries, ignore_result, *canvas in bells:
             self._app.send_task(
                 RUN_JOB,
                 args=[job_id.decode()],
@@ -165,6 +181,7 @@ class Produced:
                 queue=queue.decode(),
                 retries=int(retries),
                 ignore_result=ignore_result == b"true",
+                **(Canvas.unpack(canvas[0]).options() if canvas else {}),
                 producer=self._producer,
                 retry=False,
                 timeout=self.PATIENCE,
@@ -189,10 +206,11 @@ def open_ringer(settings: Settings) -> InScript | Produced:
 
 
 def templates(app: Celery, queues: Iterable[str]) -> Mapping[str, str]:
-    """Celery's own message for a job of each queue, with @JOB@, @TAG@ (delivery), @RETRIES@ and @IGNORE@ to fill in.
+    """Celery's own message for a job of each queue, with @JOB@, @TAG@ (delivery), @RETRIES@, @IGNORE@ and the places of
+    `Canvas.pack` to fill in.
 
     Built by the producer that `apply_async` uses, over kombu's in-memory transport. The body is stored as plain text
-    instead of base64, so that the script can put the id in.
+    instead of base64, so that the script can put the id and the callbacks in.
     """
     return {queue: _template(app, queue) for queue in queues}
 
@@ -213,9 +231,19 @@ def _template(app: Celery, queue: str) -> str:
     body = bytes_to_str(message["body"])
     if message["properties"].pop("body_encoding", None) == "base64":
         body = base64.b64decode(body).decode()
-    message["body"] = body
+    args, kwargs, _ = json.loads(body)
+    message["body"] = json.dumps([args, kwargs, "@EMBED@"])
     message["properties"]["delivery_tag"] = "@TAG@"
-    message["headers"]["retries"] = "@RETRIES@"
-    message["headers"]["ignore_result"] = "@IGNORE@"
-    text = json.dumps(message, separators=(",", ":"))
-    return text.replace('"@RETRIES@"', "@RETRIES@").replace('"@IGNORE@"', "@IGNORE@")
+    message["headers"] |= {
+        "retries": "@RETRIES@",
+        "ignore_result": "@IGNORE@",
+        "root_id": "@ROOT@",
+        "parent_id": "@PARENT@",
+        "group": "@GROUP@",
+        "group_index": "@INDEX@",
+    }
+    # What is filled in there is JSON already; in the body, JSON inside a JSON text.
+    text = re.sub(
+        r'"(@(?:RETRIES|IGNORE|ROOT|PARENT|GROUP|INDEX)@)"', r"\1", json.dumps(message, separators=(",", ":"))
+    )
+    return text.replace(r"\"@EMBED@\"", "@EMBED@")

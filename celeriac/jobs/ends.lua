@@ -104,16 +104,22 @@ local function keep_ms(r)
   return ms
 end
 
--- The end of a job: told to whoever waits, kept for a while; the next job of its context takes its turn.
-local function end_job(r, state, bells)
+-- The record of an ended job begins to age.
+local function let_age(r, state)
+  local ms = keep_ms(r)
+  keep_for(r.id, ms)
+  call('ZADD', K.retention(), now + ms, r.tenant .. '|' .. state .. '|' .. r.id)
+end
+
+-- The end of a job: told to whoever waits, kept for a while; the next job of its context takes its turn. run: the nonce of
+-- the run that brings it about, which tells Celery where that is to be told.
+local function end_job(r, state, bells, run)
   move(r, 'ended', state)
   call('HSET', K.job(r.id), 'state', state, 'ended', now)
   call('HDEL', K.job(r.id), 'stop')
   call('ZREM', K.deadlines(), r.id)
   doubt_open_calls(r.id)
-  local ms = keep_ms(r)
-  keep_for(r.id, ms)
-  call('ZADD', K.retention(), now + ms, r.tenant .. '|' .. state .. '|' .. r.id)
+  if get(r.id, 'tell') then leave_untold(r, run, bells) else let_age(r, state) end
   if r.context then
     local next_id = context_release(r.tenant, r.context, r.id, a.keep.context)
     local following = next_id and read(next_id)
@@ -141,9 +147,9 @@ local STOPPED = {
 }
 
 -- An end that no run brings about: cancelled, expired.
-local function stop_job(r, state, bells)
+local function stop_job(r, state, bells, run)
   call('HSET', K.job(r.id), 'error', STOPPED[state])
-  end_job(r, state, bells)
+  end_job(r, state, bells, run)
 end
 
 -- A job that no worker holds leaves its place for good.

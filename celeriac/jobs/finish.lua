@@ -18,7 +18,7 @@ if mine == 'mine' then
   end
   call('HSET', K.job(a.id), 'answer', answer, 'model', a.model, 'usage', a.usage, 'error', reason, 'appended', appended)
   release(r, 'finish', '')
-  end_job(r, state, bells)
+  end_job(r, state, bells, a.nonce)
   local cost, in_doubt = get(a.id, 'cost', 'in_doubt')
   call('HSET', K.job(a.id), 'release_answer', table.concat({state, cost or '0', in_doubt or '0', appended}, ' '))
   dispatch_for(group, 1 + MARGIN, bells)

@@ -64,6 +64,7 @@ class Fleet:
         self._give_up = scripts.load(HERE / "give_up.lua", ALWAYS)
         self._due = scripts.load(HERE / "due.lua", ALWAYS)
         self._quarantine = scripts.load(HERE / "quarantine.lua", ALWAYS)
+        self._tell = scripts.load(HERE / "tell.lua", ALWAYS)
         self._upkeep = scripts.load(HERE / "upkeep.lua", ALWAYS)
 
     async def register(
@@ -140,6 +141,10 @@ class Fleet:
             if not more:
                 break
         await self._ringer.ring(await self._quarantine())
+        bells, given_up = await self._tell(page=PAGE, keep=self._keep)
+        await self._ringer.ring(bells)
+        for id in given_up:
+            log.error("celery_not_told", job_id=id.decode(), reason="each run that told it failed")
         bells, broken = await self._upkeep(lease=self._lease)
         await self._ringer.ring(bells)
         for entry in broken:

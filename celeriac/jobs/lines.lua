@@ -210,16 +210,21 @@ local function room(queue)
   return total
 end
 
+-- What Celery hangs on a job that came over HTTP: nothing. JSON inside a JSON text.
+local NO_CANVAS = [[{\"callbacks\": null, \"errbacks\": null, \"chain\": null, \"chord\": null}]]
+
 -- One bell: Celery's own message pushed into the broker's list, where the broker is this Redis; else the caller publishes.
 local function ring(id, queue, bells)
   local template = call('GET', K.bell(queue))
-  local retries, ignore = get(id, 'retries', 'ignore_result')
+  local retries, ignore, canvas = get(id, 'retries', 'ignore_result', 'canvas')
   if template then
-    local bell = string.gsub(template, '@(%u+)@', {
-      JOB = id, TAG = id .. '.' .. call('INCR', K.turn()), RETRIES = retries or '0', IGNORE = ignore or 'true'})
-    call('LPUSH', queue, bell)
+    local fill = canvas and cjson.decode(canvas)
+      or {ROOT = '"' .. id .. '"', PARENT = 'null', GROUP = 'null', INDEX = 'null', EMBED = NO_CANVAS}
+    fill.JOB, fill.TAG = id, id .. '.' .. call('INCR', K.turn())
+    fill.RETRIES, fill.IGNORE = retries or '0', ignore or 'true'
+    call('LPUSH', queue, (string.gsub(template, '@(%u+)@', fill)))
   else
-    bells[#bells + 1] = {queue, id, retries or '0', ignore or 'true'}
+    bells[#bells + 1] = {queue, id, retries or '0', ignore or 'true', canvas or nil}
   end
 end
 

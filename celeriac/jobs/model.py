@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from celeriac.jobs.canvas import Canvas
+
 if TYPE_CHECKING:
     from celeriac.jobs.journal import Settlement
 
@@ -88,7 +90,8 @@ class NewJob:
     input: messages as (role, text), the last one the user's. limited: its agent has a limit, so its jobs wait in lines
     of their own. run_at: it is parked until then. deadline, expires_in: it expires unless it has ended by then; the
     earlier one counts. idempotency_key: the same key of a tenant is the same job, for as long as that can be asked for;
-    fingerprint: of the request, to tell a repetition from a mistake.
+    fingerprint: of the request, to tell a repetition from a mistake. canvas: of a job that came through Celery.
+    ignore_result: whether nobody asks Celery for the result; None: as the deployment has it for jobs over HTTP.
     """
 
     id: str
@@ -109,6 +112,8 @@ class NewJob:
     expires_in: timedelta | None = None
     idempotency_key: str | None = None
     fingerprint: str = ""
+    canvas: Canvas | None = None
+    ignore_result: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +227,24 @@ class Claim:
     turns: tuple[bytes, ...] = ()
     journal: tuple[bytes, ...] = ()
     record: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def tell(self) -> int | None:
+        """Which of the job's lives Celery is to be told the end of; None: nobody asks Celery."""
+        return int(self.record.get("replays", 0)) if "tell" in self.record else None
+
+    @property
+    def chords(self) -> list[str]:
+        """The groups of the chords that wait for this job."""
+        canvas = self.record.get("canvas")
+        return Canvas.unpack(canvas).chords() if canvas else []
+
+
+@dataclass(frozen=True, slots=True)
+class Untold:
+    """A job that has ended and of whose end Celery has not been told: whoever gets this tells, and says that it has."""
+
+    job: Job
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ if mine == 'mine' then
   doubt_open_calls(a.id)
   local resume_at = now + a.delay
   release(r, 'park', r.stop or tostring(resume_at))
-  if r.stop then stop_job(r, r.stop, bells)
+  if r.stop then stop_job(r, r.stop, bells, a.nonce)
   else
     if a.retry then call('HINCRBY', K.job(a.id), 'retries', 1) end
     if a.exclude then call('HSET', K.job(a.id), 'excluded', a.worker) end

@@ -37,6 +37,7 @@ if a.expires_in ~= cjson.null then
   call('HSET', K.job(a.id), 'deadline', now + a.expires_in)
   call('ZADD', K.deadlines(), now + a.expires_in, a.id)
 end
+forget_untold(a.id)
 r.place, r.crashes = 'new', 0
 enter(r, r.context, holder, bells)
 return {'accepted', fresh and '1' or '0', holder or '', bells}

@@ -15,5 +15,5 @@ ENTER: Final = (HERE / "enter.lua").read_text()
 
 def scripts(redis: Redis, context_helpers: str, clock: str = CLOCK, durability: Durability = "process") -> Scripts:
     """Scripts behind the helpers of the job store. context_helpers: those of contexts, which it does not know."""
-    helpers = "".join((HERE / name).read_text() for name in ("lines.lua", "ends.lua"))
+    helpers = "".join((HERE / name).read_text() for name in ("lines.lua", "telling.lua", "ends.lua"))
     return Scripts(redis, model.lua() + context_helpers + helpers, clock, durability)

@@ -32,6 +32,7 @@ from celeriac.jobs.model import (
     Place,
     Priority,
     State,
+    Untold,
 )
 from celeriac.jobs.scripts import ENTER, HERE
 
@@ -93,12 +94,23 @@ def new_nonce() -> str:
 
 
 class JobStore:
-    """ringer: rings what a script could not ring itself. max_messages, max_bytes: of a context."""
+    """ringer: rings what a script could not ring itself. max_messages, max_bytes: of a context. celery_results: whether
+    jobs that did not come through Celery have a Celery result too.
+    """
 
     def __init__(
-        self, redis: Redis, scripts: Scripts, ringer: Ringer, *, keep: Keep, max_messages: int, max_bytes: int
+        self,
+        redis: Redis,
+        scripts: Scripts,
+        ringer: Ringer,
+        *,
+        keep: Keep,
+        max_messages: int,
+        max_bytes: int,
+        celery_results: bool = False,
     ) -> None:
         self._redis = redis
+        self._celery_results = celery_results
         self._ringer = ringer
         self._keep = keep.as_argument()
         self._max_messages, self._max_bytes = max_messages, max_bytes
@@ -109,6 +121,7 @@ class JobStore:
         self._park = scripts.load(HERE / "park.lua", ALWAYS)
         self._give_back = scripts.load(HERE / "give_back.lua", ALWAYS)
         self._cancel = scripts.load(HERE / "cancel.lua", ALWAYS)
+        self._told = scripts.load(HERE / "told.lua", ALWAYS)
         self._get = scripts.load(HERE / "get.lua", READ)
         self._list = scripts.load(HERE / "list.lua", READ)
 
@@ -118,6 +131,7 @@ class JobStore:
         Raises Invalid for times that make no sense, Conflict where the context is busy and the job would not wait,
         KeyReused where the idempotency key stands for another request, StoreFull, StoreUnavailable.
         """
+        ignore_result = not self._celery_results if job.ignore_result is None else job.ignore_result
         spec = {
             "input": job.input,
             "model": job.model,
@@ -136,7 +150,9 @@ class JobStore:
             if_busy=job.if_busy,
             request_id=job.request_id,
             metadata=orjson.dumps(dict(job.metadata)).decode(),
-            ignore_result=True,
+            ignore_result=ignore_result,
+            canvas=job.canvas and job.canvas.pack(),
+            tell=not ignore_result or (job.canvas is not None and job.canvas.waits),
             run_at=job.run_at and _ms(job.run_at - EPOCH),
             deadline=job.deadline and _ms(job.deadline - EPOCH),
             expires_in=job.expires_in and _ms(job.expires_in),
@@ -249,8 +265,10 @@ class JobStore:
             seconds, micros = await self._redis.time()
             return int(await self._redis.zcount(keys.spell("workers"), seconds * 1000 + micros // 1000, "+inf"))
 
-    async def claim(self, job_id: str, worker: str, nonce: str) -> Claim | None:
+    async def claim(self, job_id: str, worker: str, nonce: str) -> Claim | Untold | None:
         """Take the job for this worker, or None: a bell for a job that is claimed, ended or gone rings for nothing.
+
+        Untold: it has ended, and this run is to tell Celery.
 
         nonce: random, made once for this run; the same claim again gets the same answer. Raises Fenced where the store
         does not know the worker any more.
@@ -261,8 +279,12 @@ class JobStore:
         if said == b"nothing":
             await self._ringer.ring(rest[1])
             return None
-        flat, version, turns, journal = rest
+        flat = rest[0]
         record = dict(zip((name.decode() for name in flat[::2]), flat[1::2], strict=True))
+        if said == b"ended":
+            job = _job(job_id, b"", [record.get(name) for name in SHOWN])
+            return Untold(job) if job is not None else None
+        _, version, turns, journal = rest
         return Claim(
             id=job_id,
             worker=worker,
@@ -337,6 +359,10 @@ class JobStore:
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
         await self._ringer.ring(rest[0])
+
+    async def told(self, job_id: str, replays: int) -> None:
+        """Celery knows how this life of the job ended. Twice is as good as once."""
+        await self._ringer.ring(await self._told(id=job_id, replays=replays, keep=self._keep))
 
 
 def _ms(time: timedelta) -> int:

@@ -1,5 +1,5 @@
 -- Submit: record, index, context and line in one step, and a bell if a slot is free. Sent twice, it is one job.
--- a: id, tenant, agent, queue, line, priority, context, if_busy, request_id, metadata (text), ignore_result, run_at (ms),
+-- a: id, tenant, agent, queue, line, priority, context, if_busy, request_id, metadata (text), ignore_result, canvas (text), tell, run_at (ms),
 -- deadline (ms), expires_in (ms), idempotency, fingerprint, keep; null where there is none. ARGV[2]: the spec.
 -- Answers {"accepted", created ms, holder of the context or "", resume_at or "", bells}, {"known" or "reused", id, created ms},
 -- {"untimely", what is wrong with its times} or {"busy", holder}.
@@ -41,6 +41,8 @@ if deadline then
   call('HSET', K.job(a.id), 'deadline', deadline)
   call('ZADD', K.deadlines(), deadline, a.id)
 end
+if given('canvas') then call('HSET', K.job(a.id), 'canvas', a.canvas) end
+if a.tell then call('HSET', K.job(a.id), 'tell', 1) end
 if run_at then call('HSET', K.job(a.id), 'run_at', run_at) end
 if context then call('HSET', K.job(a.id), 'context', context) end
 local r = read(a.id)

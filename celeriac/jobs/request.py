@@ -1,0 +1,110 @@
+"""What a caller may ask for, by whatever door it comes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from celeriac.errors import Invalid
+from celeriac.settings import NAME, Name
+
+#: Characters of one message; the body's own limit comes first for most.
+MAX_TEXT = 4_000_000
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
+ContextId = Annotated[str, StringConstraints(pattern=NAME)]
+ModelName = Annotated[str, StringConstraints(pattern=r"^(openai|anthropic)/\S{1,128}$")]
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class InputMessage(Wire):
+    role: Literal["user", "assistant"]
+    content: Text
+
+
+def _kind(value: Any) -> str:
+    return "messages" if isinstance(value, list) else "text"
+
+
+Input = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[list[InputMessage], Field(min_length=1, max_length=1000), Tag("messages")],
+    Discriminator(_kind),
+]
+
+
+class JobRequest(Wire):
+    """A job to be done."""
+
+    agent: Name = Field(description="Which agent does it; `GET /v1/agents` lists them.", examples=["assistant"])
+    input: Input = Field(
+        description="What it is asked: a text, or messages of which the last is the user's.",
+        examples=["What is the capital of France?"],
+    )
+    context_id: ContextId | None = Field(None, description="The conversation it belongs to; made when first named.")
+    if_busy: Literal["wait", "reject"] = Field(
+        "wait", description="When another job runs in the context: wait behind it, or be refused."
+    )
+    model: ModelName | None = Field(None, description="Ask this provider/model only, instead of the agent's own.")
+    max_output_tokens: int | None = Field(None, gt=0, le=1_000_000, description="Default: the agent's.")
+    priority: Literal["low", "normal", "high"] = "normal"
+    metadata: Annotated[
+        dict[Name, Annotated[str, StringConstraints(max_length=512)]],
+        Field(default_factory=dict, max_length=16, description="Yours: up to 16 texts, returned as they are."),
+    ]
+    run_at: AwareDatetime | None = Field(None, description="It waits until then, outside every slot.")
+    deadline: AwareDatetime | None = Field(None, description="It expires unless it has ended by then.")
+    expires_in: timedelta | None = Field(
+        None, gt=timedelta(0), description="Seconds until it expires; the earlier of this and `deadline` counts."
+    )
+
+    @model_validator(mode="after")
+    def _ends_with_the_user(self) -> JobRequest:
+        if isinstance(self.input, list) and self.input[-1].role != "user":
+            raise ValueError("input: the last message is not the user's; end with what the agent should answer")
+        return self
+
+    def messages(self) -> tuple[tuple[str, str], ...]:
+        if isinstance(self.input, str):
+            return (("user", self.input),)
+        return tuple((message.role, message.content) for message in self.input)
+
+
+class Submission(JobRequest):
+    """A job that comes through Celery, as `celeriac.submit` takes it."""
+
+    tenant: Name = Field("default", description="Who pays. Over HTTP the key says it.")
+    previous: Literal["ignore", "input"] = Field(
+        "ignore",
+        description="In a chain, or as the body of a chord: what becomes of the result before it. `input`: it is put "
+        "before the job's own input, of one of our jobs its answer.",
+    )
+
+
+def read_submission(asked: Any) -> Submission:
+    """Raises Invalid, naming each field that is wrong. What the caller said is not repeated."""
+    try:
+        return Submission.model_validate(asked)
+    except ValidationError as error:
+        mistakes = []
+        for mistake in error.errors(include_url=False, include_input=False, include_context=False):
+            field = ".".join(str(part) for part in mistake["loc"] if part not in {"text", "messages"})
+            message = mistake["msg"].removeprefix("Value error, ")
+            if mistake["type"] == "extra_forbidden":
+                message = f"there is no such field; known are {', '.join(Submission.model_fields)}"
+            mistakes.append(f"{field}: {message}" if field else message)
+        first = error.errors(include_url=False)[0]["loc"]
+        raise Invalid("; ".join(mistakes), field=str(first[0]) if first else "request") from None

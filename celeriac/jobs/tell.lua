@@ -1,0 +1,24 @@
+-- Tell: upkeep rings for ends of which Celery has not been told, a few at once and at growing intervals: the worker died
+-- between the end and the telling, the bell was lost, or there were too many at once. What kills or fails every run that
+-- tells it is given up. a: page, keep. Answers {bells, given up (ids)}.
+local bells, given_up, room = {}, {}, TELL_BELLS - in_telling()
+for _, id in ipairs(call('ZRANGEBYSCORE', K.untold(), '-inf', now, 'LIMIT', 0, a.page)) do
+  local r = read(id)
+  local state, tried, rings = get(id, 'state', 'tellings', 'tell_rings')
+  if not r or r.place ~= 'ended' then
+    call('ZREM', K.untold(), id)
+    if call('EXISTS', K.job(id)) == 1 then set_aside(id, 'untold') end
+  elseif tonumber(tried or 0) >= TELL_TRIES then
+    forget_untold(id)
+    let_age(r, state)
+    given_up[#given_up + 1] = id
+  elseif room > 0 then
+    local queue = queue_to_tell(r)
+    if queue and rings and call('LLEN', queue) > call('ZCARD', K.rung(queue)) then
+      -- The list still holds bells that ring for no waiting job: this one was not lost, its workers are busy.
+      call('ZADD', K.untold(), now + PATIENCE, id)
+    else ring_to_tell(r, bells) end
+    room = room - 1
+  end
+end
+return {bells, given_up}

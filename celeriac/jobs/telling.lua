@@ -1,0 +1,59 @@
+-- Shared, between lines.lua and ends.lua: ends of which Celery has still to be told. `untold` holds those jobs by when to
+-- ring for them (again). In the record: teller and telling (the run that tells, and until when no other is to), tellings
+-- (how many have tried), tell_rings (bells rung for it).
+local TELLING = 10000      -- ms that a run has to tell
+local TELL_AGAIN = 300000  -- ms between two bells for one end, at most
+local TELL_TRIES = 10      -- runs that died of the telling before it is given up
+local TELL_BELLS = 100     -- ends that are rung for at once: thousands of them must not hold up the jobs that wait
+
+-- The job's own queue, or if nobody serves that any more another one: every worker can tell.
+local function queue_to_tell(r)
+  local groups, other = call('HGETALL', K.free()), nil
+  for i = 1, #groups, 2 do
+    if serves(groups[i], r.queue) then return r.queue end
+    other = other or queues_of(groups[i])[1]
+  end
+  return other
+end
+
+-- Ends that are rung for, or are being told.
+local function in_telling() return call('ZCOUNT', K.untold(), '(' .. now, '+inf') end
+
+local function ring_to_tell(r, bells)
+  local queue = queue_to_tell(r)
+  if not queue then return end
+  local rings = call('HINCRBY', K.job(r.id), 'tell_rings', 1)
+  call('ZADD', K.untold(), now + math.min(TELL_AGAIN, PATIENCE * 2 ^ (rings - 1)), r.id)
+  ring(r.id, queue, bells)
+end
+
+-- The oldest end that nobody rang for yet, or whose bell was not answered.
+local function ring_next_untold(bells)
+  local id = call('ZRANGEBYSCORE', K.untold(), '-inf', now, 'LIMIT', 0, 1)[1]
+  local r = id and in_telling() < TELL_BELLS and read(id)
+  if r and r.place == 'ended' then ring_to_tell(r, bells) end
+end
+
+local function forget_untold(id)
+  call('ZREM', K.untold(), id)
+  call('HDEL', K.job(id), 'teller', 'telling', 'tellings', 'tell_rings')
+end
+
+-- run: the nonce of the run that ends the job and tells. Without one a bell is rung for a run that does.
+local function leave_untold(r, run, bells)
+  call('ZADD', K.untold(), run and now + TELLING or now, r.id)
+  if run then call('HSET', K.job(r.id), 'teller', run, 'telling', now + TELLING)
+  elseif in_telling() < TELL_BELLS then ring_to_tell(r, bells) end
+end
+
+-- Whether this run is to tell: there is something to tell, and nobody else is at it.
+local function take_telling(id, nonce)
+  if not call('ZSCORE', K.untold(), id) then return false end
+  local teller, busy_until = get(id, 'teller', 'telling')
+  if teller == nonce then return true end
+  if tonumber(busy_until or 0) > now then return false end
+  call('HSET', K.job(id), 'teller', nonce, 'telling', now + TELLING)
+  call('HINCRBY', K.job(id), 'tellings', 1)
+  call('ZADD', K.untold(), 'GT', now + TELLING, id)
+  return true
+end
