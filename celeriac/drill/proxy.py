@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import cache
@@ -86,6 +87,11 @@ class KnownScripts:
             if text.endswith(ending):
                 self._names[hashlib.sha1(text).hexdigest().encode()] = name  # noqa: S324  # Redis names scripts so
 
+    @property
+    def names(self) -> list[str]:
+        """The scripts that somebody loaded."""
+        return sorted(set(self._names.values()))
+
     def name(self, digest: bytes) -> str:
         """ "" for a script that is not ours."""
         return self._names.get(digest.lower(), "")
@@ -93,13 +99,16 @@ class KnownScripts:
 
 @dataclass(eq=False)
 class Swallow:
-    """Answers that do not arrive. left: how many are still to go. done: set when none is left. swallowed: how many went."""
+    """Answers that do not arrive. left: how many are still to go, done: set when none is.
+
+    answers: what was swallowed, with the time (seconds since 1970).
+    """
 
     command: str
     script: str
     cut: bool
     left: int
-    swallowed: int = 0
+    answers: list[tuple[float, bytes]] = field(default_factory=list)
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
     def takes(self, command: str, script: str, answer: bytes) -> bool:
@@ -109,7 +118,7 @@ class Swallow:
         if answer.startswith(b"-") or answer in NOTHING:
             return False
         self.left -= 1
-        self.swallowed += 1
+        self.answers.append((time.time(), answer))
         if not self.left:
             self.done.set()
         return True
@@ -120,7 +129,7 @@ class Proxy:
 
     def __init__(self, port: int, scripts: KnownScripts | None = None) -> None:
         self._target = port
-        self._scripts = scripts or KnownScripts()
+        self.scripts = scripts or KnownScripts()
         self._server: asyncio.Server | None = None
         self._lines: set[_Line] = set()
         self._swallows: list[Swallow] = []
@@ -147,7 +156,7 @@ class Proxy:
         if self._server is not None:
             self._server.close()
         self.cut()
-        while self._lines:
+        while self._lines:  # noqa: ASYNC110  # each line ends in a task of its own
             await asyncio.sleep(0.01)
 
     def swallow(self, *, command: str = "", script: str = "", times: int = 1, cut: bool = True) -> Swallow:
@@ -158,6 +167,13 @@ class Proxy:
         swallow = Swallow(command, script, cut, times)
         self._swallows.append(swallow)
         return swallow
+
+    def mend(self) -> None:
+        """Break nothing any more."""
+        self.deliver()
+        self.latency = 0.0
+        self.accept()
+        self.speak()
 
     def deliver(self) -> None:
         """Swallow nothing more."""
@@ -239,12 +255,12 @@ class _Line:
         command = words[0].decode(errors="replace").upper()
         script = ""
         if command in ("EVALSHA", "EVALSHA_RO"):
-            script = self._proxy._scripts.name(words[1])
+            script = self._proxy.scripts.name(words[1])
         elif command == "SCRIPT" and words[1].upper() == b"LOAD":
-            self._proxy._scripts.learn(words[2])
+            self._proxy.scripts.learn(words[2])
         elif command == "EVAL":
-            self._proxy._scripts.learn(words[1])
-            script = self._proxy._scripts.name(hashlib.sha1(words[1]).hexdigest().encode())  # noqa: S324
+            self._proxy.scripts.learn(words[1])
+            script = self._proxy.scripts.name(hashlib.sha1(words[1]).hexdigest().encode())  # noqa: S324
         elif command in SUBSCRIBES:
             self._subscribed = True
         self._asked.append((command, script))
