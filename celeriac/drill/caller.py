@@ -77,8 +77,10 @@ class Caller:
 
     # Submitting.
 
-    def wishes(self, scenario: str, jobs: int, over: float, rng: random.Random, **facts: Any) -> list[Wish]:
-        """So many jobs, spread over so many seconds, some of them in conversations. facts: of each job."""
+    def wishes(
+        self, scenario: str, jobs: int, over: float, rng: random.Random, *, alone: bool = False, **facts: Any
+    ) -> list[Wish]:
+        """So many jobs, spread over so many seconds. alone: none is in a conversation. facts: of each job."""
         agent = facts.pop("agent", self._agent)
         stamp = f"{LABEL}{scenario}-{rng.randrange(16**6):06x}"
         conversations = max(1, jobs // CONVERSE // TURNS)
@@ -87,7 +89,7 @@ class Caller:
                 label=f"{stamp}-{number}",
                 due=over * number / max(1, jobs),
                 agent=agent,
-                context=f"{stamp}-c{rng.randrange(conversations)}" if number % CONVERSE == 0 else None,
+                context=f"{stamp}-c{rng.randrange(conversations)}" if number % CONVERSE == 0 and not alone else None,
                 **facts,
             )
             for number in range(jobs)

@@ -13,7 +13,7 @@ from celeriac.connections import Redis
 
 #: What Celery and kombu keep in the same database, besides the lists of the queues.
 CELERYS: Final = re.compile(
-    r"_kombu\.binding\..+|celery-task-meta-.+|unacked|unacked_index|unacked_mutex|.*\.pidbox|celeryev.*"
+    r"_kombu\.binding.*|celery-task-meta-.+|unacked|unacked_index|unacked_mutex|.*\.pidbox|celeryev.*"
 )
 
 #: These begin the lifetime of a key that is there only while something is going on.

@@ -87,7 +87,9 @@ async def deploys(stage: Stage) -> None:
     await stage.provider.script({"model": "slow", "times": 0, "delay": 7})
     workers = stage.house.workers[:2]
     before = {worker.name: len(worker.statuses) for worker in workers}
-    slow = stage.caller.wishes(f"{stage.name}-slow", max(2, stage.size.jobs // 20), 1, stage.rng, model="openai/slow")
+    slow = stage.caller.wishes(
+        f"{stage.name}-slow", max(2, stage.size.jobs // 20), 1, stage.rng, model="openai/slow", alone=True
+    )
     async with stage.load():
         await stage.caller.submit_all(slow)
         for worker in workers:
@@ -132,7 +134,7 @@ async def _sleeps(stage: Stage, worker: Kept, seconds: float) -> None:
 async def draining_beside_fresh(stage: Stage) -> None:
     await stage.provider.script({"model": "slow", "times": 0, "delay": 12})
     old, *_ = stage.house.workers
-    long = await stage.submit(10, model="openai/slow")
+    long = await stage.submit(10, model="openai/slow", alone=True)
     await stage.in_flight(10)
     await stage.strike(old, signal.SIGTERM)
     fresh = await stage.house.new_worker()
@@ -216,7 +218,9 @@ async def _kill_who_asks(stage: Stage, model: str) -> None:
 async def swallowed_pops(stage: Stage) -> None:
     async with stage.load() as load:
         await load.at(0.1)
-        swallow = stage.house.worker_line.swallow(command="BRPOP", times=max(10, stage.size.jobs // 10))
+        swallow = stage.house.worker_line.swallow(command="BRPOP", times=max(19, stage.size.jobs // 10))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(swallow.done.wait(), stage.size.over + stage.size.patience)
     stage.house.worker_line.deliver()
     stage.hit_by(swallow)
     stage.expect(bool(swallow.answers), "no pop was swallowed")
@@ -259,11 +263,17 @@ async def bells_deleted(stage: Stage) -> None:
                     worker.signal(signal.SIGCONT)
 
 
-@scenario("the shim is killed with -9 while jobs are submitted")
+@scenario("the shim is killed with -9 after it stored a job and before it said so")
 async def shim_killed(stage: Stage) -> None:
     async with stage.load() as load:
-        async for _ in load.every(5 if not stage.size.short else 3):
-            stage.house.shim.signal(signal.SIGKILL)
+        async for _ in load.every(4):
+            swallow = stage.house.shim_line.swallow(script="submit", cut=False)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(swallow.done.wait(), 2)
+                stage.house.shim.signal(signal.SIGKILL)
+            stage.house.shim_line.deliver()
+    unanswered = [post for post in stage.history.posts if post.outcome == "unknown"]
+    stage.expect(bool(unanswered), "no submission was left without an answer")
 
 
 # Redis.
@@ -367,7 +377,7 @@ async def redis_away(stage: Stage) -> None:
     house, away = stage.house, 6.0 if stage.size.short else 30.0
     running = min(200, stage.size.jobs)
     await stage.provider.default(delay=3, jitter=1)
-    ids = await stage.submit(running)
+    ids = await stage.submit(running, alone=True)
     await stage.in_flight(running)
     starts = [worker.starts for worker in house.workers]
     await stage.hit_everybody("redis away")

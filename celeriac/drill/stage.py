@@ -131,8 +131,8 @@ class Stage:
         return {id: int(ms) / 1000 if ms else None for id, ms in zip(ids, started, strict=True)}
 
     async def workers(self) -> list[str]:
-        """The names under which workers are registered."""
-        return [name.decode() for name in await self.redis.zrange(keys.spell("workers"), 0, -1)]
+        """The names under which workers are registered, sorted."""
+        return sorted(name.decode() for name in await self.redis.zrange(keys.spell("workers"), 0, -1))
 
     async def busy_worker(self) -> Kept | None:
         """One of those that run jobs, None while none does."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from celeriac.connections import open_redis
 from celeriac.drill import stock_app
-from celeriac.drill.proxy import HOST, Proxy
+from celeriac.drill.proxy import HOST, Proxy, Swallow
 from celeriac.drill.run import Options, drill
 from celeriac.local import ports
 from celeriac.local.output import Output
@@ -59,20 +59,21 @@ def compare(jobs: int, say: Callable[[str], None]) -> Compared:
     return Compared(jobs, swallowed, lost, ours.count("lost"))
 
 
-async def stock(tasks: int) -> tuple[int, int]:
+async def stock(tasks: int, quiet: float = QUIET) -> tuple[int, int]:
     """Send so many tasks; the answer of each pop but the last is swallowed, and the worker is killed and started again.
 
-    Answers how many answers were swallowed and how many tasks never ran.
+    quiet: seconds in which nothing happens, after which what is missing is lost. Answers how many answers were swallowed
+    and how many tasks never ran.
     """
     directory = Path(tempfile.mkdtemp(prefix="celeriac-stock-"))
     try:
         async with AsyncExitStack() as open_:
-            return await _stock(tasks, directory, open_)
+            return await _stock(tasks, quiet, directory, open_)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-async def _stock(tasks: int, directory: Path, open_: AsyncExitStack) -> tuple[int, int]:
+async def _stock(tasks: int, quiet: float, directory: Path, open_: AsyncExitStack) -> tuple[int, int]:
     guard = Guard()
     open_.push_async_callback(guard.stop)
     await guard.start()
@@ -103,12 +104,12 @@ async def _stock(tasks: int, directory: Path, open_: AsyncExitStack) -> tuple[in
     child = await start(worker)
     swallow = proxy.swallow(command="BRPOP", times=tasks - 1)
     await asyncio.to_thread(_send, url(port), tasks)
-    await _settled(redis, swallow, tasks)
+    await _settled(redis, swallow, tasks, quiet)
     child.kill()
     await child.until_ended()
     proxy.deliver()
     await start(worker)
-    await _settled(redis, None, tasks)
+    await _settled(redis, None, tasks, quiet)
     ran = {int(number) for number in await redis.lrange(stock_app.DONE, 0, -1)}
     return len(swallow.answers), tasks - len(ran)
 
@@ -121,10 +122,10 @@ def _send(broker: str, tasks: int) -> None:
         app.send_task(stock_app.note.name, args=[number])
 
 
-async def _settled(redis: Any, swallow: Any, tasks: int) -> None:
+async def _settled(redis: Any, swallow: Swallow | None, tasks: int, quiet: float) -> None:
     """Wait until every task ran, or until nothing has happened for a while."""
     last, since = (-1, -1), time.monotonic()
-    while time.monotonic() - since < QUIET:
+    while time.monotonic() - since < quiet:
         ran = await redis.llen(stock_app.DONE)
         now = ran, len(swallow.answers) if swallow else 0
         if ran >= tasks:
