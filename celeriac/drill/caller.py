@@ -249,4 +249,6 @@ class Caller:
                             return said
                         if answer.status == 404:
                             return None
+                        if answer.status < 500:
+                            raise RuntimeError(f"{path} answers {answer.status}")
                 await asyncio.sleep(0.2)

@@ -142,6 +142,7 @@ class History:
     """final: the jobs at the end, by id; a job that is not there was not found. turns: context -> (role, text), ...
 
     billed, keys: None where the drill cannot see them. noticed: a worker reported that history was lost.
+    echoes: answers repeat the question, as the drill's own provider does.
     """
 
     posts: list[Post] = field(default_factory=list)
@@ -153,6 +154,7 @@ class History:
     faults: list[Fault] = field(default_factory=list)
     rewinds: list[Rewind] = field(default_factory=list)
     noticed: bool = False
+    echoes: bool = True
     unexpected: list[str] = field(default_factory=list)
 
     @property
@@ -168,6 +170,10 @@ class History:
     def known(self) -> set[str]:
         """Every job that somebody named to us."""
         return {post.job_id for post in self.posts if post.job_id} | self.final.keys()
+
+    def outcomes(self) -> dict[str, int]:
+        """How submissions were answered: how often which status, 0 for none."""
+        return dict(Counter(f"{post.outcome} {post.status}" for post in self.posts))
 
     def forgotten(self) -> list[str]:
         """Jobs that were answered with 202 and went with the history that the store lost."""
@@ -241,7 +247,7 @@ def _doubled(history: History) -> Iterator[Violation]:
 
 
 def _wrong_answers(history: History) -> Iterator[Violation]:
-    for job in history.final.values():
+    for job in history.final.values() if history.echoes else ():
         if job.state == State.SUCCEEDED and job.label and job.label not in (job.answer or "").split():
             yield Violation("wrong answer", job.id, f"was asked {job.label} and answers {(job.answer or '')[:60]!r}")
 
@@ -255,15 +261,14 @@ def _contexts(history: History) -> Iterator[Violation]:
             expected[job.context].append(job)
     for context in expected.keys() | history.turns.keys():
         jobs = sorted(expected[context], key=lambda job: (job.created, order.get(job.id, 0)))
-        should = [label for job in jobs for label in (job.label, job.label)]
-        does = [_label(text) for _, text in history.turns.get(context, [])]
+        roles = ("user", "assistant") if history.echoes else ("user",)
+        should = [(role, job.label) for job in jobs for role in roles]
+        does = [(role, _label(text)) for role, text in history.turns.get(context, []) if role in roles]
         if should == does:
             continue
-        counted, wanted = Counter(does), Counter(should)
-        problems = [f"{label} is missing" for label in wanted if counted[label] < wanted[label]]
-        problems += [
-            f"{label} is there {counted[label] / 2:g} times" for label in counted if counted[label] > wanted[label]
-        ]
+        missing, double = Counter(should) - Counter(does), Counter(does) - Counter(should)
+        problems = [f"{label} ({role}) is missing" for role, label in missing]
+        problems += [f"{label} ({role}) is there too often" for role, label in double]
         yield Violation("context", context, "; ".join(problems) or "the turns are out of order")
 
 

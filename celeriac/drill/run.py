@@ -124,7 +124,7 @@ class Lodging:
         if reason := self._why_not(scenario):
             return Result(scenario.name, not_run=reason)
         size, elsewhere = self.options.size, self.options.elsewhere
-        began, history = time.monotonic(), History()
+        began, history = time.monotonic(), History(echoes=elsewhere is None)
         house = None if elsewhere else await self._house_for(self._told(scenario.plan(size)))
         rng = random.Random(f"{self.options.seed} {scenario.name}")  # noqa: S311  # a drill repeats itself
         async with AsyncExitStack() as open_:
@@ -192,6 +192,7 @@ async def _play(scenario: Scenario, stage: Stage, house: House | None) -> None:
     try:
         async with asyncio.timeout(LIMIT + 3 * size.patience):
             await scenario.play(stage)
+            stage.expect(bool(history.accepted), f"no job was accepted: {history.outcomes()}")
             if house is not None:
                 _mend(house)
             await stage.caller.all_ended(size.patience)

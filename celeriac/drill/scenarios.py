@@ -80,9 +80,7 @@ async def kill_workers(stage: Stage) -> None:
                 await stage.strike(worker)
 
 
-@scenario(
-    "deploys: one worker after the other is told to stop and started again; some jobs outlast the grace", short=True
-)
+@scenario("one worker after the other is told to stop and started again; some jobs outlast the grace", short=True)
 async def deploys(stage: Stage) -> None:
     await stage.provider.script({"model": "slow", "times": 0, "delay": 7})
     workers = stage.house.workers[:2]
@@ -109,7 +107,7 @@ async def _replaced(stage: Stage, worker: Kept) -> None:
     )
 
 
-@scenario("zombies: a worker is stopped for longer than its lease, and wakes", short=True)
+@scenario("a worker is stopped for longer than its lease, and wakes", short=True)
 async def zombies(stage: Stage) -> None:
     sleep = stage.size.lease * 1.5 + 1
     async with stage.load(over=max(stage.size.over, 2 * sleep)) as load:
@@ -254,7 +252,7 @@ async def bells_deleted(stage: Stage) -> None:
                 worker.signal(signal.SIGSTOP)
             try:
                 await asyncio.sleep(0.7 if workers else 0)
-                for queue in ("celeriac", "second"):
+                for queue in await stage.queues():
                     rung = await stage.redis.zrange(keys.spell("rung", queue=queue), 0, -1)
                     stage.fault("bells deleted", dict.fromkeys(id.decode() for id in rung))
                     await stage.redis.delete(queue)
@@ -296,7 +294,7 @@ async def slow_fsync(stage: Stage) -> None:
 
 
 @scenario(
-    "the same with CELERIAC_DURABILITY=disk: nothing that was answered is lost",
+    "Redis is killed while an fsync is slow, with CELERIAC_DURABILITY=disk: nothing that was answered is lost",
     plan=lambda _: Plan(env={"CELERIAC_DURABILITY": "disk"}),
     why_not=slow_disk.why_not,
     settings=("CELERIAC_DURABILITY",),

@@ -134,6 +134,11 @@ class Stage:
         """The names under which workers are registered, sorted."""
         return sorted(name.decode() for name in await self.redis.zrange(keys.spell("workers"), 0, -1))
 
+    async def queues(self) -> list[str]:
+        """The queues that the registered workers serve."""
+        served = [await self.redis.hget(keys.spell("worker", worker=name), "queues") for name in await self.workers()]
+        return sorted({queue for names in served if names for queue in names.decode().split(",")})
+
     async def busy_worker(self) -> Kept | None:
         """One of those that run jobs, None while none does."""
         some = [worker for worker in self.house.workers if worker.pid]

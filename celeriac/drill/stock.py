@@ -62,8 +62,8 @@ def compare(jobs: int, say: Callable[[str], None]) -> Compared:
 async def stock(tasks: int, quiet: float = QUIET) -> tuple[int, int]:
     """Send so many tasks; the answer of each pop but the last is swallowed, and the worker is killed and started again.
 
-    quiet: seconds in which nothing happens, after which what is missing is lost. Answers how many answers were swallowed
-    and how many tasks never ran.
+    quiet: seconds in which nothing happens, after which what is missing is lost. Answers how many answers were
+    swallowed and how many tasks never ran.
     """
     directory = Path(tempfile.mkdtemp(prefix="celeriac-stock-"))
     try:

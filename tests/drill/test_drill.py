@@ -14,11 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from celeriac.drill import slow_disk
 from celeriac.drill.slow_disk import SlowDisk
 from celeriac.drill.stock import stock
 from tests.conftest import Valkey
-from tests.processes import wait_until
+from tests.processes import Shim, Worker, running, wait_until
 
 CELERIAC = [sys.executable, "-m", "celeriac.cli"]
 
@@ -58,7 +57,7 @@ def test_what_cannot_be_drilled_is_refused(arguments: list[str], said: str) -> N
 
 
 def test_a_scenario_runs_from_end_to_end() -> None:
-    """The bells of running jobs are deleted, nothing is lost, and whatever else is set reaches no process of the drill."""
+    """Bells are deleted and nothing is lost; what the operator has set, keys included, reaches no process of ours."""
     ran = drill(
         *("--short", "--scenario", "bells-deleted", "--jobs", "20", "--json"),
         OPENAI_API_KEY="a-key-that-costs-money",
@@ -72,6 +71,27 @@ def test_a_scenario_runs_from_end_to_end() -> None:
     assert scenario["provider_calls"] == 20
     assert scenario["affected"] > 0
     assert scenario["recovery_seconds"]["max"] < 15
+
+
+def test_a_stack_that_is_up_is_drilled_from_outside(valkey: Valkey) -> None:
+    """Its jobs are asked for over HTTP with the tenant's key; nobody's processes and no key of another are touched."""
+    foreign = valkey.client()
+    foreign.set("second", "of somebody else")
+    key = "a-key-of-the-tenant"
+    with (
+        running(Worker(valkey.url, CELERIAC_SCRIPTED="1")),
+        running(Shim(valkey.url, CELERIAC_SHIM__API_KEYS__ACME=key)) as shim,
+    ):
+        arguments = ("--url", shim.url, "--redis", valkey.url, "--short", "--jobs", "20", "--json")
+        ran = drill(*arguments, CELERIAC_DRILL_KEY=key)
+        assert drill(*arguments, "--scenario", "calm").returncode == 1, "without a key nothing is accepted"
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    scenarios = json.loads(ran.stdout)["scenarios"]
+    assert [(one["scenario"], one["jobs"], one["lost"]) for one in scenarios] == [
+        ("calm", 20, 0),
+        ("bells-deleted", 20, 0),
+    ]
+    assert foreign.get("second") == "of somebody else"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -104,7 +124,6 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-@pytest.mark.skipif(bool(slow_disk.why_not()), reason="only Linux can freeze a single thread")
 async def test_a_slow_disk_loses_what_redis_has_answered(own_valkey: Valkey) -> None:
     """The server answers on; what it answered since is not in its file when it is killed."""
     assert own_valkey.process is not None
@@ -142,7 +161,7 @@ async def test_a_disk_is_as_fast_as_before_when_it_is_no_longer_slow(own_valkey:
 
 
 async def test_stock_celery_loses_what_a_swallowed_pop_took() -> None:
-    """Even with `acks_late` and `reject_on_worker_lost`: the message is nowhere any more. It is what we compare with."""
+    """Even with `acks_late` and `reject_on_worker_lost`: the message is nowhere any more. We compare with it."""
     assert await stock(4, quiet=7) == (3, 3)
 
 
