@@ -66,7 +66,7 @@ def orphans(stored: Iterable[StoredKey], *, settled: bool) -> Iterator[tuple[str
     for key in stored:
         rule = rule_of(key.key)
         if rule is None:
-            if key.key.startswith(keys.PREFIX) or not (CELERYS.fullmatch(key.key) or key.key in queues):
+            if not CELERYS.fullmatch(key.key) and key.key not in queues:
                 yield key.key, "no rule spells it"
             continue
         name, parts, lifetime = rule

@@ -107,6 +107,17 @@ async def test_an_empty_pop_is_delivered(proxy: Proxy) -> None:
         assert swallow.left == 1
 
 
+async def test_a_subscription_is_left_alone(proxy: Proxy) -> None:
+    """Its messages answer no command."""
+    async with client(proxy, protocol=2) as redis, redis.pubsub() as listener:
+        swallow = proxy.swallow(command="SUBSCRIBE")
+        await listener.subscribe("news", "weather")
+        assert [(await listener.get_message(timeout=2) or {})["type"] for _ in range(2)] == ["subscribe", "subscribe"]
+        await redis.publish("weather", "rain")
+        assert (await listener.get_message(timeout=2) or {})["data"] == b"rain"
+        assert swallow.left == 1
+
+
 @pytest.mark.parametrize("cut", [True, False], ids=["cut", "silent"])
 async def test_the_answer_of_a_named_script_is_swallowed_and_its_work_is_done(proxy: Proxy, cut: bool) -> None:
     """It is known by the file it comes from, whatever the helpers in front of it are; the others are answered."""
