@@ -55,6 +55,10 @@ test-containers: $(VENV)/.containers ## the images and the Compose stack, with D
 	@.ci/engine
 	$(BIN)/hadolint ops/docker/Dockerfile
 	@exec $(BIN)/python -m pytest tests/containers $(ARGS)
+drill: $(VENV)/.local ## break everything while 10,000 jobs run, about half an hour (ARGS='--list' for the scenarios)
+	@exec $(BIN)/celeriac drill $(ARGS)
+drill-short: $(VENV)/.local ## the same with few jobs and short leases, within three minutes
+	@exec $(BIN)/celeriac drill --short $(ARGS)
 bench: dev ## measure against plain Celery, side by side
 	$(BIN)/python -m bench $(ARGS)
 
@@ -70,4 +74,4 @@ LOCK = --universal --python-version 3.11 --generate-hashes --no-emit-index-url -
 clean: ## remove the environment and caches (.celeriac/, your state, stays)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help install run demo dev test test-rabbitmq test-containers check bench locks clean
+.PHONY: help install run demo dev test test-rabbitmq test-containers check drill drill-short bench locks clean

@@ -67,6 +67,81 @@ def demo() -> None:
 
 
 @main.command()
+@click.option("--list", "show", is_flag=True, help="Name the scenarios and say what each breaks.")
+@click.option("--scenario", "scenarios", multiple=True, metavar="NAME", help="Run this one only; may be repeated.")
+@click.option("--jobs", type=click.IntRange(min=1, max=100_000), help="Jobs of each scenario. Default: 550, short 60.")
+@click.option("--short", is_flag=True, help="The scenarios that count most, with few jobs and short leases.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed, the same choices.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON; the progress goes to standard error.")
+@click.option("--url", help="Drill a stack that is up, at its shim's URL: real jobs, which cost what its models cost.")
+@click.option("--redis", "redis_url", help="Its store, with --url.")
+@click.option("--key", envvar="CELERIAC_DRILL_KEY", default="", help="A tenant's API key, with --url.")
+@click.option("--agent", default="assistant", show_default=True, help="The agent to ask, with --url.")
+@click.option("--stock", is_flag=True, help="Swallow pops of stock Celery with acks_late too, to compare.")
+@click.option("--without-upkeep", "without", flag_value="upkeep", hidden=True)
+@click.option("--without-fencing", "without", flag_value="fencing", hidden=True)
+def drill(
+    show: bool,
+    scenarios: tuple[str, ...],
+    jobs: int | None,
+    short: bool,
+    seed: int,
+    as_json: bool,
+    url: str | None,
+    redis_url: str | None,
+    key: str,
+    agent: str,
+    stock: bool,
+    without: str | None,
+) -> None:
+    """Break things while jobs run, and check that nothing was lost, ended twice or left behind.
+
+    Starts its own Valkey, provider, shim and workers on free ports. Exit status 1: a promise was broken.
+    """
+    from celeriac.drill.report import table
+    from celeriac.drill.run import Elsewhere, Options
+    from celeriac.drill.run import drill as run_drill
+    from celeriac.drill.scenarios import SCENARIOS
+
+    if show:
+        for scenario in SCENARIOS.values():
+            click.echo(f"{scenario.name:<22} {scenario.about}")
+        return
+    if bool(url) != bool(redis_url):
+        raise click.UsageError("--url and --redis belong together: the shim and the store of one stack")
+    options = Options(
+        scenarios=scenarios,
+        jobs=jobs,
+        short=short,
+        seed=seed,
+        without=(without,) if without else (),
+        elsewhere=Elsewhere(url, redis_url, key, agent) if url and redis_url else None,
+    )
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    compared = None
+    try:
+        results = run_drill(options, say)
+        if stock:
+            from celeriac.drill.stock import compare
+
+            compared = compare(jobs or 20, say)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if as_json:
+        said = {"scenarios": [result.as_json() for result in results], "stock": compared and compared.as_json()}
+        click.echo(json.dumps(said, indent=2))
+    else:
+        for line in table(results):
+            click.echo(line)
+        if compared is not None:
+            click.echo(str(compared))
+    sys.exit(1 if any(result.violations for result in results) else 0)
+
+
+@main.command()
 def settings() -> None:
     """Print every setting with its default, ready to be a .env file."""
     from celeriac.settings import example

@@ -10,6 +10,7 @@ benchmark talk to it through `celeriac.drill.process.ProviderProcess`.
     POST /default    one behaviour for every call that nothing else is said about; DELETE drops it
     GET  /bill       what was billed: totals, and with ?lines=1 one line a call; DELETE starts a new one
     GET  /state      calls seen, in flight, most in flight at once, behaviours left
+    GET  /open       the calls in flight, each as a line of the bill
     GET  /requests   the last 100 requests as they came, keys cut to their last four characters
 """
 
@@ -21,6 +22,7 @@ import json
 import random
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,13 +37,19 @@ from celeriac.drill.behaviour import Behaviour
 
 #: A longer request is refused.
 MAX_BYTES = 64 * 1024 * 1024
+#: Characters of a prompt that the bill shows.
+ABOUT = 80
 #: What is written at once while an answer is dripped.
 DRIP_BYTES = 1
 
 
 @dataclass(slots=True)
 class Line:
-    """One line of the bill. written: the answer left this process completely."""
+    """One line of the bill.
+
+    written: the answer left this process completely. key: the end of the caller's key, about: the beginning of what it
+    asked, at: when (seconds since 1970): whose call it was, for those who drill.
+    """
 
     id: str
     api: wire.Api
@@ -50,6 +58,9 @@ class Line:
     cache_read: int
     output: int
     written: bool = False
+    key: str = ""
+    about: str = ""
+    at: float = 0.0
 
 
 class Provider:
@@ -59,6 +70,7 @@ class Provider:
         self.default = Behaviour()
         self.script: list[Behaviour] = []
         self.bill: list[Line] = []
+        self.open: dict[str, Line] = {}
         self.requests: deque[dict[str, Any]] = deque(maxlen=100)
         self.seen = 0
         self.in_flight = 0
@@ -71,10 +83,12 @@ class Provider:
         self.seen += 1
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
+        name = f"req_{self.seen:08d}"
         try:
-            return await self._call(request, api, f"req_{self.seen:08d}")
+            return await self._call(request, api, name)
         finally:
             self.in_flight -= 1
+            self.open.pop(name, None)
 
     def next_behaviour(self, model: str) -> Behaviour:
         if (named := behaviour.of_model(model)) is not None:
@@ -105,10 +119,13 @@ class Provider:
         todo = self.next_behaviour(model) if key and key != "bad-key" else Behaviour(status=401)
         if todo.reset == "before":
             return _cut_off(request)
-        text = todo.text if todo.text is not None else f"You said: {wire.prompt_of(api, body)}"
+        prompt = wire.prompt_of(api, body)
+        text = todo.text if todo.text is not None else f"You said: {prompt}"
         text, todo = wire.within_limit(api, body, text, todo)
         tokens = wire.tokens_of(len(raw), text, todo)
         line = Line(name, api, model, tokens.input, tokens.cache_read, tokens.output)
+        line.key, line.about, line.at = key[-4:], prompt[:ABOUT], time.time()
+        self.open[name] = line
         if todo.is_billed:  # as a provider would: once it has the request, whether or not anybody waits for the answer
             self.bill.append(line)
         if todo.delay or todo.jitter:
@@ -122,7 +139,7 @@ class Provider:
         if todo.body is not None:
             status, content = todo.status, todo.body.encode()
         elif todo.status != 200:
-            status, said = wire.error(api, name, todo, _facts(model, key, wire.prompt_of(api, body)))
+            status, said = wire.error(api, name, todo, _facts(model, key, prompt))
             content = orjson.dumps(said)
         else:
             status, content = 200, orjson.dumps(wire.answer(api, name, body, text, tokens, todo))
@@ -158,6 +175,8 @@ class Provider:
                 self.bill.clear()
             case "GET", "/bill":
                 return _json(200, self._bill("lines" in request.query))
+            case "GET", "/open":
+                return _json(200, list(self.open.values()))
             case "GET", "/requests":
                 return _json(200, list(self.requests))
             case "GET", "/state":

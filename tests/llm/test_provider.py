@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import aiohttp
 import pytest
 
@@ -45,6 +47,21 @@ async def test_only_what_was_run_is_billed(provider: ProviderProcess) -> None:
     bill = await provider.bill(lines=True)
     assert [line["model"] for line in bill["lines"]] == ["small", "fault-html"]
     assert (bill["calls"], bill["written"]) == (2, 2)
+
+
+async def test_a_call_says_who_asked_and_what(provider: ProviderProcess) -> None:
+    """While it is in flight, and on the bill: the drill finds the process that made it, and the job that it was for."""
+    await provider.script({"hang": True})
+    call = asyncio.create_task(ask(provider, key="key-of-worker-0007"))
+    await provider.until(lambda state: state["in_flight"] == 1)
+    async with asyncio.timeout(5):
+        while not (lines := await provider.open()):  # noqa: ASYNC110  # it is in another process
+            await asyncio.sleep(0.01)
+    assert [(line["key"], line["about"]) for line in lines] == [("0007", "hi")]
+    assert (await provider.bill(lines=True))["lines"] == lines
+    call.cancel()
+    await provider.until(lambda state: state["in_flight"] == 0)
+    assert await provider.open() == []
 
 
 async def test_a_call_without_a_key_is_refused(provider: ProviderProcess) -> None:
