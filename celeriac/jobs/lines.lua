@@ -173,12 +173,17 @@ local function lines_of(queue, turn)
   return turned
 end
 
+-- How often something was chosen here. Each who takes turns counts for itself: in a counter that others move too, their
+-- steps may be such that one never has its turn.
+local function pick(where) return call('HINCRBY', K.picks(), where, 1) end
+
 -- High before normal before low, but one dispatch in ten begins from below, so that nothing starves.
 local function next_ready(queue)
-  local turn = call('INCR', K.turn())
+  local turn = pick(queue)
   local from, to, step = 0, 2, 1
-  if turn % 10 == 0 then from, to, step = 2, 0, -1 end
-  local lines = lines_of(queue, turn)
+  local below = turn % 10 == 0
+  if below then from, to, step = 2, 0, -1 end
+  local lines = lines_of(queue, below and turn / 10 or turn)
   for priority = from, to, step do
     for _, line in ipairs(lines) do
       local id = next_of(line, priority)
@@ -321,7 +326,7 @@ local function dispatch_for(group, most, bells)
   local queues = queues_of(group)
   for _, queue in ipairs(queues) do dispatch_suspects(queue, bells) end
   if #queues == 1 then dispatch(queues[1], most, bells); return end
-  local turn, idle = call('INCR', K.turn()), 0
+  local turn, idle = pick(group), 0
   while most > 0 and idle < #queues do
     turn = turn + 1
     local rung = dispatch(queues[turn % #queues + 1], 1, bells)
