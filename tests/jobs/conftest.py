@@ -116,11 +116,12 @@ class Queue:
 
     def everything(self) -> dict[str, bytes]:
         """The store as it stands, to compare or to go back to."""
-        names = list(self.redis.scan_iter(count=1000))
+        soon_gone = {"celeriac:recount", "celeriac:upkeep", "celeriac:quiet"}
+        names = [name for name in self.redis.scan_iter(count=1000) if name not in soon_gone]
         return {name: text for name in names if (text := self.raw.dump(name))}
 
     def rewind(self, then: dict[str, bytes]) -> None:
-        """The store loses history: an older file is loaded. No job that has ended may be in it: they would not age."""
+        """The store loses history: an older file is loaded. No job that has ended may be in it: it would not age."""
         self.redis.flushall()
         for name, text in then.items():
             self.raw.restore(name, 0, text)
