@@ -159,9 +159,7 @@ class Fleet:
         """
         flat = [part for name, value in claim.record.items() for part in (name.encode(), value)]
         steps = claim.journal
-        said, *rest = await self._adopt(
-            *steps, *flat, id=claim.id, worker=worker, nonce=claim.nonce, steps=len(steps)
-        )
+        said, *rest = await self._adopt(*steps, *flat, id=claim.id, worker=worker, nonce=claim.nonce, steps=len(steps))
         return rest[0].decode() if said == b"mine" else None
 
     async def leave(self, worker: str) -> bool:

@@ -204,8 +204,9 @@ class Claim:
 
     worker: changes where the store lost history and knows the worker under a new name.
 
-    record: as it is stored. journal: the steps so far, this run's included. spec, turns, journal: still packed. What cannot be read is the run's to end, not the
-    claim's: it is held already. retries: how often it was parked to be tried again.
+    record: as it is stored. journal: the steps so far, this run's included. spec, turns, journal: still packed. What
+    cannot be read is the run's to end, not the claim's: it is held already. retries: how often it was parked to be tried
+    again.
     """
 
     id: str

@@ -1,5 +1,5 @@
-"""What must hold between any two scripts: each key is one that `celeriac.keys` explains, lives as long as it says there,
-and agrees with the records of the jobs."""
+"""What must hold between any two scripts: each key is one that `celeriac.keys` explains, lives as long as it says
+there, and agrees with the records of the jobs."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def read(client: redis.Redis) -> tuple[dict[str, Key], list[str]]:
     }
     names = sorted(name for name in client.scan_iter(count=1000) if not OTHERS.fullmatch(name))
     # Turns and steps may be compressed.
-    lenient = redis.Redis(
-        port=client.get_connection_kwargs()["port"], decode_responses=True, encoding_errors="replace"
-    )
+    lenient = redis.Redis(port=client.get_connection_kwargs()["port"], decode_responses=True, encoding_errors="replace")
     pipe = lenient.pipeline(transaction=False)
     for name in names:
         pipe.type(name)
@@ -54,7 +52,9 @@ def read(client: redis.Redis) -> tuple[dict[str, Key], list[str]]:
         "list": lambda name: pipe.lrange(name, 0, -1),
         "zset": lambda name: pipe.zrange(name, 0, -1, withscores=True),
     }
-    there = [(name, kind, ttl) for name, kind, ttl in zip(names, facts[::2], facts[1::2], strict=True) if kind != "none"]
+    there = [
+        (name, kind, ttl) for name, kind, ttl in zip(names, facts[::2], facts[1::2], strict=True) if kind != "none"
+    ]
     for name, kind, _ in there:
         read_as[kind](name)
     known: dict[str, Key] = {}

@@ -50,7 +50,7 @@ class Process:
 
 @dataclass(eq=False)
 class Run:
-    """What a process believes that it runs. lost: it was seen to hold the job no longer, and must never hold it again."""
+    """What a process believes that it runs. lost: it was seen not to hold the job, and must never hold it again."""
 
     claim: Claim
     lost: bool = False

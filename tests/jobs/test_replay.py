@@ -1,4 +1,4 @@
-"""A replay is a submission of the same job: it enters by the same door, and goes on from its journal if that still fits."""
+"""A replay is a submission of the same job: it enters by the same door, and keeps its journal if that still fits."""
 
 from __future__ import annotations
 
