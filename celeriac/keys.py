@@ -25,6 +25,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     # Where jobs wait.
     "seq": ("seq", "counter: submissions", "for ever"),
     "turn": ("turn", "counter: places in rotations, bells, and what was set aside", "for ever"),
+    "picks": ("picks", "hash: queue or group of workers -> how often it was chosen for", "one entry each"),
     "ready": ("ready:{line}:{priority}:{tenant}", "zset: jobs by submission number", "while it holds a job"),
     "rotation": ("rotation:{line}:{priority}", "zset: tenants with ready jobs, by turn", "while it holds a tenant"),
     "lines": ("lines:{queue}", "set: the lines of agents with a limit", "while one of them holds a job"),

@@ -173,16 +173,25 @@ local function lines_of(queue, turn)
   return turned
 end
 
+-- How often something was chosen here. Each who takes turns counts for itself: in a counter that others move too, their
+-- steps may be such that one never has its turn.
+local function picks(where) return tonumber(call('HGET', K.picks(), where) or 0) end
+local function picked(where) call('HINCRBY', K.picks(), where, 1) end
+
 -- High before normal before low, but one dispatch in ten begins from below, so that nothing starves.
 local function next_ready(queue)
-  local turn = call('INCR', K.turn())
+  local turn = picks(queue) + 1
   local from, to, step = 0, 2, 1
-  if turn % 10 == 0 then from, to, step = 2, 0, -1 end
-  local lines = lines_of(queue, turn)
+  local below = turn % 10 == 0
+  if below then from, to, step = 2, 0, -1 end
+  local lines = lines_of(queue, below and turn / 10 or turn)
   for priority = from, to, step do
     for _, line in ipairs(lines) do
       local id = next_of(line, priority)
-      if id then return id end
+      if id then
+        picked(queue)
+        return id
+      end
     end
   end
 end
@@ -251,11 +260,17 @@ local function dispatch(queue, most, bells)
   return rung
 end
 
+-- Fields of a worker; none where its record is no hash.
+local function of_worker(worker, ...)
+  local values = redis.pcall('HMGET', K.worker(worker), ...)
+  if not values.err then return unpack(values) end
+end
+
 -- What a worker adds to its group's free slots. A draining or quarantined worker adds nothing, and takes nothing from the
 -- others.
 local function offer(worker)
   local group, slots, running, taking, quarantine =
-    unpack(call('HMGET', K.worker(worker), 'queues', 'slots', 'running', 'taking', 'quarantine'))
+    of_worker(worker, 'queues', 'slots', 'running', 'taking', 'quarantine')
   if not group then return nil, 0 end
   slots, running = tonumber(slots or ''), tonumber(running or '')
   return group, taking == '1' and not quarantine and slots and running and math.max(0, slots - running) or 0
@@ -273,7 +288,7 @@ end
 -- How many more suspects of this level a quarantined worker may take: none while it still runs others.
 local function suspects_room(worker, lvl)
   local slots, running, held, company, taking =
-    unpack(call('HMGET', K.worker(worker), 'slots', 'running', 'suspects', 'company', 'taking'))
+    of_worker(worker, 'slots', 'running', 'suspects', 'company', 'taking')
   held = tonumber(held or 0)
   if not slots or taking ~= '1' or tonumber(running) > held then return 0 end
   return math.min(COMPANY[lvl], tonumber(company or COMPANY[2]), tonumber(slots)) - held
@@ -326,11 +341,12 @@ local function dispatch_for(group, most, bells)
   local queues = queues_of(group)
   for _, queue in ipairs(queues) do dispatch_suspects(queue, bells) end
   if #queues == 1 then dispatch(queues[1], most, bells); return end
-  local turn, idle = call('INCR', K.turn()), 0
+  local turn, idle, before = picks(group), 0, most
   while most > 0 and idle < #queues do
     turn = turn + 1
     local rung = dispatch(queues[turn % #queues + 1], 1, bells)
     most = most - rung
     idle = rung == 0 and idle + 1 or 0
   end
+  if most < before then picked(group) end
 end

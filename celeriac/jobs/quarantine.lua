@@ -14,7 +14,7 @@ local groups, in_quarantine = {}, {}
 for _, worker in ipairs(call('SMEMBERS', K.quarantined())) do in_quarantine[worker] = true end
 for _, worker in ipairs(call('ZRANGE', K.workers(), 0, -1)) do
   local group, running, taking, suspects =
-    unpack(call('HMGET', K.worker(worker), 'queues', 'running', 'taking', 'suspects'))
+    of_worker(worker, 'queues', 'running', 'taking', 'suspects')
   if group then
     local g = groups[group] or {all = 0, quarantined = 0, idlest = nil}
     groups[group] = g

@@ -1,5 +1,5 @@
-"""What must hold between any two scripts: each key is one that `celeriac.keys` explains, lives as long as it says there,
-and agrees with the records of the jobs."""
+"""What must hold between any two scripts: each key is one that `celeriac.keys` explains, lives as long as it says
+there, and agrees with the records of the jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from celeriac.jobs.model import ENDS, SEEN_AS, Place
 from celeriac.keys import KEYS, PREFIX
 
 #: Keys that stay, and hold a number, a name or a text: their size does not grow with the work.
-STAY: Final = {"seq", "turn", "protocol", "limits", "bell", "beats", "round", "alarmed", "free"}
+STAY: Final = {"seq", "turn", "protocol", "limits", "bell", "beats", "round", "alarmed", "free", "picks"}
 #: Keys that age, whatever they hold.
 AGE: Final = {"recount", "upkeep", "quiet"}
 COMPANY: Final = {2: 32, 3: 4, 4: 1}
@@ -52,7 +52,9 @@ def read(client: redis.Redis) -> tuple[dict[str, Key], list[str]]:
         "list": lambda name: pipe.lrange(name, 0, -1),
         "zset": lambda name: pipe.zrange(name, 0, -1, withscores=True),
     }
-    there = [(name, kind, ttl) for name, kind, ttl in zip(names, facts[::2], facts[1::2], strict=True) if kind != "none"]
+    there = [
+        (name, kind, ttl) for name, kind, ttl in zip(names, facts[::2], facts[1::2], strict=True) if kind != "none"
+    ]
     for name, kind, _ in there:
         read_as[kind](name)
     known: dict[str, Key] = {}

@@ -1,5 +1,5 @@
-"""A crashed process is one job's fault and the misfortune of many: suspects run in shrinking company, the guilty one ends
-as a dead letter, the innocent succeed."""
+"""A crashed process is one job's fault and the misfortune of many: suspects run in shrinking company, the guilty one
+ends as a dead letter, the innocent succeed."""
 
 from __future__ import annotations
 

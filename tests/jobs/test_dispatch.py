@@ -222,3 +222,43 @@ async def test_every_job_ends_however_few_the_slots(queue: Queue, jobs: int) -> 
     for i in range(min(jobs, 7)):
         page = await queue.jobs.list(f"t{i}", limit=200)
         assert {job.state for job in page.jobs} == {State.SUCCEEDED}
+
+
+async def started(queue: Queue, jobs: int) -> list[str]:
+    """The jobs in the order in which the one slot of worker w1 runs them."""
+    order: list[str] = []
+    while len(order) < jobs:
+        for name in ("celeriac", "slow"):
+            if (bell := queue.redis.rpop(name)) and (claim := await queue.try_claim(json.loads(bell)["headers"]["id"])):
+                order.append(claim.id)
+                await queue.finish(claim)
+    return order
+
+
+@pytest.mark.parametrize("turn", range(4))
+async def test_queues_of_a_group_take_turns_whatever_else_counts(queue: Queue, turn: int) -> None:
+    """One slot that falls free at a time, two long lines: both get on."""
+    fast = [(await queue.submit()).id for _ in range(20)]
+    for _ in range(20):
+        await queue.submit(queue="slow")
+    queue.redis.incr("celeriac:turn", turn)
+    await queue.worker(slots=1, queues=("celeriac", "slow"))
+    order = await started(queue, 20)
+    assert 8 <= len({*order} & {*fast}) <= 12
+
+
+@pytest.mark.parametrize("turn", range(10))
+@pytest.mark.parametrize("queues", [("celeriac",), ("celeriac", "slow")])
+async def test_low_is_not_starved_whatever_else_counts(queue: Queue, turn: int, queues: tuple[str, ...]) -> None:
+    """One slot that falls free at a time, an endless line of high: low starts within ten dispatches, in either line."""
+    for i in range(60):
+        await queue.submit(priority="high", agent="reviewer" if i % 2 else "assistant", limited=bool(i % 2))
+    for i in range(6):
+        await queue.submit(priority="low", agent="reviewer" if i % 2 else "assistant", limited=bool(i % 2))
+    queue.redis.incr("celeriac:turn", turn)
+    await queue.worker(slots=1, queues=queues, limits={"a:reviewer": 3})
+    order = [(queue.record(id)["priority"], queue.record(id)["agent"]) for id in await started(queue, 45)]
+    low = [i for i, (priority, _) in enumerate(order) if priority == "2"]
+    assert 3 <= len(low) <= 5
+    assert {agent for priority, agent in order if priority == "2"} == {"assistant", "reviewer"}
+    assert 15 <= sum(agent == "reviewer" for _, agent in order) <= 30

@@ -50,7 +50,7 @@ class Process:
 
 @dataclass(eq=False)
 class Run:
-    """What a process believes that it runs. lost: it was seen to hold the job no longer, and must never hold it again."""
+    """What a process believes that it runs. lost: it was seen not to hold the job, and must never hold it again."""
 
     claim: Claim
     lost: bool = False
@@ -153,6 +153,8 @@ class Machine(RuleBasedStateMachine):
     )
     def submit(self, tenant: str, context: str | None, key: str | None, twice: bool, **facts: Any) -> None:
         id, starts, expires = new_id(), facts.pop("starts"), facts.pop("expires")
+        if starts and expires and expires <= starts:
+            expires = None  # it would be refused
         facts |= {
             "id": id,
             "tenant": tenant,

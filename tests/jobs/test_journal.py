@@ -50,7 +50,12 @@ async def test_a_settled_call_costs_its_price_and_counts_once(queue: Queue, clai
     """However often it is said, and whatever is said later."""
     await journal.admit(claim, "c1", 100, {})
     await journal.settle(claim, settled(40, model="x-1"))
-    for other in (settled(40), settled(70), Settlement("c1", "released", 100, 0, {}), Settlement("c1", "doubt", 9, 0, {})):
+    for other in (
+        settled(40),
+        settled(70),
+        Settlement("c1", "released", 100, 0, {}),
+        Settlement("c1", "doubt", 9, 0, {}),
+    ):
         await journal.settle(claim, other)
     assert await sums(queue, claim) == (0, 0, 40)
     (call,) = (await queue.job(claim.id)).calls

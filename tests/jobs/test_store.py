@@ -9,7 +9,7 @@ import pytest
 
 from celeriac.connections import unpack
 from celeriac.contexts.store import encode_turn
-from celeriac.errors import Conflict, Fenced, Invalid, Misconfigured, StoreFull, StoreUnavailable
+from celeriac.errors import Conflict, Fenced, Invalid, Misconfigured, StoreUnavailable
 from celeriac.jobs.model import MOVES, JobError, Place, State
 from celeriac.jobs.store import new_id, new_nonce
 from celeriac.llm.model import Message
@@ -220,23 +220,6 @@ async def test_a_page_far_down_a_long_list_is_found(queue: Queue) -> None:
         await queue.submit()
     page = await queue.jobs.list("default", agent="reviewer", limit=1)
     assert [job.id for job in page.jobs] == [rare.id]
-
-
-async def test_a_full_redis_takes_no_new_job_and_stores_every_answer(queue: Queue) -> None:
-    """New work is refused whole; what was paid for is stored all the same."""
-    await queue.worker()
-    claim = await queue.claim(await queue.submit(context_id="c"))
-    queue.redis.config_set("maxmemory", "1mb")
-    try:
-        keys = queue.redis.dbsize()
-        with pytest.raises(StoreFull):
-            await queue.submit()
-        assert queue.redis.dbsize() == keys
-        await queue.fleet.heartbeat("w1", 10, taking=True)
-        await queue.finish(claim, answer="Paris" * 1000, turn=TURN)
-        assert await queue.state(claim.id) == State.SUCCEEDED
-    finally:
-        queue.redis.config_set("maxmemory", "0")
 
 
 async def test_a_store_that_is_away_says_that_the_job_may_have_been_accepted(own_valkey: Valkey) -> None:

@@ -1,0 +1,80 @@
+"""A Redis without memory takes no new work, and stores everything that was paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from celeriac.contexts.store import encode_turn
+from celeriac.errors import StoreFull
+from celeriac.jobs.journal import Settlement
+from celeriac.jobs.model import JobError, Place, State
+from celeriac.llm.model import Message
+from tests.jobs.conftest import Queue
+
+TURN = encode_turn([Message("user", "hi"), Message("assistant", "Paris")])
+
+
+@pytest.fixture
+def full(queue: Queue) -> Iterator[None]:
+    """From where the test calls `fill`."""
+    yield
+    queue.redis.config_set("maxmemory", "0")
+
+
+def fill(queue: Queue) -> None:
+    queue.redis.config_set("maxmemory", "1mb")
+
+
+@pytest.mark.usefixtures("full")
+async def test_a_full_redis_refuses_new_work_whole(queue: Queue) -> None:
+    """Submit, schedule, replay and admit leave nothing behind."""
+    await queue.worker()
+    claim = await queue.claim(await queue.submit())
+    failed = await queue.claim(await queue.submit())
+    await queue.finish(failed, state=State.FAILED, answer=None, error=JobError("timeout", "no"))
+    fill(queue)
+    before = queue.everything()
+    with pytest.raises(StoreFull):
+        await queue.submit(context_id="c", idempotency_key="k", expires_in=timedelta(seconds=5))
+    with pytest.raises(StoreFull):
+        await queue.jobs.replay(failed.id, "default")
+    with pytest.raises(StoreFull):
+        await queue.stores.journal.admit(claim, "c1", 5, {})
+    assert queue.everything() == before
+
+
+@pytest.mark.usefixtures("full")
+async def test_in_a_full_redis_everything_else_goes_on(queue: Queue) -> None:
+    """Else an answer that was paid for could not be stored, or all workers would look dead."""
+    await queue.worker()
+    await queue.worker("dead")
+    jobs = [await queue.submit(context_id="c" if i == 0 else None) for i in range(8)]
+    later = await queue.submit(expires_in=timedelta(seconds=5))
+    claims = [await queue.claim(job) for job in jobs[:5]]
+    for claim in claims:
+        await queue.stores.journal.admit(claim, "c1", 5, {})
+    lost = await queue.claim(jobs[5], "dead")
+    fill(queue)
+
+    await queue.stores.journal.commit(claims[0], 0, {"text": "x" * 5000}, Settlement("c1", "settled", 5, 4, {}))
+    await queue.stores.journal.settle(claims[1], Settlement("c1", "released", 5, 0, {}))
+    assert await queue.finish(claims[0], answer="Paris" * 1000, turn=TURN) is True
+    await queue.jobs.park(claims[1], "retry", timedelta(seconds=5))
+    await queue.jobs.give_back(claims[2])
+    await queue.fleet.disown("w1", claims[3].id)
+    assert await queue.jobs.cancel(jobs[6].id, None) == State.CANCELLED
+    assert await queue.jobs.cancel(claims[4].id, None) == State.RUNNING
+    await queue.claim(jobs[7])
+    await queue.fleet.leave("nobody")
+    await queue.stores.contexts.delete("default", "c")
+    await queue.worker("w2")
+    await queue.given_up("w1", "w2")
+    assert await queue.fleet.adopt(claims[4], "w2") == "kept"
+    assert await queue.state(later) == State.EXPIRED
+    assert queue.record(claims[1])["place"] == Place.RUNG
+    assert (await queue.job(lost.id)).crashes == 1
+    assert len((await queue.jobs.list("default")).jobs) == 9
+    await queue.given_up("w2")

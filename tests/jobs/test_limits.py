@@ -1,0 +1,161 @@
+"""Limits on jobs at once hold for tenants and agents, are charged when dispatch rings, and stop nobody else."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from celeriac.jobs.lease import limits
+from celeriac.jobs.model import Accepted, State
+from tests.jobs.conftest import Queue
+
+
+def tenants(queue: Queue) -> list[str]:
+    return [queue.record(id)["tenant"] for id in queue.rung()]
+
+
+async def test_a_tenant_runs_as_many_jobs_at_once_as_its_limit_says(queue: Queue) -> None:
+    """Its own, else that of all tenants; those without wait for slots only."""
+    await queue.worker(slots=50, limits={"t:a": 2, "t:*": 3})
+    for tenant in "abab" * 5:
+        await queue.submit(tenant=tenant)
+    assert sorted(tenants(queue)) == ["a"] * 2 + ["b"] * 3
+
+
+async def test_limits_are_written_as_settings_say_them() -> None:
+    """No limit for all tenants is no limit."""
+    assert limits(None, {"a": 2}, {"reviewer": 1}) == {"t:a": 2, "a:reviewer": 1}
+    assert limits(3, {}, {}) == {"t:*": 3}
+
+
+@pytest.mark.parametrize("how", ["finish", "park", "give_back", "cancel"])
+async def test_a_tenant_at_its_limit_comes_back_when_one_of_its_jobs_makes_room(queue: Queue, how: str) -> None:
+    """However that comes; nothing is left at the end of how it was kept out."""
+    await queue.worker(limits={"t:default": 1})
+    jobs = [await queue.submit(priority=priority) for priority in ("low", "normal", "high")]
+    assert queue.rung() == [jobs[0].id]
+    assert queue.redis.smembers("celeriac:full") == {"default"}
+    if how == "cancel":
+        await queue.jobs.cancel(jobs[0].id, "default")
+    else:
+        claim = await queue.claim(jobs[0])
+        if how == "finish":
+            await queue.finish(claim)
+        elif how == "park":
+            await queue.jobs.park(claim, "retry", timedelta(seconds=1))
+        else:
+            await queue.jobs.give_back(claim)
+    assert queue.rung()[1:] == [jobs[2].id]
+    await queue.finish(await queue.claim(jobs[2]))
+    left = [job for job in jobs if await queue.state(job) in {State.QUEUED, State.PARKED}]
+    for _ in left:
+        await queue.pass_time(2, "w1")
+        (id,) = set(queue.redis.zrange("celeriac:rung:celeriac", 0, -1))
+        await queue.finish(await queue.claim(id))
+    assert not queue.redis.exists("celeriac:full", "celeriac:left:default", "celeriac:busy")
+
+
+async def test_a_full_tenant_holds_up_nobody(queue: Queue) -> None:
+    """It leaves the rotation: dispatch does not walk past its jobs again and again."""
+    await queue.worker(slots=4, limits={"t:a": 1})
+    for _ in range(200):
+        await queue.submit(tenant="a")
+    others = [await queue.submit(tenant="b") for _ in range(4)]
+    assert tenants(queue) == ["a", *"bbbb"]
+    assert queue.redis.zrange("celeriac:rotation:celeriac:1", 0, -1) == []
+    await queue.finish(await queue.claim(others[0]))
+    assert queue.redis.zscore("celeriac:rotation:celeriac:1", "a") is None
+
+
+async def test_many_full_tenants_are_passed_in_one_dispatch(queue: Queue) -> None:
+    """Up to a hundred; the next dispatch goes on from there."""
+    await queue.worker(slots=150, limits={"t:*": 1, "t:free": 50})
+    for i in range(101):
+        await queue.submit(tenant=f"t{i}")
+    for i in range(101):
+        await queue.submit(tenant=f"t{i}")
+    job = await queue.submit(tenant="free")
+    assert job.id in queue.rung()
+
+
+async def test_an_agent_runs_as_many_jobs_at_once_as_its_limit_says(queue: Queue) -> None:
+    """Its jobs wait in a line of their own: others, also of the same tenant, are not behind them."""
+    await queue.worker(slots=20, limits={"a:reviewer": 2})
+    reviews = [await queue.submit(agent="reviewer", limited=True) for _ in range(5)]
+    others = [await queue.submit() for _ in range(3)]
+    assert queue.rung() == [job.id for job in [*reviews[:2], *others]]
+    await queue.finish(await queue.claim(reviews[0]))
+    assert queue.rung()[5:] == [reviews[2].id]
+
+
+async def test_the_lines_of_a_queue_take_turns(queue: Queue) -> None:
+    """An agent with a limit and room is served beside the others, neither before nor after all of them."""
+    others = [await queue.submit() for _ in range(20)]
+    reviews = [await queue.submit(agent="reviewer", limited=True) for _ in range(20)]
+    await queue.worker(slots=10, limits={"a:reviewer": 15})
+    rung = set(queue.rung())
+    assert 5 <= len(rung & {job.id for job in reviews}) <= 7
+    assert 5 <= len(rung & {job.id for job in others}) <= 7
+
+
+async def test_both_limits_hold_at_once(queue: Queue) -> None:
+    """A tenant at its limit leaves the lines of agents too, and comes back to each."""
+    await queue.worker(slots=20, limits={"t:a": 2, "a:reviewer": 3})
+    jobs: list[Accepted] = []
+    for _ in range(4):
+        jobs.append(await queue.submit(tenant="a", agent="reviewer", limited=True))
+        jobs.append(await queue.submit(tenant="b", agent="reviewer", limited=True))
+    assert sorted(tenants(queue)) == ["a", "a", "b"]
+    done = 0
+    while done < len(jobs):
+        for id in queue.redis.zrange("celeriac:rung:celeriac", 0, -1):
+            await queue.finish(await queue.claim(id))
+            done += 1
+    assert not queue.redis.exists("celeriac:full", "celeriac:left:a", "celeriac:busy", "celeriac:lines:celeriac")
+
+
+async def test_the_line_of_an_agent_is_kept_for_tenants_that_will_be_back(queue: Queue) -> None:
+    """All who wait in it may be at their limit: no rotation names the line then."""
+    await queue.worker(slots=20, limits={"t:a": 1, "a:reviewer": 5})
+    first = await queue.submit(tenant="a")
+    review = await queue.submit(tenant="a", agent="reviewer", limited=True)
+    for _ in range(3):
+        await queue.submit(tenant="b")
+    await queue.finish(await queue.claim(first))
+    assert queue.rung()[-1] == review.id
+
+
+async def test_a_stale_bell_does_not_get_round_a_limit(queue: Queue) -> None:
+    """It is charged when dispatch rings, and only a job that was rung can be claimed."""
+    await queue.worker(limits={"t:default": 1})
+    job = await queue.submit()
+    await queue.jobs.give_back(await queue.claim(job))
+    await queue.jobs.park(await queue.claim(job), "retry", timedelta(seconds=1))
+    other = await queue.submit()
+    await queue.pass_time(1, "w1")
+    assert await queue.try_claim(job) is None
+    await queue.finish(await queue.claim(other))
+    await queue.finish(await queue.claim(job))
+
+
+async def test_a_limit_that_was_raised_lets_its_tenant_in_again(queue: Queue) -> None:
+    """A worker registers with other settings; within a lease everybody is looked at anew."""
+    await queue.worker(limits={"t:default": 1})
+    for _ in range(5):
+        await queue.submit()
+    assert len(queue.rung()) == 1
+    await queue.worker("w2", limits={"t:default": 3})
+    queue.redis.delete("celeriac:recount")
+    await queue.fleet.upkeep()
+    assert len(queue.rung()) == 3
+
+
+async def test_a_job_that_a_dead_worker_ran_counts_no_more(queue: Queue) -> None:
+    """Its tenant's next job takes its place."""
+    await queue.worker("dead", limits={"t:default": 1})
+    await queue.claim(await queue.submit(), "dead")
+    other = await queue.submit(priority="high")
+    await queue.worker("w2", limits={"t:default": 1})
+    await queue.given_up("w2")
+    assert queue.rung()[1:] == [other.id]

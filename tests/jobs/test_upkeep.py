@@ -1,0 +1,168 @@
+"""Upkeep does what nobody else does, and nothing that it meets keeps it from going on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from celeriac.contexts.store import encode_turn
+from celeriac.jobs.model import State
+from celeriac.llm.model import Message
+from tests.jobs.conftest import Queue
+
+TURN = encode_turn([Message("user", "hi"), Message("assistant", "Paris")])
+
+Spoil = Callable[[Queue, str], object]
+#: How a record may be broken: it says nothing that makes sense, or breaks the script that works on it.
+SPOILT: dict[str, Spoil] = {
+    "place": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "place", "nowhere"),
+    "no tenant": lambda queue, id: queue.redis.hdel(f"celeriac:job:{id}", "tenant"),
+    "crashes": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "crashes", "many"),
+    "type": lambda queue, id: (queue.redis.delete(f"celeriac:job:{id}"), queue.redis.set(f"celeriac:job:{id}", "x")),
+    "calls": lambda queue, id: queue.redis.set(f"celeriac:calls:{id}", "x"),
+    "call": lambda queue, id: queue.redis.hset(f"celeriac:calls:{id}", "c1", "open nonsense"),
+    "rings": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "rings", "x"),
+}
+#: Place -> what breaks there.
+BREAKS = {
+    "held": ("place", "no tenant", "crashes", "type", "calls", "call"),
+    "parked": ("place", "no tenant", "crashes", "type"),
+    "deadlines": ("place", "no tenant", "crashes", "type", "calls", "call"),
+    "rung": ("place", "no tenant", "crashes", "type", "rings"),
+    "ready": ("place", "no tenant", "crashes", "type"),
+    "suspects": ("place", "no tenant", "crashes", "type"),
+}
+
+
+@pytest.mark.parametrize(("place", "how"), [(place, how) for place, ways in BREAKS.items() for how in ways])
+async def test_a_broken_record_is_set_aside_while_the_page_goes_on(
+    queue: Queue, place: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it turns up; it is said once, and the jobs before and after it recover."""
+    queue.planted = True
+    await queue.worker("w1", slots=0 if place in {"ready", "suspects"} else 10)
+    facts = {"expires_in": timedelta(seconds=10)} if place == "deadlines" else {}
+    ids = [(await queue.submit(**facts)).id for _ in range(5)]
+    if place == "held":
+        for id in ids:
+            await queue.claim(id)
+    elif place == "parked":
+        for id in ids:
+            await queue.jobs.park(await queue.claim(id), "retry", timedelta(seconds=10))
+    elif place == "suspects":
+        for id in ids:
+            queue.redis.hset(f"celeriac:job:{id}", "crashes", 2)
+            queue.redis.zadd("celeriac:suspects:celeriac:2", {id: 1})
+        queue.redis.delete("celeriac:ready:celeriac:1:default", "celeriac:rotation:celeriac:1")
+    queue.redis.delete("celeriac")
+    broken, others = ids[2], [*ids[:2], *ids[3:]]
+    SPOILT[how](queue, broken)
+    queue.slots["w1"] = 10
+    await queue.worker("w2", slots=10)
+    await queue.pass_time(20, *(["w2"] if place == "held" else ["w1", "w2"]))
+    if place == "deadlines":
+        assert {await queue.state(id) for id in others} == {State.EXPIRED}
+    else:
+        assert sorted(queue.rung("celeriac.suspects" if place == "suspects" else "celeriac")) == others
+    entries = queue.redis.zrange("celeriac:broken", 0, -1)
+    assert {entry.partition(" ")[0] for entry in entries} == {broken}
+    assert f"{broken} in {place}" in entries
+    assert capsys.readouterr().out.count("record_set_aside") == len(entries)
+    for name in queue.redis.scan_iter("celeriac:*"):
+        if name.split(":")[1] in {"held", "parked", "deadlines", "rung", "ready", "suspects"}:
+            found = queue.redis.smembers(name) if ":held:" in name else queue.redis.zrange(name, 0, -1)
+            assert broken not in found, name
+
+
+@pytest.mark.parametrize("how", ["place", "type"])
+async def test_a_broken_record_does_not_hold_its_context_for_ever(queue: Queue, how: str) -> None:
+    """The next in the line takes its turn."""
+    queue.planted = True
+    await queue.worker()
+    first, broken, third = [await queue.submit(context_id="c") for _ in range(3)]
+    SPOILT[how](queue, broken.id)
+    await queue.finish(await queue.claim(first), turn=TURN)
+    assert len((await queue.claim(third)).turns) == 1
+    assert queue.redis.zrange("celeriac:broken", 0, -1) == [f"{broken.id} in line"]
+
+
+async def test_a_broken_worker_does_not_keep_the_others_from_being_given_up(queue: Queue) -> None:
+    """What it ran goes to others too."""
+    await queue.worker("broken")
+    await queue.worker("dead")
+    jobs = [await queue.submit() for _ in range(2)]
+    await queue.claim(jobs[0], "broken")
+    await queue.claim(jobs[1], "dead")
+    queue.redis.delete("celeriac", "celeriac:worker:broken")
+    queue.redis.set("celeriac:worker:broken", "x")
+    await queue.worker("w2")
+    await queue.pass_time(20, "w2")
+    assert sorted(queue.rung()) == [job.id for job in jobs]
+    assert queue.redis.zrange("celeriac:broken", 0, -1) == ["broken in workers"]
+
+
+async def test_what_is_broken_is_said_once_and_bounded(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also what turns up within the same millisecond as the last that was said."""
+    queue.planted = True
+    await queue.worker(slots=0)
+    for round in range(2):
+        for _ in range(3):
+            SPOILT["place"](queue, (await queue.submit(run_at=None)).id)
+        queue.slots["w1"] = 10
+        await queue.beat()
+        await queue.fleet.upkeep()
+        await queue.fleet.upkeep()
+        assert capsys.readouterr().out.count("record_set_aside") == 3, round
+        await queue.fleet.heartbeat("w1", 0, taking=True)
+    queue.redis.zadd("celeriac:broken", {f"x{i}": i - 2000 for i in range(1500)})
+    SPOILT["place"](queue, (await queue.submit()).id)
+    await queue.beat()
+    await queue.fleet.upkeep()
+    assert queue.redis.zcard("celeriac:broken") == 1000
+
+
+async def test_a_record_that_is_gone_leaves_its_places_without_an_alarm(queue: Queue) -> None:
+    """It went with a history that was lost, or by hand."""
+    queue.planted = True
+    await queue.worker()
+    jobs = [await queue.submit(expires_in=timedelta(seconds=9)) for _ in range(2)]
+    await queue.claim(jobs[0])
+    for job in jobs:
+        queue.redis.delete("celeriac", f"celeriac:job:{job.id}")
+    await queue.worker("w2")
+    await queue.pass_time(20, "w2")
+    assert not queue.redis.exists("celeriac:rung:celeriac", "celeriac:held:w1", "celeriac:deadlines", "celeriac:broken")
+
+
+async def test_slots_without_a_bell_get_one(queue: Queue) -> None:
+    """Whoever should have rung and did not: upkeep rings for it."""
+    await queue.worker(slots=0)
+    job = await queue.submit()
+    await queue.fleet.heartbeat("w1", 5, taking=True)
+    await queue.fleet.upkeep()
+    assert queue.rung() == [job.id]
+
+
+async def test_an_idle_store_is_left_as_it_is(queue: Queue) -> None:
+    """A round in which nothing happened writes nothing but the time."""
+    await queue.worker()
+    await queue.fleet.upkeep()
+    before = queue.everything()
+    await queue.fleet.upkeep()
+    assert queue.everything() == before
+
+
+async def test_ended_jobs_are_swept_page_by_page(queue: Queue) -> None:
+    """Whose record has aged out leaves the lists, a few hundred a round."""
+    await queue.worker(slots=300)
+    for _ in range(250):
+        await queue.jobs.cancel((await queue.submit()).id, None)
+    for name in queue.redis.keys("celeriac:job:*"):
+        queue.redis.delete(name)
+    queue.later(86_400_000)
+    await queue.fleet.upkeep()
+    assert 0 < queue.redis.zcard("celeriac:jobs:default") <= 50
+    await queue.fleet.upkeep()
+    assert not queue.redis.exists("celeriac:jobs:default", "celeriac:jobs:default:cancelled", "celeriac:retention")
