@@ -274,13 +274,18 @@ def test_with_keys_each_tenant_sees_its_own(valkey: Valkey) -> None:
 def test_browsers_of_named_origins_only_may_call(valkey: Valkey) -> None:
     """CORS comes from the settings; without them there is none."""
     with running(Shim(valkey.url, CELERIAC_SHIM__CORS_ORIGINS="https://app.example")) as shim:
-        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+        asked = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type, idempotency-key",
+        }
         allowed = shim.http.options("/v1/jobs", headers={"Origin": "https://app.example", **asked})
+        assert allowed.status_code == 200
         assert allowed.headers["access-control-allow-origin"] == "https://app.example"
         refused = shim.http.options("/v1/jobs", headers={"Origin": "https://evil.example", **asked})
         assert "access-control-allow-origin" not in refused.headers
         got = shim.http.get("/v1/agents", headers={"Origin": "https://app.example"})
-        assert "Location" in got.headers["access-control-expose-headers"]
+        for name in ("Location", "Retry-After", "Idempotency-Replayed"):
+            assert name in got.headers["access-control-expose-headers"]
 
 
 def test_the_store_away_is_503_and_nothing_is_half_written(own_valkey: Valkey) -> None:
