@@ -26,7 +26,6 @@ from api_shim.schemas import (
 )
 from celeriac.agents.registry import Registry
 from celeriac.errors import Conflict, Invalid, NotFound
-from celeriac.jobs.bulk import replay_each
 from celeriac.jobs.model import Accepted, Job, NewJob, State
 from celeriac.jobs.store import new_id
 from celeriac.logs import bind, get_logger
@@ -65,8 +64,8 @@ IdempotencyKey = Annotated[
     AfterValidator(_key),
     Header(
         alias="Idempotency-Key",
-        description="Yours, 1 to 255 visible ASCII characters: sent again with the same body, it is the same job and no "
-        "second one. It counts as long as the job can be asked for, and at least 24 hours.",
+        description="Yours, 1 to 255 visible ASCII characters: sent again with the same body, it is the same job and "
+        "no second one. It counts as long as the job can be asked for, and at least 24 hours.",
     ),
 ]
 MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": Problem, "description": "No such job"}}
@@ -86,7 +85,7 @@ def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -
             "headers": {
                 "Location": {"description": "Where to ask for it", "schema": {"type": "string"}},
                 "Idempotency-Replayed": {
-                    "description": "`true` where the key was used before: this is the job of that time, as it stands now",
+                    "description": "`true` where the key was used before: this is that job, as it stands now",
                     "schema": {"type": "string"},
                 },
             },
@@ -177,12 +176,14 @@ async def retry_many(body: RetryManyRequest, request: Request, tenant: Tenant) -
         tenant, state=State(body.state), dead=body.dead, agent=body.agent or "", limit=body.limit
     )
     retried, refused = [], []
-    # The oldest first: jobs of a conversation keep their order.
-    async for id, said in replay_each(stores.jobs, [job.id for job in reversed(page.jobs)], tenant, fresh=body.fresh):
-        if isinstance(said, str):
-            refused.append({"id": id, "reason": said})
+    for job in reversed(page.jobs):  # the oldest first: conversations keep their order
+        try:
+            replayed = await stores.jobs.replay(job.id, tenant, fresh=body.fresh)
+        except Conflict as error:
+            refused.append({"id": job.id, "reason": str(error)})
         else:
-            retried.append(id)
+            if replayed is not None:  # else it has aged out since
+                retried.append(job.id)
     log.info("jobs_retried", retried=len(retried), refused=len(refused))
     return _json({"retried": retried, "refused": refused, "more": page.cursor is not None})
 

@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from celeriac.contexts.store import encode_turn
-from celeriac.jobs.dispatch import celery_app, templates
-from celeriac.jobs.model import Ending, State
-from celeriac.jobs.store import new_nonce
-from celeriac.llm.model import Message
-from celeriac.settings import load_settings
-from celeriac.stores import open_fleet, open_stores
+from tests.by_hand import finish
 from tests.conftest import Valkey
 from tests.processes import Shim, running, wait_until
-
-
-@pytest.fixture(scope="module")
-def one_shim(valkey_server: Valkey) -> Iterator[Shim]:
-    with running(Shim(valkey_server.url)) as shim:
-        yield shim
-
-
-@pytest.fixture
-def shim(one_shim: Shim, valkey: Valkey) -> Shim:
-    return one_shim
-
-
-def finish(valkey: Valkey, job_id: str, answer: str = "Paris", context: bool = False) -> None:
-    """Do what a worker does, for one job."""
-
-    async def run() -> None:
-        settings = load_settings(redis_url=valkey.url)
-        stores = open_stores(settings)
-        fleet, line = open_fleet(settings, stores, name="test")
-        name = new_nonce()
-        await fleet.register(name, ["celeriac"], 100, "a", dict(templates(celery_app(settings), ["celeriac"])))
-        claim = await stores.jobs.claim(job_id, name, new_nonce())
-        assert claim is not None
-        turn = encode_turn([Message("user", "hi"), Message("assistant", answer)]) if context else b""
-        usage = {"input_tokens": 3, "output_tokens": 1}
-        receipt = {"calls": [{"lane": "openai/x", "seconds": 0.1, "error": None, "request_id": "", "in_doubt": False}]}
-        ending = Ending(State.SUCCEEDED, answer, model="x-1", usage=usage, cost_nanos=1_234, receipt=receipt, turn=turn)
-        await stores.jobs.finish(claim, ending)
-        await fleet.leave(name)
-        await stores.close()
-        await line.aclose()
-
-    asyncio.run(run())
 
 
 def test_a_submitted_job_is_named_and_found(shim: Shim) -> None:
@@ -363,13 +321,18 @@ def test_with_keys_each_tenant_sees_its_own(valkey: Valkey) -> None:
 def test_browsers_of_named_origins_only_may_call(valkey: Valkey) -> None:
     """CORS comes from the settings; without them there is none."""
     with running(Shim(valkey.url, CELERIAC_SHIM__CORS_ORIGINS="https://app.example")) as shim:
-        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+        asked = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type, idempotency-key",
+        }
         allowed = shim.http.options("/v1/jobs", headers={"Origin": "https://app.example", **asked})
+        assert allowed.status_code == 200
         assert allowed.headers["access-control-allow-origin"] == "https://app.example"
         refused = shim.http.options("/v1/jobs", headers={"Origin": "https://evil.example", **asked})
         assert "access-control-allow-origin" not in refused.headers
         got = shim.http.get("/v1/agents", headers={"Origin": "https://app.example"})
-        assert "Location" in got.headers["access-control-expose-headers"]
+        for name in ("Location", "Retry-After", "Idempotency-Replayed"):
+            assert name in got.headers["access-control-expose-headers"]
 
 
 def test_the_store_away_is_503_and_nothing_is_half_written(own_valkey: Valkey) -> None:

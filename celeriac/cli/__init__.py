@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from celeriac.errors import Misconfigured, NotStarted
+from celeriac.cli.jobs import jobs
+from celeriac.errors import Misconfigured, NotStarted, StoreUnavailable
 
 
 class Commands(click.Group):
@@ -22,6 +23,9 @@ class Commands(click.Group):
             for line in str(error).splitlines():
                 click.echo(f"celeriac: {line}", err=True)
             sys.exit(2)
+        except StoreUnavailable as error:
+            click.echo(f"celeriac: {error}; CELERIAC_REDIS_URL names it", err=True)
+            sys.exit(1)
         except NotStarted as error:
             said = "; its last words:" if error.last_words else ""
             click.echo(f"celeriac: {error}{said}", err=True)
@@ -34,6 +38,9 @@ class Commands(click.Group):
 @click.version_option(package_name="celeriac", message="%(prog)s %(version)s")
 def main() -> None:
     """An agent-job queue on Celery and Redis: never lost, never paid twice, never over budget."""
+
+
+main.add_command(jobs)
 
 
 @main.command()
@@ -147,7 +154,3 @@ def settings() -> None:
     from celeriac.settings import example
 
     click.echo(example(), nl=False)
-
-
-if __name__ == "__main__":
-    main()

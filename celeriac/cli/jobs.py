@@ -1,0 +1,253 @@
+"""`celeriac jobs`: look at jobs and act on them, straight over the stores; settings come from the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from celeriac.jobs.model import Job
+    from celeriac.settings import Settings
+    from celeriac.stores import Stores
+
+T = TypeVar("T")
+
+STATES = ("queued", "running", "parked", "succeeded", "failed", "cancelled", "expired")
+ENDED_BADLY = ("failed", "cancelled", "expired")
+COLUMNS = ("ID", "STATE", "AGENT", "CREATED", "RUNS", "COST USD", "WHY")
+
+
+@click.group()
+def jobs() -> None:
+    """List jobs, show one, cancel them, start them again."""
+
+
+@jobs.command("list")
+@click.option("--tenant", help="Whose jobs; to be named where several tenants have an API key.")
+@click.option("--state", type=click.Choice(STATES), help="Only jobs in this state.")
+@click.option("--agent", default="", help="Only jobs of this agent.")
+@click.option("--dead", is_flag=True, help="Only dead letters: failed jobs that killed their workers.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_jobs(tenant: str | None, state: str | None, agent: str, dead: bool, limit: int, as_json: bool) -> None:
+    """Newest first, without their answers."""
+    _only_failed(state, dead)
+
+    async def work(stores: Stores, settings: Settings) -> list[Job]:
+        found: list[Job] = []
+        async for job in _all(stores, _tenant(settings, tenant), state, agent, dead):
+            found.append(job)
+            if len(found) == limit:
+                break
+        return found
+
+    found = _over_the_stores(work)
+    for line in (_json(_facts(job)) for job in found) if as_json else _table(found):
+        click.echo(line)
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--tenant", help="Only if it is this tenant's.")
+def show(job_id: str, tenant: str | None) -> None:
+    """One job as JSON, with its answer and its calls."""
+
+    async def work(stores: Stores, _: Settings) -> Job | None:
+        return await stores.jobs.get(job_id, tenant)
+
+    job = _over_the_stores(work)
+    if job is None:
+        _complain(f"there is no job {job_id}")
+        sys.exit(1)
+    click.echo(_json(_facts(job) | {"answer": job.answer, "calls": [_call(call) for call in job.calls]}, indent=True))
+
+
+@jobs.command()
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.option("--tenant", help="Only those of this tenant.")
+def cancel(ids: tuple[str, ...], tenant: str | None) -> None:
+    """Stop jobs. A running one is asked to, and stops within about a second."""
+
+    async def work(stores: Stores, _: Settings) -> int:
+        refused = 0
+        for id in ids:
+            state = await stores.jobs.cancel(id, tenant)
+            if state in ("running", "cancelled"):
+                click.echo(f"{id} {'stopping' if state == 'running' else 'cancelled'}")
+            else:
+                _complain(f"job {id} is {state}" if state else f"there is no job {id}")
+                refused += 1
+        return refused
+
+    sys.exit(1 if _over_the_stores(work) else 0)
+
+
+@jobs.command()
+@click.argument("ids", metavar="[ID...]", nargs=-1)
+@click.option("--tenant", help="Whose jobs; with ids, only those of this tenant.")
+@click.option("--state", type=click.Choice(ENDED_BADLY), help="All jobs that ended so.")
+@click.option("--dead", is_flag=True, help="All dead letters: failed jobs that killed their workers.")
+@click.option("--agent", default="", help="With --state or --dead: only jobs of this agent.")
+@click.option("--fresh", is_flag=True, help="From the beginning, and not after the steps that are stored.")
+@click.option(
+    "--expires-in",
+    type=click.FloatRange(min=0.001, max=366 * 86_400),
+    metavar="SECONDS",
+    help="They expire unless they have ended after so long.",
+)
+def retry(
+    ids: tuple[str, ...],
+    tenant: str | None,
+    state: str | None,
+    dead: bool,
+    agent: str,
+    fresh: bool,
+    expires_in: float | None,
+) -> None:
+    """Start jobs again that failed, were cancelled or expired: by their ids, or all of --state or --dead."""
+    if bool(ids) == bool(state or dead):
+        raise click.UsageError("name jobs by their ids, or all of them by --state or --dead")
+    if ids and agent:
+        raise click.UsageError("--agent goes with --state or --dead")
+    _only_failed(state, dead)
+    expiry = None if expires_in is None else timedelta(seconds=expires_in)
+
+    async def work(stores: Stores, settings: Settings) -> int:
+        if ids:
+            wanted: list[Job | str] = [await stores.jobs.get(id, tenant) or id for id in ids]
+        else:
+            found = _all(stores, _tenant(settings, tenant), state, agent, dead)
+            wanted = [job async for job in found]
+            wanted.reverse()  # the oldest first: conversations keep their order
+        refused = 0
+        for job in wanted:
+            said = await _retry(stores, job, fresh, expiry)
+            refused += not said
+        click.echo(f"{len(wanted) - refused} retried" + (f", {refused} refused" if refused else ""), err=True)
+        return refused
+
+    sys.exit(1 if _over_the_stores(work) else 0)
+
+
+async def _retry(stores: Stores, job: Job | str, fresh: bool, expires_in: timedelta | None) -> bool:
+    """Whether it was started again; says so, or why not. job: an id where there is no such job."""
+    from celeriac.errors import Conflict
+
+    if isinstance(job, str):
+        _complain(f"there is no job {job}")
+        return False
+    try:
+        replayed = await stores.jobs.replay(job.id, job.tenant, fresh=fresh, expires_in=expires_in)
+    except Conflict as error:
+        _complain(str(error))
+        return False
+    if replayed is None:  # it has aged out since
+        _complain(f"there is no job {job.id}")
+        return False
+    done = 0 if replayed.fresh else job.steps
+    click.echo(f"{job.id} goes on after step {done}" if done else f"{job.id} starts from the beginning")
+    return True
+
+
+async def _all(stores: Stores, tenant: str, state: str | None, agent: str, dead: bool) -> AsyncIterator[Job]:
+    """Page by page, the newest first."""
+    from celeriac.jobs.model import State
+
+    cursor: str | None = None
+    while True:
+        page = await stores.jobs.list(
+            tenant, state=State(state) if state else None, agent=agent, dead=dead, cursor=cursor, limit=200
+        )
+        for job in page.jobs:
+            yield job
+        if (cursor := page.cursor) is None:
+            return
+
+
+def _over_the_stores(work: Callable[[Stores, Settings], Awaitable[T]]) -> T:
+    import asyncio
+
+    from celeriac import logs
+    from celeriac.settings import load_settings
+    from celeriac.stores import open_stores
+
+    settings = load_settings()
+    logs.configure(settings.env, "WARNING", service="cli")
+
+    async def run() -> T:
+        stores = open_stores(settings, connections=2, name="celeriac-cli")
+        try:
+            return await work(stores, settings)
+        finally:
+            await stores.close()
+
+    return asyncio.run(run())
+
+
+def _tenant(settings: Settings, named: str | None) -> str:
+    """Without API keys everybody is one tenant."""
+    if named is not None:
+        return named
+    tenants = sorted(settings.shim.api_keys) or ["default"]
+    if len(tenants) > 1:
+        raise click.UsageError(f"several tenants have an API key: name one with --tenant ({', '.join(tenants)})")
+    return tenants[0]
+
+
+def _only_failed(state: str | None, dead: bool) -> None:
+    if dead and state not in (None, "failed"):
+        raise click.UsageError("dead letters are failed jobs: leave --state out")
+
+
+def _complain(why: str) -> None:
+    click.echo(f"celeriac: {why}", err=True)
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    """As the API names them, without the answer."""
+    from celeriac.costs.money import usd
+
+    facts = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
+    del facts["answer"], facts["calls"]
+    nanos, in_doubt = facts.pop("cost_nanos"), facts.pop("in_doubt_nanos")
+    return facts | {"cost_usd": None if nanos is None else usd(nanos), "in_doubt_usd": usd(in_doubt)}
+
+
+def _call(call: Any) -> dict[str, Any]:
+    from celeriac.costs.money import usd
+
+    price = "cost_usd" if call.stands == "settled" else "bound_usd"
+    return {"id": call.id, "stands": call.stands, price: usd(call.nanos), "started_at": call.at, **call.facts}
+
+
+def _json(value: Any, *, indent: bool = False) -> str:
+    import orjson
+
+    return orjson.dumps(value, option=orjson.OPT_UTC_Z | (orjson.OPT_INDENT_2 if indent else 0)).decode()
+
+
+def _table(found: Sequence[Job]) -> Iterator[str]:
+    rows = [COLUMNS, *map(_row, found)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _row(job: Job) -> tuple[str, ...]:
+    from celeriac.costs.money import usd
+
+    why = (
+        "dead letter" if job.dead else job.error.code if job.error else "stopping" if job.stopping else job.reason or ""
+    )
+    if job.resume_at is not None:
+        why += f" until {job.resume_at:%Y-%m-%d %H:%M:%S}Z"
+    if job.waits_for is not None:
+        why = f"behind {job.waits_for}"
+    created = f"{job.created_at:%Y-%m-%d %H:%M:%S}Z"
+    cost = "" if job.cost_nanos is None else usd(job.cost_nanos)
+    return job.id, job.state, job.agent, created, str(job.attempts), cost, why
