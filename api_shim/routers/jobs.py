@@ -242,10 +242,11 @@ async def get(
 ) -> Response:
     """The job as it stands; with `?wait=`, as soon as it has ended."""
     stores: Stores = request.app.state.stores
-    job = await stores.jobs.get(job_id, tenant)
-    if job is not None and not job.state.ended and wait > 0:
+    if wait > 0:
         limit = request.app.state.settings.shim.max_wait.total_seconds()
         job = await _ended(stores, job_id, tenant, min(wait, limit), request.app.state.closing)
+    else:
+        job = await stores.jobs.get(job_id, tenant)
     if job is None:
         raise _missing(job_id)
     return _json(job_out(job))

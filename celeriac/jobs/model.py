@@ -207,9 +207,9 @@ class Page:
 class Claim:
     """A run that this worker now holds. (worker, nonce) is the fence: every write of the run names both.
 
-    worker: changes where the store lost history and knows the worker under a new name. record: as it is stored. journal:
-    the steps so far, this run's included. spec, turns, journal: still packed. What cannot be read is the run's to end,
-    not the claim's: it is held already. retries: how often it was parked to be tried again.
+    worker: changes where the store lost history and knows the worker under a new name. record: as it is stored.
+    journal: the steps so far, this run's included. spec, turns, journal: still packed. What cannot be read is the run's
+    to end, not the claim's: it is held already. retries: how often it was parked to be tried again.
     """
 
     id: str
