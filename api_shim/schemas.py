@@ -167,6 +167,7 @@ class AttemptOut(BaseModel):
 
     id: str
     lane: str
+    step: int = Field(1, description="Which step of the job it was made for.")
     stands: Literal["open", "settled", "doubt", "released"] = Field(
         description="`open`: no outcome yet. `settled`: paid. `doubt`: it may have been billed. `released`: it was not."
     )
@@ -175,6 +176,7 @@ class AttemptOut(BaseModel):
     error: str | None = Field(None, description="Why the next lane was asked; null for the call that answered.")
     request_id: str = Field("", description="The provider's own name of the request.")
     in_doubt: bool = Field(False, description="Whether the provider may have billed a call that has no answer.")
+    late: bool = Field(False, description="It was in doubt, and its answer came after all: too late for the job.")
     model: str | None = Field(None, description="The model that was billed.")
     usage: UsageOut | None = None
     cost_usd: str | None = Field(None, description="What was settled.")
@@ -328,12 +330,14 @@ def call_out(call: Call) -> dict[str, Any]:
     return {
         "id": call.id,
         "lane": call.facts.get("lane", ""),
+        "step": call.facts.get("step", 1),
         "stands": call.stands,
         "started_at": call.at,
         "seconds": call.facts.get("seconds"),
         "error": call.facts.get("error"),
         "request_id": call.facts.get("request_id", ""),
         "in_doubt": call.stands == "doubt",
+        "late": call.facts.get("late", False),
         "model": call.facts.get("model"),
         "usage": call.facts.get("usage"),
         "cost_usd": usd(call.nanos) if settled else None,

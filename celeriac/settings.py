@@ -221,6 +221,9 @@ class Settings(BaseSettings):
         description="The job store: one Redis >= 7 or Valkey >= 8 with an append-only file and noeviction.",
     )
     broker_url: BrokerUrl | None = Field(None, description="Celery's broker. Default: the job store's own Redis.")
+    drill_without: Annotated[tuple[Literal["upkeep", "fencing"], ...], NoDecode, BeforeValidator(_list)] = Field(
+        (), description="For the chaos drill alone: safeguards to do without. Refused in prod."
+    )
     durability: Literal["process", "disk", "replica"] = Field(
         "process",
         description="What a stored job survives: `process`, the end of Redis; `disk`, the loss of power, for a wait at "
@@ -279,6 +282,8 @@ class Settings(BaseSettings):
         for tenant, key in self.shim.api_keys.items():
             if len(key.get_secret_value()) < SHORTEST_KEY:
                 yield f"CELERIAC_SHIM__API_KEYS: the key of {tenant} is shorter than {SHORTEST_KEY} characters"
+        if self.drill_without:
+            yield "CELERIAC_DRILL_WITHOUT: is set in prod: jobs would be lost"
         if self.scripted:
             yield "CELERIAC_SCRIPTED: is on in prod: callers would be answered from a script"
 

@@ -49,7 +49,7 @@ def open_stores(
         settings.redis_url.get_secret_value(), connections=connections or settings.shim.redis_connections, name=name
     )
     ringer = open_ringer(settings)
-    made = scripts(redis, contexts.LUA, clock, settings.durability)
+    made = scripts(redis, contexts.LUA, clock, settings.durability, fenced="fencing" not in settings.drill_without)
     return Stores(
         redis=redis,
         jobs=JobStore(
@@ -81,7 +81,13 @@ def open_fleet(settings: Settings, stores: Stores, *, name: str, clock: str = CL
         retries=0,
         name=name,
     )
-    fleet = Fleet(scripts(redis, contexts.LUA, clock), stores.ringer, lease=settings.jobs.lease, keep=keep(settings))
+    fleet = Fleet(
+        scripts(redis, contexts.LUA, clock),
+        stores.ringer,
+        lease=settings.jobs.lease,
+        keep=keep(settings),
+        upkeep="upkeep" not in settings.drill_without,
+    )
     return fleet, redis
 
 

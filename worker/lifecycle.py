@@ -166,6 +166,7 @@ class Lease:
         self._listed = 0.0
         self._strange: frozenset[str] = frozenset()
         self._registered = False
+        self._closing = False
 
     @property
     def worker(self) -> str:
@@ -205,6 +206,8 @@ class Lease:
 
     async def close(self) -> None:
         """Leave the fleet and close. The jobs have ended or were given back."""
+        # Before Python 3.12 a cancellation that meets the end of a write is lost.
+        self._closing = True
         if self._heart is not None:
             self._heart.cancel()
             await asyncio.gather(self._heart, return_exceptions=True)
@@ -235,7 +238,7 @@ class Lease:
         log.info("worker_registered", worker=name, queues=sorted(queues), slots=self._offer().slots)
 
     async def _beat(self) -> None:
-        while True:
+        while not self._closing:
             await asyncio.sleep(HEARTBEAT.total_seconds())
             await self.say()
 

@@ -53,6 +53,8 @@ class Calls:
         self._journal = journal
         self._prices = prices
         self._lease = lease
+        #: Which step is being made, the first is 1: for the receipt.
+        self.step = 1
         self._bounds: dict[str, int] = {}
         self._answered: dict[str, Settlement] = {}
 
@@ -63,7 +65,7 @@ class Calls:
         """
         call, lane, began = new_id(), request.lane, time.monotonic()
         bound = self._prices.bound(request)
-        await patiently(lambda: self._journal.admit(self._claim, call, bound, {"lane": str(lane)}))
+        await patiently(lambda: self._journal.admit(self._claim, call, bound, {"lane": str(lane), "step": self.step}))
         self._bounds[call] = bound
         await self._lease.running()
         try:
@@ -89,16 +91,20 @@ class Calls:
         price = self._prices.price(answer.lane, answer.model, answer.usage)
         if price.estimated:
             log.warning("price_estimated", lane=str(answer.lane), model=answer.model, source=price.source)
-        facts = _facts(answer.lane, answer.seconds, None, answer.request_id)
+        facts = self._facts(answer.lane, answer.seconds, None, answer.request_id)
         return self._at_price(call, price, facts | _billed(answer.model, answer.usage, price, answer.tier))
 
     def _failed(self, call: str, lane: Lane, error: ModelError, seconds: float) -> Settlement:
-        facts = _facts(lane, seconds, error.code, error.request_id)
+        facts = self._facts(lane, seconds, error.code, error.request_id)
         if isinstance(error, ContentRefused) and error.usage is not None:
             price = self._prices.price(lane, error.billed_model or lane.model, error.usage)
             billed = _billed(error.billed_model or lane.model, error.usage, price, error.tier)
             return self._at_price(call, price, facts | billed)
         return Settlement(call, "doubt" if error.in_doubt else "released", self._bounds[call], 0, facts)
+
+    def _facts(self, lane: Lane, seconds: float, error: str | None, request_id: str) -> dict[str, Any]:
+        facts = {"lane": str(lane), "step": self.step, "seconds": round(seconds, 3)}
+        return facts | {"error": error, "request_id": request_id}
 
     def _at_price(self, call: str, price: Price, facts: dict[str, Any]) -> Settlement:
         bound = self._bounds[call]
@@ -106,10 +112,6 @@ class Calls:
             # The truth is booked, never clamped.
             log.error("call_over_its_bound", lane=facts["lane"], bound_nanos=bound, nanos=price.nanos)
         return Settlement(call, "settled", bound, price.nanos, facts)
-
-
-def _facts(lane: Lane, seconds: float, error: str | None, request_id: str) -> dict[str, Any]:
-    return {"lane": str(lane), "seconds": round(seconds, 3), "error": error, "request_id": request_id}
 
 
 def _billed(model: str, usage: Usage, price: Price, tier: str) -> dict[str, Any]:

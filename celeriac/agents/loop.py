@@ -58,6 +58,7 @@ async def run(
             text, model = step["text"], step["model"]
             usage += Usage.from_dict(step["usage"])
             continue
+        calls.step = number + 1
         answer = await client.answer(
             ModelRequest(
                 lane=lanes[0],

@@ -216,9 +216,9 @@ class Runner:
             self._cancel(run, "lost")
 
     def _cancel(self, run: Run, why: Literal["stop", "lost"]) -> None:
-        if run.why is None:
-            run.why = why
-            run.task.cancel()
+        # Asked again, it is cancelled again: before Python 3.12 a cancellation that meets the end of a write is lost.
+        run.why = run.why or why
+        run.task.cancel()
 
     async def _run(self, run: Run) -> Summary:
         claim, began = run.claim, time.monotonic()

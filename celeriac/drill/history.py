@@ -65,10 +65,12 @@ class Call:
     error: str | None
     in_doubt: bool
     step: int = 1
+    late: bool = False
 
     @property
     def answered(self) -> bool:
-        return self.error is None and not self.in_doubt
+        """In time: an answer that came after its run had lost the job is paid, and was never of use."""
+        return self.error is None and not self.in_doubt and not self.late
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +380,7 @@ def seen_of(body: Mapping[str, Any], at: float) -> Seen:
         answer=body.get("answer"),
         error=(body.get("error") or {}).get("code"),
         calls=tuple(
-            Call(call["request_id"], call["error"], call["in_doubt"], call.get("step", 1))
+            Call(call["request_id"], call["error"], call["in_doubt"], call["step"], call["late"])
             for call in body.get("calls") or ()
         ),
         tokens=usage and (usage["input_tokens"], usage["cache_read_tokens"], usage["output_tokens"]),

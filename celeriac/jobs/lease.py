@@ -49,9 +49,13 @@ class Beat:
 
 
 class Fleet:
-    """What a worker process says of itself. scripts: over a connection of its own that does not resend."""
+    """What a worker process says of itself. scripts: over a connection of its own that does not resend.
 
-    def __init__(self, scripts: Scripts, ringer: Ringer, *, lease: timedelta, keep: Keep) -> None:
+    upkeep: False for the drill alone, which shows what is lost without.
+    """
+
+    def __init__(self, scripts: Scripts, ringer: Ringer, *, lease: timedelta, keep: Keep, upkeep: bool = True) -> None:
+        self._does_upkeep = upkeep
         self._ringer = ringer
         self._lease = int(lease.total_seconds() * 1000)
         self._keep = keep.as_argument()
@@ -114,7 +118,7 @@ class Fleet:
         if said == b"gone":
             raise Fenced(f"the store does not know the worker {worker}")
         upkeep, _, quarantined, stop, held = rest
-        if upkeep:
+        if upkeep and self._does_upkeep:
             await self.upkeep()
         return Beat(
             stop={id.decode(): why.decode() for id, why in zip(stop[::2], stop[1::2], strict=True)},

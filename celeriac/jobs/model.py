@@ -157,7 +157,8 @@ class Call:
 class Job:
     """A job as it stands in the store.
 
-    cost_nanos, in_doubt_nanos: nano-dollars, settled and in doubt. usage: as the runner wrote it. answer, calls: only
+    cost_nanos, in_doubt_nanos: nano-dollars, settled and in doubt. usage: tokens of all paid calls (in lists, of those
+    that its last run knew). answer, calls: only
     in `get`, never in lists. context_appended: False where the context was deleted while the job ran. crashes: how
     often its worker died with it since it last made a step; dead: it died too often and is kept for replay. reason,
     resume_at: why it is parked, and until when. attempts: runs so far. replays: how often it was started anew.

@@ -13,7 +13,18 @@ HERE: Final = Path(__file__).parent
 ENTER: Final = (HERE / "enter.lua").read_text()
 
 
-def scripts(redis: Redis, context_helpers: str, clock: str = CLOCK, durability: Durability = "process") -> Scripts:
-    """Scripts behind the helpers of the job store. context_helpers: those of contexts, which it does not know."""
+def scripts(
+    redis: Redis,
+    context_helpers: str,
+    clock: str = CLOCK,
+    durability: Durability = "process",
+    *,
+    fenced: bool = True,
+) -> Scripts:
+    """Scripts behind the helpers of the job store. context_helpers: those of contexts, which it does not know.
+
+    fenced: False for the drill alone, which shows what is lost without.
+    """
+    switches = f"local UNFENCED = {str(not fenced).lower()}\n"
     helpers = "".join((HERE / name).read_text() for name in ("lines.lua", "telling.lua", "ends.lua"))
-    return Scripts(redis, model.lua() + context_helpers + helpers, clock, durability)
+    return Scripts(redis, switches + model.lua() + context_helpers + helpers, clock, durability)

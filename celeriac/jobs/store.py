@@ -386,6 +386,12 @@ def _calls(flat: Sequence[bytes]) -> tuple[Call, ...]:
     return tuple(sorted(calls, key=lambda call: (call.at, call.id)))
 
 
+def _usage(calls: Sequence[Call]) -> dict[str, int] | None:
+    """Of all calls that were paid, those that a run lost in between included."""
+    paid = [call.facts["usage"] for call in calls if call.stands == "settled" and call.facts.get("usage")]
+    return {name: sum(usage[name] for usage in paid) for name in paid[0]} if paid else None
+
+
 def _job(job_id: str, waits_for: bytes, values: Sequence[Any], calls: tuple[Call, ...] = ()) -> Job | None:
     r = dict(zip(WHOLE, values, strict=False))
     place = r["place"]
@@ -414,7 +420,7 @@ def _job(job_id: str, waits_for: bytes, values: Sequence[Any], calls: tuple[Call
         answer=unpack(answer) if answer else None,
         error=error or None,
         model=_text(r["model"]),
-        usage=orjson.loads(r["usage"]) if r["usage"] else None,
+        usage=_usage(calls) or (orjson.loads(r["usage"]) if r["usage"] else None),
         cost_nanos=int(r["cost"]) if r["cost"] else None,
         in_doubt_nanos=int(r["in_doubt"] or 0),
         calls=calls,
