@@ -5,13 +5,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
 
 import pytest
 
 from celeriac.drill.process import ProviderProcess
+from celeriac.settings import SHIPPED_AGENTS
 from tests.conftest import Valkey
 from tests.processes import Shim, Worker, running
+
+#: Beside those that we ship.
+AGENTS: Final = """
+[agents.impatient]
+description = "Is not tried again."
+instructions = "Answer."
+lanes = ["openai/gpt-5.4-mini", "anthropic/claude-haiku-5-5"]
+max_retries = 0
+
+[agents.thorough]
+description = "Takes two steps."
+instructions = "Answer."
+lanes = ["openai/gpt-5-mini"]
+follow_ups = ["Are you sure?"]
+max_retries = 0
+"""
 
 
 class House:
@@ -64,8 +83,10 @@ class Home(House):
 
     def __init__(self) -> None:
         super().__init__()
-        self.the_worker = self.worker()
-        self.the_shim = self.shim()
+        agents = Path(self._open.enter_context(TemporaryDirectory())) / "agents.toml"
+        agents.write_text(SHIPPED_AGENTS.read_text() + AGENTS)
+        self.the_worker = self.worker(CELERIAC_AGENTS_FILE=str(agents))
+        self.the_shim = self.shim(CELERIAC_AGENTS_FILE=str(agents))
 
     def ask(self, text: str = "What is the capital of France?", **facts: Any) -> dict[str, Any]:
         """Submit a job and wait for its end."""

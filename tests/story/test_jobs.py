@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from decimal import Decimal
 from itertools import pairwise
+from typing import Any
 
 from tests.processes import wait_until
 from tests.story.conftest import Home
@@ -80,11 +81,30 @@ def test_when_openai_fails_anthropic_answers(home: Home) -> None:
 def test_when_nobody_answers_the_job_fails_with_a_code(home: Home) -> None:
     """A failure is an end too: named, with the calls that were made, and nothing in the conversation."""
     home.always(status=503)
-    job = home.ask(context_id="failing")
+    job = home.ask(agent="impatient", context_id="failing")
     assert (job["state"], job["answer"]) == ("failed", None)
     assert job["error"]["code"] == "overloaded"
     assert [call["error"] for call in job["calls"]] == ["overloaded", "overloaded"]
     assert home.the_shim.http.get("/v1/contexts/failing").status_code == 404
+
+
+def test_a_job_that_meets_an_error_that_time_may_cure_is_tried_again(home: Home) -> None:
+    """Meanwhile it is parked outside every slot, as long as the provider asked for; then it succeeds."""
+    home.scripted(*[{"status": 503, "headers": {"Retry-After": "2"}}] * 2, {"text": "Paris"})
+    id = home.the_shim.submit()["id"]
+
+    def parked() -> Any:
+        job = home.the_shim.job(id)
+        return job if job["state"] == "parked" else None
+
+    job = wait_until(parked, "the job to be parked")
+    assert (job["reason"], job["attempts"], job["error"]) == ("retry", 1, None)
+    assert [call["error"] for call in job["calls"]] == ["overloaded", "overloaded"]
+    ended = home.the_shim.job(id, wait=60)
+    assert (ended["state"], ended["answer"], ended["attempts"]) == ("succeeded", "Paris", 2)
+    assert (ended["reason"], ended["resume_at"]) == (None, None)
+    assert ended["started_at"] >= job["resume_at"]
+    assert [call["stands"] for call in ended["calls"]] == ["released", "released", "settled"]
 
 
 def test_a_request_that_is_wrong_is_not_sent_elsewhere(home: Home) -> None:

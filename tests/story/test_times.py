@@ -1,0 +1,62 @@
+"""Jobs that are not to start yet, and jobs whose time is over."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from tests.processes import wait_until
+from tests.story.conftest import Home, House
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def test_a_scheduled_job_runs_at_its_time_and_not_before(home: Home) -> None:
+    """It is parked until then, and nothing is asked for it."""
+    at = datetime.now(UTC) + timedelta(seconds=4)
+    job = home.the_shim.submit(run_at=at.isoformat())
+    assert (job["state"], job["reason"]) == ("parked", "scheduled")
+    home.ask()
+    assert home.the_shim.job(job["id"])["state"] == "parked"
+    assert home.bill()["calls"] == 1
+    ended = home.the_shim.job(job["id"], wait=60)
+    assert (ended["state"], ended["attempts"]) == ("succeeded", 1)
+    assert timedelta(0) <= moment(ended["started_at"]) - moment(job["resume_at"]) < timedelta(seconds=5)
+
+
+def test_a_waiting_job_expires_at_its_deadline(house: House) -> None:
+    """No slot fell free in time: it ends without a run, and without a call."""
+    shim = house.shim()
+    house.worker("-c", "1")
+    house.always(hang=True)
+    busy = shim.submit()["id"]
+    wait_until(lambda: house.in_flight() == 1, "the only slot to be taken")
+    job = shim.job(shim.submit(expires_in=1)["id"], wait=30)
+    assert (job["state"], job["error"]["code"], job["attempts"]) == ("expired", "expired", 0)
+    assert job["ended_at"] >= job["deadline"]
+    assert house.bill()["calls"] == 1
+    assert shim.job(busy)["state"] == "running"
+
+
+def test_a_running_job_is_stopped_at_its_deadline(home: Home) -> None:
+    """The provider's request is aborted; what it may have cost is in doubt."""
+    home.scripted({"hang": True})
+    id = home.the_shim.submit(expires_in=2)["id"]
+    wait_until(lambda: home.in_flight() == 1, "the call to be under way")
+    job = home.the_shim.job(id, wait=30)
+    assert (job["state"], job["error"]["code"], job["attempts"]) == ("expired", "expired", 1)
+    assert job["ended_at"] >= job["deadline"]
+    assert [call["stands"] for call in job["calls"]] == ["doubt"]
+    assert float(job["in_doubt_usd"]) > 0
+    wait_until(lambda: home.in_flight() == 0, "the request to be aborted")
+
+
+def test_an_expired_job_can_be_started_again(home: Home) -> None:
+    """Its old deadline no longer counts."""
+    home.scripted({"hang": True}, {"text": "Paris"})
+    id = home.the_shim.submit(expires_in=1)["id"]
+    assert home.the_shim.job(id, wait=30)["state"] == "expired"
+    assert home.the_shim.http.post(f"/v1/jobs/{id}/retry").status_code == 202
+    job = home.the_shim.job(id, wait=30)
+    assert (job["state"], job["answer"], job["deadline"]) == ("succeeded", "Paris", None)
