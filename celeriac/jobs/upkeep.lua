@@ -41,15 +41,17 @@ end
 
 local free, looked_at = call('HGETALL', K.free()), {}
 for i = 1, #free, 2 do
-  local group = free[i]
+  local group, slots = free[i], tonumber(free[i + 1])
   for _, queue in ipairs(queues_of(group)) do
-    if not looked_at[queue] then
-      looked_at[queue] = true
-      if tonumber(free[i + 1]) > 0 then ring_again(queue) end
-      if call('SCARD', K.quarantined()) > 0 then ring_again(suspects_of(queue)) end
+    for bell_queue, wanted in pairs({[queue] = slots > 0, [suspects_of(queue)] = call('SCARD', K.quarantined()) > 0}) do
+      -- A group without slots must not keep those that serve the same queue from hearing of it.
+      if wanted and not looked_at[bell_queue] then
+        looked_at[bell_queue] = true
+        ring_again(bell_queue)
+      end
     end
   end
-  if tonumber(free[i + 1]) > 0 then dispatch_for(group, 200, bells) end
+  if slots > 0 then dispatch_for(group, 200, bells) end
 end
 sweep(200)
 local broken = call('ZRANGE', K.broken(), '(' .. (call('GET', K.alarmed()) or 0), '+inf', 'BYSCORE')

@@ -132,6 +132,18 @@ async def test_a_lost_bell_is_rung_again_at_growing_intervals(queue: Queue) -> N
     assert rings == [3, 9, 21, 45, 93]
 
 
+async def test_a_lost_bell_is_rung_again_for_any_group_that_has_slots(queue: Queue) -> None:
+    """Another group that serves the same queue may be full, or only drain."""
+    queue.redis.set("celeriac:recount", "1", px=60_000)  # else the order of the groups is anyone's guess
+    await queue.worker("full", slots=1)
+    await queue.claim(await queue.submit(), "full")
+    await queue.worker("w2", slots=1, queues=("celeriac", "slow"))
+    job = await queue.submit()
+    queue.redis.delete("celeriac")
+    await queue.pass_time(5, "full", "w2")
+    assert queue.rung() == [job.id]
+
+
 async def test_a_slow_group_gets_no_second_bell(queue: Queue) -> None:
     """Bells that still lie in the broker's list were not lost."""
     await queue.worker()

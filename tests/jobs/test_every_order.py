@@ -343,7 +343,8 @@ class Machine(RuleBasedStateMachine):
             return
         mine, claim = self.mine(run), run.claim
         stop = self.record(claim.id).get("stop")
-        settlement = self.settled(run.calls[-1], "settled", 3) if paid and run.calls else None
+        ends = how in {"succeeded", "failed"}
+        settlement = self.settled(run.calls[-1], "settled", 3) if ends and paid and run.calls else None
         op = {"succeeded": "finish", "failed": "finish", "retry": "park"}.get(how, how)
         again = self.record(claim.id).get("released") == f"{op} {claim.worker} {claim.nonce}"
         answers = [run.answer] if again else []
@@ -358,7 +359,7 @@ class Machine(RuleBasedStateMachine):
         if not mine:
             return
         run.lost, run.answer = True, answers[0]
-        if how in {"succeeded", "failed"}:
+        if ends:
             assert answers[0].state == (stop if stop and how != "succeeded" else how)
             if (context := self.contexts[claim.id]) and how == "succeeded":
                 assert answers[0].appended or context in self.forgotten
