@@ -36,6 +36,13 @@ class Result:
     def count(self, *kinds: str) -> int:
         return sum(violation.kind in kinds for violation in self.violations)
 
+    @property
+    def in_short(self) -> str:
+        if self.not_run:
+            return f"not run: {self.not_run}"
+        found = f"{len(self.violations)} violations" if self.violations else "in order"
+        return f"{found}, {self.jobs} jobs in {self.seconds:.0f} s"
+
     def as_json(self) -> dict[str, Any]:
         return {
             "scenario": self.scenario,

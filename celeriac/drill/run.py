@@ -102,7 +102,9 @@ async def _drill(some: Iterable[Scenario], options: Options, say: Callable[[str]
         results = []
         for scenario in some:
             say(f"{scenario.name}: {scenario.about}")
-            results.append(await lodging.run(scenario))
+            result = await lodging.run(scenario)
+            say(f"    {result.in_short}")
+            results.append(result)
         return results
 
 
