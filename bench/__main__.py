@@ -3,7 +3,7 @@
 python -m bench             print the table
 python -m bench --write     and put it into docs/performance.md
 python -m bench --quick     everything in small, to see that it runs; its numbers say nothing
-python -m bench scripts     what each script costs the store, with 10 ready jobs and with 1,000,000; under a minute, 1 GB
+python -m bench scripts     what each script costs the store, with 10 ready jobs and with 1,000,000; 30 s, 0.5 GB
 """
 
 from __future__ import annotations
