@@ -149,8 +149,8 @@ local STOPPED = {
 
 -- An end that no run brings about: cancelled, expired.
 local function stop_job(r, state, bells, run)
-  call('HSET', K.job(r.id), 'error', STOPPED[state])
   end_job(r, state, bells, run)
+  call('HSET', K.job(r.id), 'error', STOPPED[state])
 end
 
 -- A job that no worker holds leaves its place for good.

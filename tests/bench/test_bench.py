@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.__main__ import BEGIN, END, line, write
 from bench.house import allow_many_files
 from bench.rows import QUICK, Row, rows
+from bench.scripts import costs
 
 
 def test_every_row_is_measured():
@@ -21,6 +22,23 @@ def test_every_row_is_measured():
         for value in (row.ours, row.plain):
             assert value is None or (math.isfinite(value) and 0 < value < 1_000_000), row
     assert sum(row.met is not None for row in made) == 8
+
+
+def test_scripts_cost_the_same_with_many_ready_jobs_as_with_few():
+    """Dispatch, claim and finish do not look at what they leave alone."""
+    measured = {cost.script: cost for cost in costs((10, 10), (20_000, 200), rounds=20)}
+    assert {
+        "submit",
+        "claim",
+        "admit",
+        "step",
+        "finish and dispatch",
+        "heartbeat",
+        "a round of upkeep",
+    } <= measured.keys()
+    for cost in measured.values():
+        # A script that went through the jobs would cost a hundred times as much; the machine is a noisy place.
+        assert cost.many < 10 * cost.few, cost
 
 
 def test_the_page_is_written_between_its_markers(tmp_path: Path):

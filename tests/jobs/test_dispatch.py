@@ -106,6 +106,15 @@ async def test_a_tenant_with_one_job_does_not_wait_behind_a_flood(queue: Queue) 
     assert job.id in queue.rung()[:2]
 
 
+async def test_a_tenant_that_submits_again_keeps_its_turn(queue: Queue) -> None:
+    """Who asks for more is not put back for it."""
+    first = await queue.submit(tenant="a")
+    await queue.submit(tenant="b")
+    await queue.submit(tenant="a")
+    await queue.worker(slots=1)
+    assert queue.rung()[0] == first.id
+
+
 async def test_high_goes_before_low_and_low_is_not_starved(queue: Queue) -> None:
     """One dispatch in ten begins from below."""
     low = [await queue.submit(priority="low") for _ in range(10)]
@@ -265,7 +274,7 @@ async def test_low_is_not_starved_whatever_else_counts(queue: Queue, turn: int, 
     """One slot that falls free at a time, an endless line of high: low starts within ten dispatches, in either line."""
     for i in range(60):
         await queue.submit(priority="high", agent="reviewer" if i % 2 else "assistant", limited=bool(i % 2))
-    for i in range(6):
+    for i in range(20):
         await queue.submit(priority="low", agent="reviewer" if i % 2 else "assistant", limited=bool(i % 2))
     queue.redis.incr("celeriac:turn", turn)
     await queue.worker(slots=1, queues=queues, limits={"a:reviewer": 3})

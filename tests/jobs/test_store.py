@@ -6,6 +6,7 @@ import dataclasses
 from datetime import timedelta
 
 import pytest
+from redis.exceptions import ResponseError
 
 from celeriac.connections import unpack
 from celeriac.contexts.store import encode_turn
@@ -165,6 +166,11 @@ async def test_an_illegal_move_is_refused_before_anything_is_written(queue: Queu
     before = queue.redis.hgetall(key)
     assert await queue.try_claim(job) is None
     assert queue.redis.hgetall(key) == before
+    queue.redis.hset(key, "place", "new")
+    everything = queue.everything()
+    with pytest.raises(ResponseError, match="illegal move from new to ended"):
+        await queue.jobs.cancel(job.id, None)
+    assert queue.everything() == everything
 
 
 async def test_what_ended_is_forgotten_after_its_time_and_leaves_its_indexes(queue: Queue) -> None:
