@@ -68,9 +68,13 @@ class Call:
     late: bool = False
 
     @property
+    def paid(self) -> bool:
+        return self.error is None and not self.in_doubt
+
+    @property
     def answered(self) -> bool:
         """In time: an answer that came after its run had lost the job is paid, and was never of use."""
-        return self.error is None and not self.in_doubt and not self.late
+        return self.paid and not self.late
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +305,7 @@ def _settled(history: History, bill: Mapping[str, Billed]) -> Iterator[Violation
     for job in history.final.values():
         lines = []
         for call in job.calls:
-            if not call.answered:
+            if not call.paid:
                 continue
             line = bill.get(call.request_id)
             if line is None or line.label != job.label:
