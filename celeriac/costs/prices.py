@@ -7,13 +7,14 @@ provider's dearest known model costs, and says that it is an estimate.
 from __future__ import annotations
 
 import fnmatch
+import time
 import tomllib
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,6 +61,7 @@ class Prices:
         for file in (SHIPPED, *files):
             self._rows |= read(file)
         self._dearest: dict[str, Any] = {}
+        self._bound_of = lru_cache(4096)(self._bound_for)
 
     @cached_property
     def _table(self) -> Any:
@@ -86,9 +88,15 @@ class Prices:
         Every byte a token, at the dearest class of input, and the whole output limit. A model may be billed under a
         longer name than it was asked for; what then costs more than the bound is an overrun, and booked as such.
         """
-        tokens, lane = _most_input(request), request.lane
+        # Looked up for each call, and the same for many: tokens are rounded up by at most a sixteenth, prices are those
+        # of the hour.
+        tokens, hour = _most_input(request), int(time.time()) // 3600
+        step = max(1, 1 << tokens.bit_length() - 5)
+        return self._bound_of(request.lane, -(-tokens // step) * step, request.max_output_tokens, hour)
+
+    def _bound_for(self, lane: Lane, tokens: int, output: int, _hour: int) -> int:
         return max(
-            self.price(lane, lane.model, Usage(**{name: tokens}, output=request.max_output_tokens)).nanos
+            self.price(lane, lane.model, Usage(**{name: tokens}, output=output)).nanos
             for name in ("input", "cache_read", "cache_write")
         )
 
