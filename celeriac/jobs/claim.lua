@@ -36,7 +36,6 @@ if not again then
   leave_place(r)
   move(r, 'running')
   call('HSET', K.job(a.id), 'worker', a.worker, 'nonce', a.nonce, 'started', now)
-  call('HDEL', K.job(a.id), 'rings')
   call('HINCRBY', K.job(a.id), 'attempts', 1)
   r.worker = a.worker
   take_slot(r)

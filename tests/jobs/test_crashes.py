@@ -274,6 +274,19 @@ async def test_a_quarantined_worker_that_drains_is_replaced(queue: Queue, crash:
     await queue.claim(job, "new")
 
 
+async def test_a_worker_that_drains_is_not_quarantined(queue: Queue, crash: Crash) -> None:
+    """However idle it is."""
+    job = await suspect(queue, crash)
+    await queue.worker("idle")
+    await queue.worker("busy")
+    other = await queue.claim(await queue.submit(), "busy")
+    await queue.fleet.heartbeat("idle", 10, taking=False)
+    await queue.fleet.upkeep()
+    assert queue.redis.smembers("celeriac:quarantined") == {"busy"}
+    await queue.finish(other)
+    await queue.claim(job, "busy")
+
+
 async def test_limits_hold_for_suspects(queue: Queue, crash: Crash) -> None:
     """A tenant's suspects run at most as many at once as its limit says; those of others go on."""
     jobs = [await queue.submit() for _ in range(3)]

@@ -141,6 +141,32 @@ async def test_a_lost_bell_is_rung_again_at_growing_intervals(queue: Queue) -> N
     assert rings == [3, 9, 21, 45, 93]
 
 
+async def test_a_lost_bell_is_not_rung_again_while_no_slot_is_free(queue: Queue) -> None:
+    """It would wait in the broker for nobody; as soon as a slot is free, it is rung."""
+    await queue.worker(slots=1)
+    claim = await queue.claim(await queue.submit())
+    job = await queue.submit()
+    queue.redis.delete("celeriac")
+    await queue.pass_time(30, "w1")
+    assert queue.rung() == []
+    await queue.finish(claim)
+    await queue.pass_time(5, "w1")
+    assert queue.rung() == [job.id]
+
+
+async def test_a_pool_that_shrank_below_its_jobs_takes_no_room_from_the_others(queue: Queue) -> None:
+    """It offers nothing, and not less than nothing."""
+    await queue.worker("small", slots=5)
+    for _ in range(5):
+        await queue.claim(await queue.submit(), "small")
+    await queue.fleet.heartbeat("small", 1, taking=True)
+    await queue.worker("w2", slots=3)
+    before = len(queue.rung())
+    for _ in range(10):
+        await queue.submit()
+    assert len(queue.rung()) - before == 3 + MARGIN
+
+
 async def test_a_lost_bell_is_rung_again_for_any_group_that_has_slots(queue: Queue) -> None:
     """Another group that serves the same queue may be full, or only drain."""
     queue.redis.set("celeriac:recount", "1", px=60_000)  # else the order of the groups is anyone's guess

@@ -138,6 +138,18 @@ async def test_cancelled_and_expired_jobs_are_replayed_without_their_deadline(qu
     assert await queue.state(job) == State.EXPIRED
 
 
+async def test_a_replayed_job_has_all_its_tries_again(queue: Queue) -> None:
+    """And any worker may take it."""
+    await queue.worker()
+    job = await queue.submit()
+    await queue.jobs.park(await queue.claim(job), "retry", timedelta(seconds=1), retry=True, exclude=True)
+    await queue.worker("w2")
+    await queue.pass_time(1, "w1", "w2")
+    await fail(queue, await queue.claim(job, "w2"))
+    await replay(queue, job)
+    assert (await queue.claim(job, "w1")).retries == 0
+
+
 async def test_a_replayed_job_does_not_age(queue: Queue) -> None:
     """Nor is it swept from the lists when its first end would have been forgotten."""
     job = await failed(queue, idempotency_key="k")

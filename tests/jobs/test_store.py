@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from datetime import timedelta
 
@@ -11,7 +12,7 @@ from redis.exceptions import ResponseError
 from celeriac.connections import unpack
 from celeriac.contexts.store import encode_turn
 from celeriac.errors import Conflict, Fenced, Invalid, Misconfigured, StoreUnavailable
-from celeriac.jobs.model import MOVES, JobError, Place, State
+from celeriac.jobs.model import MOVES, PROTOCOL, JobError, Place, State
 from celeriac.jobs.store import new_id, new_nonce
 from celeriac.llm.model import Message
 from celeriac.settings import Settings
@@ -187,6 +188,37 @@ async def test_what_ended_is_forgotten_after_its_time_and_leaves_its_indexes(que
     assert queue.redis.zcard("celeriac:retention") == 0
 
 
+@pytest.mark.parametrize("who", ["submit", "finish", "upkeep"])
+async def test_whoever_comes_by_sweeps_a_little(queue: Queue, who: str) -> None:
+    """So the lists shrink while there is work, too."""
+    await queue.worker()
+    running = await queue.claim(await queue.submit())
+    ended = await queue.submit()
+    await queue.jobs.cancel(ended.id, None)
+    queue.redis.delete(f"celeriac:job:{ended.id}")
+    queue.later(86_400_000)
+    if who == "submit":
+        await queue.submit()
+    elif who == "finish":
+        await queue.finish(running)
+    else:
+        await queue.fleet.upkeep()
+    assert queue.redis.zscore("celeriac:jobs:default", ended.id) is None
+    queue.later(-86_400_000)
+
+
+async def test_whoever_waits_for_an_end_is_woken(queue: Queue) -> None:
+    """However the job ends."""
+    await queue.worker()
+    jobs = [await queue.submit() for _ in range(2)]
+    async with queue.stores.ends.watch(jobs[0].id) as first, queue.stores.ends.watch(jobs[1].id) as second:
+        await queue.finish(await queue.claim(jobs[0]))
+        await asyncio.wait_for(first.wait(), 5)
+        assert not second.is_set()
+        await queue.jobs.cancel(jobs[1].id, None)
+        await asyncio.wait_for(second.wait(), 5)
+
+
 async def test_a_waiting_job_does_not_age(queue: Queue) -> None:
     """A record lives at least as long as anything that points at it."""
     job = await queue.submit(context_id="c")
@@ -244,7 +276,9 @@ async def test_a_store_that_is_away_says_that_the_job_may_have_been_accepted(own
 
 async def test_an_older_worker_is_refused_by_a_newer_fleet(queue: Queue) -> None:
     """Two releases may share a store; a protocol that the fleet has left behind may not."""
-    queue.redis.set("celeriac:protocol", 2)
+    await queue.worker("w0")
+    assert queue.redis.get("celeriac:protocol") == str(PROTOCOL)
+    queue.redis.set("celeriac:protocol", PROTOCOL + 1)
     with pytest.raises(Misconfigured, match="newer release"):
         await queue.worker()
 
@@ -300,6 +334,21 @@ class TestContexts:
         claim = await queue.claim(second)
         assert claim.turns == ()
         assert await queue.finish(claim, turn=TURN) is True
+
+    @pytest.mark.parametrize("steps", [0, 1])
+    async def test_a_run_that_goes_on_from_its_journal_appends_to_the_turns_that_it_was_made_from(
+        self, queue: Queue, steps: int
+    ) -> None:
+        """A job that made no step yet reads the conversation anew; steps are not mixed with another one's."""
+        await queue.worker()
+        await queue.finish(await queue.claim(await queue.submit(context_id="c")), turn=TURN)
+        job = await queue.submit(context_id="c")
+        claim = await queue.claim(job)
+        for step in range(steps):
+            await queue.stores.journal.commit(claim, step, {"text": "x"}, None)
+        await queue.jobs.give_back(claim)
+        await queue.stores.contexts.delete("default", "c")
+        assert await queue.finish(await queue.claim(job), turn=TURN) is (steps == 0)
 
     async def test_an_idle_context_is_deleted_whole(self, queue: Queue) -> None:
         """Nothing of it is left, and deleting it again says that there was none."""
