@@ -356,12 +356,15 @@ async def redis_rewound(stage: Stage) -> None:
 async def redis_full(stage: Stage) -> None:
     async with stage.load() as load:
         await load.at(0.3)
-        before, running = await stage.workers(), await stage._began(stage.caller.open)
+        before = await stage.workers()
+        running = {id for id, began in (await stage._began(stage.caller.open)).items() if began}
+        # A call that is not booked yet is new work.
+        await asyncio.sleep(0.3)
         await stage.redis.config_set("maxmemory", "1mb")
         try:
             await asyncio.sleep(max(3.0, stage.size.lease * 1.2))
             stage.expect(await stage.workers() == before, "a full Redis made workers lose their leases")
-            stage.expect(not running.keys() & stage.caller.open, "jobs that ran before Redis was full did not end")
+            stage.expect(not running & stage.caller.open, "jobs that ran before Redis was full did not end")
         finally:
             await stage.redis.config_set("maxmemory", "0")
     refused = [post for post in stage.history.posts if post.outcome == "refused"]
@@ -434,7 +437,7 @@ async def wrong_record(stage: Stage) -> None:
         await load.at(0.2)
         await redis.hset(record, mapping={"place": "nowhere", "queue": "celeriac", "seq": "many"})
         await redis.zadd(keys.spell("rung", queue="celeriac"), {wrong: 0, "not even an id": 0})
-        await redis.zadd(keys.spell("ready", queue="celeriac", priority="1", tenant="default"), {wrong: 0})
+        await redis.zadd(keys.spell("ready", line="celeriac", priority="1", tenant="default"), {wrong: 0})
         if (worker := await stage.busy_worker()) is not None:
             [name] = [n for n in await stage.workers() if f".{worker.pid}." in n]
             await redis.sadd(keys.spell("held", worker=name), wrong)
@@ -446,18 +449,10 @@ async def wrong_record(stage: Stage) -> None:
 
 
 async def _set_aside(stage: Stage, id: str) -> bool:
-    """Whether the index of broken records names it; it is taken out again."""
-    if "broken" not in keys.KEYS:
-        return False
+    """Whether the index of broken records names it, as "ID in PLACE"; it is taken out again."""
     key = keys.spell("broken")
-    match await stage.redis.type(key):
-        case b"zset":
-            return bool(await stage.redis.zrem(key, id))
-        case b"hash":
-            return bool(await stage.redis.hdel(key, id))
-        case b"set":
-            return bool(await stage.redis.srem(key, id))
-    return False
+    named = [entry for entry in await stage.redis.zrange(key, 0, -1) if entry.startswith(id.encode())]
+    return bool(named and await stage.redis.zrem(key, *named))
 
 
 # The provider.
