@@ -176,7 +176,7 @@ class AttemptOut(BaseModel):
     error: str | None = Field(None, description="Why the next lane was asked; null for the call that answered.")
     request_id: str = Field("", description="The provider's own name of the request.")
     in_doubt: bool = Field(False, description="Whether the provider may have billed a call that has no answer.")
-    late: bool = Field(False, description="It was in doubt, and its answer came after all: too late for the job.")
+    late: bool = Field(False, description="Its answer was booked after it had been given up.")
     model: str | None = Field(None, description="The model that was billed.")
     usage: UsageOut | None = None
     cost_usd: str | None = Field(None, description="What was settled.")

@@ -56,6 +56,7 @@ class Calls:
         #: Which step is being made, the first is 1: for the receipt.
         self.step = 1
         self._bounds: dict[str, int] = {}
+        self._open: dict[str, Lane] = {}
         self._answered: dict[str, Settlement] = {}
 
     async def answer(self, request: ModelRequest) -> Answer:
@@ -66,14 +67,16 @@ class Calls:
         call, lane, began = new_id(), request.lane, time.monotonic()
         bound = self._prices.bound(request)
         await patiently(lambda: self._journal.admit(self._claim, call, bound, {"lane": str(lane), "step": self.step}))
-        self._bounds[call] = bound
+        self._bounds[call], self._open[call] = bound, lane
         await self._lease.running()
         try:
             answer = await self._client.answer(request)
         except ModelError as error:
             settlement = self._failed(call, lane, error, time.monotonic() - began)
             await patiently(lambda: self._journal.settle(self._claim, settlement))
+            del self._open[call]
             raise
+        del self._open[call]
         self._answered[call] = self._settled(call, answer)
         return replace(answer, call=call)
 
@@ -86,6 +89,16 @@ class Calls:
         while self._answered:
             _, settlement = self._answered.popitem()
             await patiently(partial(self._journal.settle, self._claim, settlement))
+
+    async def doubt(self) -> None:
+        """The run lost its job in the middle of a call. The store has booked that already, unless it lost history."""
+        await self.close()
+        while self._open:
+            call, lane = self._open.popitem()
+            facts = self._facts(lane, 0.0, "aborted", "")
+            await patiently(
+                partial(self._journal.settle, self._claim, Settlement(call, "doubt", self._bounds[call], 0, facts))
+            )
 
     def _settled(self, call: str, answer: Answer) -> Settlement:
         price = self._prices.price(answer.lane, answer.model, answer.usage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -228,6 +229,8 @@ class Runner:
             made = await self._follow(claim, calls)
         except asyncio.CancelledError:
             if run.why == "lost":
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.shield(asyncio.wait_for(calls.doubt(), LAST_WORDS))
                 raise
             run.ends = True
             # Shielded: what cancelled the run must not cancel the words about it.

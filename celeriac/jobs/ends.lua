@@ -55,11 +55,11 @@ end
 local function book(id, s)
   if call('EXISTS', K.job(id)) == 0 then return 'lost' end
   local c = call_read(id, s.call)
-  if c and (c.stands == 'settled' or c.stands == 'released') then return 'again' end
+  if c and (c.stands == 'settled' or c.stands == 'released' or c.stands == s.stands) then return 'again' end
   local known = c ~= nil
   c = c or {stands = 'unknown', bound = s.bound, amount = '0', at = tostring(now), facts = s.facts}
-  -- Its answer came after all: what was in doubt is known now.
-  c.facts = c.stands == 'doubt' and string.gsub(s.facts, '^{', '{"late":true,', 1) or s.facts
+  -- Its answer came after all, or the store had lost it.
+  c.facts = s.stands == 'settled' and c.stands ~= 'open' and string.gsub(s.facts, '^{', '{"late":true,', 1) or s.facts
   call_move(id, s.call, c, s.stands, s.stands == 'settled' and s.nanos or s.stands == 'doubt' and c.bound or '0')
   if not known then
     local ttl = call('PTTL', K.job(id))
