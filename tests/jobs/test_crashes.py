@@ -121,8 +121,9 @@ async def test_suspects_run_in_shrinking_company(queue: Queue, crash: Crash, bef
         queue.redis.hset(f"celeriac:job:{job.id}", "crashes", before)
     queue.redis.rename("celeriac:suspects:celeriac:2", f"celeriac:suspects:celeriac:{before}")
     await queue.worker(slots=100)
-    await queue.pass_time(2, "w1")
-    assert queue.rung(SUSPECTS) == [job.id for job in jobs[:company]]
+    for _ in range(2):
+        await queue.pass_time(2, "w1")
+        assert queue.rung(SUSPECTS) == [job.id for job in jobs[:company]]
     claims = [await queue.claim(id) for id in queue.rung(SUSPECTS)]
     await queue.pass_time(2, "w1")
     assert len(queue.rung(SUSPECTS)) == company
@@ -272,6 +273,17 @@ async def test_a_quarantined_worker_that_drains_is_replaced(queue: Queue, crash:
     await queue.fleet.upkeep()
     assert (await queue.beat("new")).quarantined is True
     await queue.claim(job, "new")
+
+
+async def test_no_suspect_is_rung_for_a_quarantined_worker_that_drains(queue: Queue, crash: Crash) -> None:
+    """Nobody would answer."""
+    await suspect(queue, crash)
+    await queue.worker()
+    other = await queue.claim(await queue.submit())
+    await queue.pass_time(1, "w1")
+    assert (await queue.beat(taking=False)).quarantined is True
+    await queue.finish(other)
+    assert queue.rung(SUSPECTS) == []
 
 
 async def test_a_worker_that_drains_is_not_quarantined(queue: Queue, crash: Crash) -> None:

@@ -141,6 +141,17 @@ async def test_a_lost_bell_is_rung_again_at_growing_intervals(queue: Queue) -> N
     assert rings == [3, 9, 21, 45, 93]
 
 
+async def test_no_two_bells_have_the_same_delivery_tag(queue: Queue) -> None:
+    """Celery's consumer would take the second for the first."""
+    await queue.worker()
+    await queue.submit()
+    first = json.loads(queue.redis.rpop("celeriac"))
+    await queue.pass_time(5, "w1")
+    second = json.loads(queue.redis.rpop("celeriac"))
+    assert first["headers"]["id"] == second["headers"]["id"]
+    assert first["properties"]["delivery_tag"] != second["properties"]["delivery_tag"]
+
+
 async def test_a_lost_bell_is_not_rung_again_while_no_slot_is_free(queue: Queue) -> None:
     """It would wait in the broker for nobody; as soon as a slot is free, it is rung."""
     await queue.worker(slots=1)
