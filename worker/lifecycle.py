@@ -231,7 +231,7 @@ class Lease:
                 limits(jobs.max_running_per_tenant, jobs.tenant_limits, limited),
             )
         )
-        parts.runner.worker = name
+        parts.runner.worker, parts.runner.writes = name, 0
         always(worker=name)
         self._registered = True
         parts.runner.lease.renewed()
@@ -250,17 +250,23 @@ class Lease:
 
     async def _say(self) -> None:
         parts, offer, began = self.parts, self._offer(), time.monotonic()
+        released, parts.runner.released = parts.runner.released, []
         list_held = began - self._listed >= self._settings.jobs.lease.total_seconds()
         try:
             beat = await parts.fleet.heartbeat(
-                parts.runner.worker, offer.slots, taking=offer.taking, list_held=list_held
+                parts.runner.worker,
+                offer.slots,
+                taking=offer.taking,
+                list_held=list_held,
+                writes=parts.runner.writes,
             )
         except StoreUnavailable as error:
             silent = round(time.monotonic() - parts.runner.lease.heard, 1)
             log.warning("heartbeat_lost", reason=str(error), seconds=silent)
+            parts.runner.released = [*released, *parts.runner.released]
             return
         except HistoryLost as error:
-            await self._remind(error)
+            await self._remind(error, released)
             return
         except Fenced:
             # Somebody took our jobs away: what still runs here may write nothing.
@@ -288,10 +294,11 @@ class Lease:
                 log.warning("job_disowned", job_id=job_id)
         self._strange = unknown
 
-    async def _remind(self, error: HistoryLost) -> None:
-        """The store has lost history: it hears from us what we run."""
+    async def _remind(self, error: HistoryLost, released: list[str]) -> None:
+        """The store has lost history: it hears from us what we run. released: the jobs whose end it may have lost."""
         runner = self.parts.runner
-        log.error("store_lost_history", reason=str(error), running=runner.running)
+        log.error("store_lost_history", reason=str(error), running=runner.running, maybe_lost=released[-100:])
+        runner.writes = error.writes
         if error.gone:
             self._registered = False
             await self._register()
@@ -303,4 +310,6 @@ class Lease:
                 continue
             run.claim.worker = runner.worker
             run.adopted += 1
+            if how != "kept":
+                runner.writes += 1
             log.log(WARNING if how == "kept" else ERROR, "job_adopted", job_id=run.claim.id, how=how)

@@ -137,6 +137,9 @@ class Runner:
         self._runs: dict[str, Run] = {}
         self._claiming: set[str] = set()
         self.worker = ""
+        #: Claims and releases that the store has answered, and the jobs that were released since the last heartbeat.
+        self.writes = 0
+        self.released: list[str] = []
         self.lease = Lease()
         self.recheck: Callable[[], Awaitable[None]] | None = None
 
@@ -167,6 +170,7 @@ class Runner:
             if isinstance(claim, Untold):
                 log.info("end_told_later", job_id=job_id, state=claim.job.state)
                 return _summary_of(claim.job)
+            self.writes += 1
             task = asyncio.current_task()
             assert task is not None  # noqa: S101  # a coroutine that runs has one
             if older := self._runs.get(job_id):
@@ -264,14 +268,17 @@ class Runner:
         """Repeat until it is stored, or fenced for good. A store that lost history is reminded first."""
         adopted = run.adopted
         try:
-            return await patiently(write)
+            done = await patiently(write)
         except Fenced:
             if self.recheck is None:
                 raise
             await self.recheck()
             if run.adopted == adopted:
                 raise
-            return await patiently(write)
+            done = await patiently(write)
+        self.writes += 1
+        self.released.append(run.claim.id)
+        return done
 
     async def _cut_off(self, run: Run, calls: Calls) -> Ended | None:
         claim, jobs = run.claim, self._stores.jobs
@@ -282,6 +289,7 @@ class Runner:
                 if run.why == "stop":
                     return await patiently(lambda: jobs.finish(claim, ending))
                 await patiently(lambda: jobs.give_back(claim))
+                self.writes += 1
                 log.info("job_given_back")
         except Fenced:
             log.warning("run_fenced", worker=claim.worker)

@@ -6,6 +6,7 @@ local function let_go(r)
   if call('SREM', K.held(r.worker), r.id) == 1 and call('EXISTS', K.worker(r.worker)) == 1 then
     change_worker(r.worker, function()
       call('HINCRBY', K.worker(r.worker), 'running', -1)
+      call('HINCRBY', K.worker(r.worker), 'writes', 1)
       if level(r) and call('HINCRBY', K.worker(r.worker), 'suspects', -1) == 0 then
         call('HDEL', K.worker(r.worker), 'company')
       end

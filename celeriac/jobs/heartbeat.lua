@@ -1,7 +1,8 @@
 -- Heartbeat: one lease for all jobs of a worker. It never registers: an unknown name is told so and starts anew.
 -- a: worker, slots, taking, lease (ms), list (whether to answer the jobs that it holds).
--- Answers {"alive", 1 if this worker does the upkeep now, beats, 1 if it is quarantined, jobs to stop as id and why, jobs held}
--- or {"gone", beats}. Beats only ever grow; where they do not, the store has lost history.
+-- Answers {"alive", 1 if this worker does the upkeep now, beats, 1 if it is quarantined, jobs to stop as id and why, jobs held,
+-- writes} or {"gone", beats}. Beats and the worker's writes (claims and releases) only ever grow; where they do not, the store
+-- has lost history.
 local beats = call('INCR', K.beats())
 if not call('ZSCORE', K.workers(), a.worker) then return {'gone', beats} end
 call('ZADD', K.workers(), now + a.lease, a.worker)
@@ -16,4 +17,4 @@ for _, id in ipairs(call('SMEMBERS', K.stops(a.worker))) do
   stops[#stops + 1] = get(id, 'stop') or 'cancelled'
 end
 return {'alive', call('SET', K.upkeep(), a.worker, 'NX', 'PX', 900) and 1 or 0, beats, quarantine and 1 or 0, stops,
-  a.list and call('SMEMBERS', K.held(a.worker)) or {}}
+  a.list and call('SMEMBERS', K.held(a.worker)) or {}, tonumber(call('HGET', K.worker(a.worker), 'writes') or 0)}

@@ -27,14 +27,15 @@ PAGES: Final = 20
 class HistoryLost(CeleriacError):
     """The store has gone back in time: an older file was loaded, or a replica took over that had not heard all.
 
-    gone: it does not know the worker either.
+    gone: it does not know the worker either. writes: those of this worker that it still knows.
     """
 
     code = "history_lost"
 
-    def __init__(self, message: str = "", *, gone: bool = False) -> None:
+    def __init__(self, message: str = "", *, gone: bool = False, writes: int = 0) -> None:
         super().__init__(message)
         self.gone = gone
+        self.writes = writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,12 @@ class Fleet:
         self._beats = beats
         await self._ringer.ring(bells)
 
-    async def heartbeat(self, worker: str, slots: int, *, taking: bool, list_held: bool = False) -> Beat:
+    async def heartbeat(
+        self, worker: str, slots: int, *, taking: bool, list_held: bool = False, writes: int = 0
+    ) -> Beat:
         """Renew the lease; now and then this worker does the upkeep too.
+
+        writes: claims and releases of this worker that the store has answered.
 
         Raises Fenced where the store gave the worker up, HistoryLost where the store has lost history.
         """
@@ -114,10 +119,14 @@ class Fleet:
         beats = rest[0] if said == b"gone" else rest[1]
         seen, self._beats = self._beats, beats
         if beats <= seen:
-            raise HistoryLost(f"the store went back by {seen - beats + 1} heartbeats", gone=said == b"gone")
+            stored = 0 if said == b"gone" else rest[-1]
+            went = f"the store went back by {seen - beats + 1} heartbeats"
+            raise HistoryLost(went, gone=said == b"gone", writes=stored)
         if said == b"gone":
             raise Fenced(f"the store does not know the worker {worker}")
-        upkeep, _, quarantined, stop, held = rest
+        upkeep, _, quarantined, stop, held, stored = rest
+        if stored < writes:
+            raise HistoryLost(f"the store forgot {writes - stored} of our writes", writes=stored)
         if upkeep and self._does_upkeep:
             await self.upkeep()
         return Beat(

@@ -328,6 +328,7 @@ local function take_slot(r)
   call('SADD', K.held(r.worker), r.id)
   change_worker(r.worker, function()
     call('HINCRBY', K.worker(r.worker), 'running', 1)
+    call('HINCRBY', K.worker(r.worker), 'writes', 1)
     if level(r) then
       call('HINCRBY', K.worker(r.worker), 'suspects', 1)
       local company = tonumber(call('HGET', K.worker(r.worker), 'company') or COMPANY[2])
