@@ -97,6 +97,21 @@ async def test_a_job_that_crashes_alone_in_the_end_is_a_dead_letter(queue: Queue
     assert (await queue.submit(context_id="c")).waits_for is None
 
 
+async def test_a_dead_letter_is_forgotten_after_its_time(queue: Queue) -> None:
+    """It leaves the list of the dead with its record."""
+    job = await queue.submit()
+    for i in range(5):
+        name = await queue.worker(f"w{i}")
+        await queue.pass_time(2, name)
+        await queue.claim(job, name)
+        await queue.given_up()
+    assert (await queue.job(job)).dead
+    queue.redis.delete(f"celeriac:job:{job.id}")
+    queue.later(7 * 86_400_000)
+    await queue.fleet.upkeep()
+    assert not queue.redis.exists("celeriac:dead:default", "celeriac:retention", "celeriac:jobs:default")
+
+
 async def test_only_a_crash_alone_makes_a_dead_letter(queue: Queue, crash: Crash) -> None:
     """Two that always crash together stay suspects: each could be innocent."""
     await queue.worker("w1", slots=0)
@@ -146,6 +161,46 @@ async def test_a_suspect_is_not_claimed_beyond_the_company_of_those_who_run(queu
     queue.redis.hset("celeriac:worker:w1", "company", 32)
     await queue.pass_time(2, "w1")
     await queue.claim(jobs[1])
+
+
+def crashed_again(queue: Queue, *jobs: Accepted) -> None:
+    """As if they had, without those whose bells would be out meanwhile."""
+    for job in jobs:
+        queue.redis.hset(f"celeriac:job:{job.id}", "crashes", 3)
+        queue.redis.zrem("celeriac:suspects:celeriac:2", job.id)
+        queue.redis.zadd("celeriac:suspects:celeriac:3", {job.id: queue.record(job)["seq"]})
+
+
+async def test_the_less_suspect_go_first_and_the_others_wait(queue: Queue, crash: Crash) -> None:
+    """One level at a time, so that the company is not spoilt by bells that nobody may answer."""
+    twice, thrice = [[await queue.submit() for _ in range(n)] for n in (2, 3)]
+    for _ in range(2):
+        await crash(*twice, *thrice)
+    crashed_again(queue, *thrice)
+    await queue.worker()
+    await queue.pass_time(1, "w1")
+    assert queue.rung(SUSPECTS) == [job.id for job in twice]
+    for job in twice:
+        await queue.finish(await queue.claim(job))
+    await queue.pass_time(1, "w1")
+    assert queue.rung(SUSPECTS)[2:] == [job.id for job in thrice]
+
+
+async def test_suspects_whose_tenant_is_at_its_limit_hold_up_no_others(queue: Queue, crash: Crash) -> None:
+    """Of those who crashed more often, the next may go on."""
+    held, other = await queue.submit(), await queue.submit(tenant="b")
+    for _ in range(2):
+        await crash(held, other)
+    crashed_again(queue, other)
+    await queue.worker("w1", limits={"t:default": 1})
+    running = await queue.claim(await queue.submit(), "w1")
+    await queue.worker("w2", limits={"t:default": 1})
+    await queue.pass_time(2, "w1", "w2")
+    assert queue.rung(SUSPECTS) == [other.id]
+    await queue.finish(await queue.claim(other, "w2"))
+    await queue.finish(running)
+    await queue.pass_time(2, "w1", "w2")
+    await queue.claim(held, "w2")
 
 
 async def test_no_more_suspects_than_slots(queue: Queue, crash: Crash) -> None:

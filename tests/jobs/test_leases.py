@@ -82,6 +82,19 @@ async def test_a_run_is_known_by_its_nonce_too(queue: Queue, what: str) -> None:
     await queue.finish(claim)
 
 
+@pytest.mark.parametrize("what", WRITES)
+async def test_a_job_that_stands_as_waiting_is_nobodys_to_write(queue: Queue, what: str) -> None:
+    """Whatever its record says of a worker: the place decides."""
+    await queue.worker()
+    job = await queue.submit()
+    claim = await queue.claim(job)
+    await queue.jobs.give_back(claim)
+    queue.redis.hset(f"celeriac:job:{job.id}", mapping={"worker": "w1", "nonce": claim.nonce, "released": ""})
+    queue.planted = True
+    with pytest.raises(Fenced):
+        await WRITES[what](queue, claim)
+
+
 async def test_a_heartbeat_never_registers(queue: Queue) -> None:
     """A name that the store does not know is told so, and nothing is kept of it."""
     with pytest.raises(Fenced):

@@ -300,6 +300,15 @@ class TestContexts:
         assert second is not None
         assert second.waits_for is None
 
+    async def test_the_next_of_a_context_is_rung_at_once_whoever_serves_its_queue(self, queue: Queue) -> None:
+        """The worker that ends the first may serve another one."""
+        await queue.worker("w1")
+        await queue.worker("w2", queues=("slow",))
+        first = await queue.submit(context_id="c")
+        second = await queue.submit(context_id="c", queue="slow")
+        await queue.finish(await queue.claim(first))
+        assert queue.rung("slow") == [second.id]
+
     async def test_a_job_that_would_not_wait_is_told_who_holds_the_context(self, queue: Queue) -> None:
         """409 names the blocker, and nothing is stored."""
         first = await queue.submit(context_id="c")
