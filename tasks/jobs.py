@@ -45,7 +45,10 @@ class Doorbell(AsyncTask):
     def after_return(self, status: Any, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Celery's result is written, and its callbacks are sent: the store may forget that this is to be done."""
         summary: Summary | None = self.request.get("summary")
-        if summary is not None and summary.tell is not None:
+        if summary is None or summary.tell is None:
+            return
+        # Where a callback cannot be sent, Celery calls that the task's failure. It is told again, then.
+        if (status == states.SUCCESS) == (summary.state == State.SUCCEEDED):
             run_body(_runner(self).told(task_id, summary.tell))
 
 

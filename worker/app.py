@@ -20,6 +20,7 @@ from tasks.base import Application
 from worker import control as control  # replaces Celery's own commands
 from worker.events import EventBatches
 from worker.lifecycle import Lifecycle
+from worker.submissions import Submissions
 
 
 def stop(reason: object) -> None:
@@ -40,9 +41,13 @@ def make_app(settings: Settings) -> Celery:
         # Flower asks for events only seconds after it has started: the jobs before would never have a row. Nobody keeps
         # them where nobody listens.
         worker_send_task_events=True,
+        # A broker that is away for a moment must not turn a job that succeeded into one whose callback failed.
+        task_publish_retry=True,
+        task_publish_retry_policy={"max_retries": 30, "interval_start": 0.2, "interval_step": 0.2, "interval_max": 2},
     )
     app.steps["worker"].add(Lifecycle)
     app.steps["consumer"].add(EventBatches)
+    app.steps["consumer"].add(Submissions)
     return app
 
 

@@ -81,11 +81,15 @@ class Calls:
         return replace(answer, call=call)
 
     def settlement(self, answer: Answer) -> Settlement | None:
-        """Of the call that brought the answer; whoever takes it books it."""
-        return self._answered.pop(answer.call, None)
+        """Of the call that brought the answer; whoever books it says so by `booked`."""
+        return self._answered.get(answer.call)
+
+    def booked(self, settlement: Settlement | None) -> None:
+        if settlement is not None:
+            self._answered.pop(settlement.call, None)
 
     async def close(self) -> None:
-        """Book what was answered and not taken: the run is cut off between an answer and its step."""
+        """Book what was answered and is not known to be booked: the run is cut off between an answer and its step."""
         while self._answered:
             _, settlement = self._answered.popitem()
             await patiently(partial(self._journal.settle, self._claim, settlement))

@@ -76,5 +76,6 @@ async def run(
         if number < len(agent.follow_ups):
             made = {"text": text, "model": model, "usage": answer.usage.as_dict(), "call": answer.call}
             await patiently(partial(journal.commit, claim, number, made, settlement))
+            calls.booked(settlement)
             settlement = None
     return Outcome(text, model, usage, settlement)

@@ -233,8 +233,7 @@ class Runner:
             made = await self._follow(claim, calls)
         except asyncio.CancelledError:
             if run.why == "lost":
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.shield(asyncio.wait_for(calls.doubt(), LAST_WORDS))
+                await self._leave_to_others(calls)
                 raise
             run.ends = True
             # Shielded: what cancelled the run must not cancel the words about it.
@@ -244,7 +243,18 @@ class Runner:
             run.task.uncancel()
             return self._summarise(claim, ended.state, time.monotonic() - began, ended=ended, error=CANCELLED)
         run.ends = True
-        return await self._conclude(run, made, began)
+        try:
+            return await self._conclude(run, made, began)
+        except asyncio.CancelledError:
+            if run.why == "lost":
+                await self._leave_to_others(calls)
+            raise
+
+    @staticmethod
+    async def _leave_to_others(calls: Calls) -> None:
+        """The job is somebody else's; what was spent for it is booked all the same."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.shield(asyncio.wait_for(calls.doubt(), LAST_WORDS))
 
     async def _conclude(self, run: Run, made: Ending | Retry | None, began: float) -> Summary:
         claim, jobs = run.claim, self._stores.jobs

@@ -1,6 +1,6 @@
 -- Tell: upkeep rings for ends of which Celery has not been told, a few at once and at growing intervals: the worker died
--- between the end and the telling, the bell was lost, or there were too many at once. What kills or fails every run that
--- tells it is given up. a: page, keep. Answers {bells, given up (ids)}.
+-- between the end and the telling, the bell was lost, or there were too many at once. What no run could tell is
+-- given up. a: page, keep. Answers {bells, given up (ids)}.
 local bells, given_up, room = {}, {}, TELL_BELLS - in_telling()
 for _, id in ipairs(call('ZRANGEBYSCORE', K.untold(), '-inf', now, 'LIMIT', 0, a.page)) do
   local r = read(id)

@@ -3,7 +3,7 @@
 -- (how many have tried), tell_rings (bells rung for it).
 local TELLING = 10000      -- ms that a run has to tell
 local TELL_AGAIN = 300000  -- ms between two bells for one end, at most
-local TELL_TRIES = 10      -- runs that died of the telling before it is given up
+local TELL_TRIES = 100     -- runs that failed to tell, over eight hours, before it is given up
 local TELL_BELLS = 100     -- ends that are rung for at once: thousands of them must not hold up the jobs that wait
 
 -- The job's own queue, or if nobody serves that any more another one: every worker can tell.

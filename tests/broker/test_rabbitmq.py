@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, Signature, chain, chord
+from celery.exceptions import TaskRevokedError
 from kombu import Connection
 
+from celeriac.jobs.dispatch import SUBMIT
 from tests.broker.conftest import TwoServers
 from tests.processes import Shim, free_port, running, wait_until
 
@@ -151,3 +154,47 @@ def test_the_shim_imports_celery_only_for_another_broker(house: TwoServers, need
         shim.submit()
         assert (" celery.app" in shim.output()) is needed
         assert (" kombu" in shim.output()) is needed
+
+
+def test_a_chord_of_jobs_goes_through_rabbitmq(house: TwoServers) -> None:
+    """Submissions are acknowledged once they are stored; what hangs on a job is on its bells here too."""
+    worker = house.worker()
+    client = Celery(broker=house.rabbitmq.url, backend=house.valkey.url, set_as_current=False)
+    request = {"agent": "assistant", "input": "hi"}
+
+    def ask() -> Signature[Any]:
+        return client.signature(SUBMIT, args=[request], queue=SUBMIT)
+
+    body = chord([ask() for _ in range(3)], ask(), app=client).apply_async()
+    summary = client.AsyncResult(body.id).get(timeout=60)
+    assert (summary["job_id"], summary["state"]) == (body.id, "succeeded")
+    parked = client.signature(SUBMIT, args=[request], queue=SUBMIT).apply_async(countdown=3600)
+    wait_until(lambda: house.valkey.client().hget(f"celeriac:job:{parked.id}", "place") == "parked", "it to be parked")
+    client.control.revoke(parked.id)
+    with pytest.raises(TaskRevokedError):
+        client.AsyncResult(parked.id).get(timeout=60)
+    worker.stop()
+    assert depth(house, SUBMIT) == 0, "what a worker had and did not acknowledge comes back"
+    client.backend.result_consumer.subscribed_to.clear()
+    client.close()
+
+
+def test_a_callback_waits_for_a_broker_that_is_away(house: TwoServers) -> None:
+    """The job's end is stored, Celery's result is a success, and what comes after it is sent once it can be."""
+    house.worker()
+    client = Celery(broker=house.rabbitmq.url, backend=house.valkey.url, set_as_current=False)
+    request = {"agent": "assistant", "input": "hi"}
+    house.scripted({"delay": 3, "text": "Paris"})
+    last = chain(
+        *(client.signature(SUBMIT, args=[request], queue=SUBMIT, immutable=True) for _ in range(2)), app=client
+    ).apply_async()
+    wait_until(lambda: house.in_flight() == 1, "the call to be under way")
+    house.rabbitmq.stop()
+    record = f"celeriac:job:{last.parent.id}"
+    wait_until(lambda: house.valkey.client().hget(record, "state") == "succeeded", "the end to be stored")
+    house.rabbitmq.start()
+    assert client.AsyncResult(last.id).get(timeout=90)["state"] == "succeeded"
+    assert client.AsyncResult(last.parent.id).get(timeout=30)["state"] == "succeeded"
+    wait_until(lambda: not house.valkey.client().exists("celeriac:untold"), "both ends to be told")
+    client.backend.result_consumer.subscribed_to.clear()
+    client.close()

@@ -1,7 +1,8 @@
 """Our worker's application in a process that is killed at a moment of its first job, as kill -9 may find it.
 
-DIE_WHEN: `ended`, when the store has the job's end and Celery has not been told; `written`, when Celery's result is
-written and its callbacks are sent, and the store has not heard of that.
+DIE_WHEN: `taken`, when a submission was taken and is not stored; `ended`, when the store has the job's end and Celery
+has not been told; `written`, when Celery's result is written and its callbacks are sent, and the store has not heard
+of that.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from worker.app import app as app
 
 #: moment -> the logger that speaks then, and how its line begins.
 MOMENTS = {
+    "taken": ("celery.worker.strategy", "Task celeriac.submit"),
     "ended": ("celeriac.agents.runner", "job_ended"),
     "written": ("celery.app.trace", "Task celeriac.run_job"),
 }
@@ -21,7 +23,7 @@ MOMENTS = {
 
 def die(record: logging.LogRecord) -> bool:
     event = record.msg.get("event", "") if isinstance(record.msg, dict) else record.getMessage()
-    if event.startswith(says) and "received" not in event:
+    if event.startswith(says):
         os.kill(os.getpid(), signal.SIGKILL)
     return True
 

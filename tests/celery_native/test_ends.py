@@ -10,6 +10,14 @@ from celery import chain, chord
 from celery.exceptions import ChordError, TaskRevokedError
 from celery.result import AsyncResult
 
+from celeriac.agents.registry import read_agents
+from celeriac.agents.runner import Runner
+from celeriac.costs.prices import Prices
+from celeriac.jobs.model import NewJob
+from celeriac.jobs.store import new_id
+from celeriac.llm.scripted import Scripted
+from celeriac.settings import SHIPPED_AGENTS
+from celeriac.stores import Stores
 from tests.celery_native.conftest import Home, Town, get
 from tests.processes import wait_until
 
@@ -186,3 +194,25 @@ def test_a_member_that_would_wait_longer_than_its_chord_is_refused(town: Town) -
     with pytest.raises(ChordError, match="rate_limited"):
         get(chord([town.ask(), town.ask()], town.tell("never"), app=town.client).apply_async())
     town.stored(town.ask().apply_async(), "parked")
+
+
+async def test_a_bell_for_a_worker_that_the_store_gave_up_is_no_end(stores: Stores) -> None:
+    """Somebody else has the job, or will: a failure under its id would be a lie."""
+    job = NewJob(id=new_id(), tenant="default", agent="assistant", queue="celeriac", input=(("user", "hi"),))
+    await stores.jobs.submit(job)
+    runner = Runner(stores, read_agents(SHIPPED_AGENTS), Scripted("Paris"), Prices())
+    runner.worker = "given-up"
+    assert await runner.run(job.id) is None
+
+
+def test_a_fault_of_ours_is_no_end(town: Town) -> None:
+    """Celery is told nothing, and the job is run again."""
+    worker = town.worker(CELERIAC_JOBS__LEASE="5")
+    result = town.ask(run_at=str(datetime.now(UTC) + timedelta(seconds=2))).apply_async()
+    record, client = f"celeriac:job:{result.id}", town.valkey.client()
+    created = town.stored(result, "parked")["created"]
+    client.hset(record, "created", "no number")
+    wait_until(lambda: "run_broken_off" in worker.output(), "the run to break off")
+    assert town.state(result) == "PENDING"
+    client.hset(record, "created", created)
+    assert get(result)["state"] == "succeeded"

@@ -51,16 +51,17 @@ class Flower(Process):
 
     def ended(self, job: str) -> dict[str, Any]:
         """What the API says of a job, once it has ended there."""
+        return self.in_state(job, "SUCCESS", "FAILURE")
+
+    def in_state(self, job: str, *states: str) -> dict[str, Any]:
+        """The same, once it is in one of these of Celery's states."""
 
         def info() -> dict[str, Any] | None:
             answer = self.http.get(f"/api/task/info/{job}")
-            return (
-                answer.json()
-                if answer.status_code == 200 and answer.json()["state"] in {"SUCCESS", "FAILURE"}
-                else None
-            )
+            return answer.json() if answer.status_code == 200 and answer.json()["state"] in states else None
 
-        return wait_until(info, f"Flower to see the end of {job}")
+        task: dict[str, Any] = wait_until(info, f"Flower to see {job} as {' or '.join(states)}")
+        return task
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """The tasks page as a browser fills it: job id -> row."""

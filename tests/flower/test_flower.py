@@ -7,7 +7,10 @@ import base64
 import json
 import re
 import threading
+from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from celery import Celery
 
 from tests.conftest import Valkey
 from tests.flower.conftest import ANSWER, QUESTION, SECRET, Flower
@@ -122,13 +125,51 @@ def decoded(found: re.Match[str]) -> str:
     return base64.b64decode(found[0]).decode()
 
 
+def test_a_parked_job_is_a_retry_with_its_count(home: Home, flower: Flower) -> None:
+    """And why; the next bell carries one more."""
+    busy = {"status": 429, "headers": {"Retry-After": "3"}}
+    home.scripted(busy, busy)
+    job = home.the_shim.submit()
+    task = flower.in_state(job["id"], "RETRY")
+    assert "JobFailed('rate_limited: " in task["exception"]
+    assert (task["retries"], home.the_shim.job(job["id"])["state"]) == (0, "parked")
+    task = flower.ended(job["id"])
+    assert (task["state"], task["retries"]) == ("SUCCESS", 1)
+
+
+def test_a_cancelled_job_is_revoked(home: Home, flower: Flower) -> None:
+    """While it runs; Flower's own button does the same."""
+    home.scripted({"hang": True})
+    job = home.the_shim.submit()
+    flower.in_state(job["id"], "STARTED")
+    answer = flower.http.post(f"/api/task/revoke/{job['id']}", params={"terminate": "true"})
+    assert answer.status_code == 200, answer.text
+    assert home.the_shim.job(job["id"], wait=30)["state"] == "cancelled"
+    flower.in_state(job["id"], "REVOKED")
+
+
+def test_a_job_from_celery_is_a_row_that_says_nothing_of_its_input(home: Home, flower: Flower) -> None:
+    """It is received while it waits, and not started before a worker runs it."""
+    client = Celery(broker=home.valkey.url, backend=home.valkey.url, set_as_current=False)
+    request = {"agent": "assistant", "input": QUESTION, "run_at": str(datetime.now(UTC) + timedelta(seconds=5))}
+    result = client.send_task("celeriac.submit", args=[request], queue="celeriac.submit")
+    task = flower.in_state(result.id, "RECEIVED")
+    assert (task["name"], task["args"]) == ("celeriac.submit", "...")
+    task = flower.ended(result.id)
+    assert (task["name"], task["args"]) == ("celeriac.run_job", f"['{result.id}']")
+    assert SECRET not in flower.page(f"/task/{result.id}")
+    assert SECRET not in home.the_worker.output()
+    result.forget()
+    client.close()
+
+
 def test_the_workers_page_is_about_our_pool(flower: Flower) -> None:
     """Flower's inspection is answered: its pool, its queue, its task."""
     workers = flower.http.get("/api/workers", params={"refresh": 1}).json()
     [(name, worker)] = workers.items()
     assert worker["stats"]["pool"]["implementation"] == "worker.pool:TaskPool"
-    assert [queue["name"] for queue in worker["active_queues"]] == ["celeriac"]
-    assert "celeriac.run_job" in worker["registered"]
+    assert sorted(queue["name"] for queue in worker["active_queues"]) == ["celeriac", "celeriac.submit"]
+    assert {"celeriac.run_job", "celeriac.submit"} <= set(worker["registered"])
     assert "celeriac.run_job" in flower.page(f"/worker/{name}")
 
 

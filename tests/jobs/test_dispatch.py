@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from typing import Any
 
 import pytest
 
-from celeriac.jobs.dispatch import RUN_JOB, celery_app
+from celeriac.jobs.canvas import Canvas
+from celeriac.jobs.dispatch import RUN_JOB, Produced, celery_app
 from celeriac.jobs.model import State
 from celeriac.settings import Settings
 from tests.jobs.conftest import Queue
@@ -244,16 +247,43 @@ async def test_one_worker_does_the_upkeep_and_the_next_takes_over(queue: Queue) 
     assert queue.redis.get("celeriac:upkeep") == "w1"
 
 
-async def test_the_bell_is_celerys_own_message(queue: Queue, settings: Settings) -> None:
-    """Field by field what `send_task` would have sent, but for the id, the tag and a body in plain text."""
+#: What may hang on a job, with all that could break out of a JSON text inside a JSON text.
+NASTY = {
+    "task": "shop.note",
+    "args": ['a "quote"', "a \\ backslash", "@JOB@ @EMBED@ %1", "\n\u2028 \U0001f600"],
+    "kwargs": {},
+}
+CANVAS = Canvas(
+    root_id="the-root",
+    parent_id="the-parent",
+    group="the-group",
+    group_index=3,
+    callbacks=[NASTY, {"task": "shop.other"}],
+    errbacks=[NASTY],
+    chain=[{"task": "shop.last", "options": {"task_id": "x"}}, NASTY],
+    chord=NASTY,
+)
+
+
+@pytest.mark.parametrize(
+    ("facts", "options"),
+    [
+        ({}, {"ignore_result": True}),
+        ({"canvas": CANVAS, "ignore_result": False}, {"ignore_result": False, **CANVAS.options()}),
+        ({"canvas": Canvas("r"), "ignore_result": True}, {"ignore_result": True, "root_id": "r"}),
+    ],
+    ids=["http", "canvas", "celery"],
+)
+async def test_the_bell_is_celerys_own_message(
+    queue: Queue, settings: Settings, facts: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """Field by field what `send_task` would have sent, but for the tag and a body in plain text."""
     await queue.worker()
-    job = await queue.submit()
+    job = await queue.submit(**facts)
     rung = json.loads(queue.redis.rpop("celeriac"))
     app = celery_app(settings)
-    app.send_task(RUN_JOB, args=[job.id], task_id=job.id, queue="celeriac", ignore_result=True, retries=0)
+    app.send_task(RUN_JOB, args=[job.id], task_id=job.id, queue="celeriac", retries=0, **options)
     sent = json.loads(queue.redis.rpop("celeriac"))
-    import base64
-
     body = base64.b64decode(sent.pop("body")).decode()
     assert sent["properties"].pop("body_encoding") == "base64"
     assert json.loads(rung.pop("body")) == json.loads(body)
@@ -263,6 +293,37 @@ async def test_the_bell_is_celerys_own_message(queue: Queue, settings: Settings)
         message["headers"].pop("origin")
         message["properties"]["delivery_info"].pop("exchange")
     assert rung == sent
+
+
+async def test_the_producer_publishes_the_same_bell_as_the_script(queue: Queue, settings: Settings) -> None:
+    """With a broker of its own the caller publishes: callbacks, chain, group and chord are on that bell too."""
+    await queue.worker()
+    await queue.submit(canvas=CANVAS, ignore_result=False)
+    pushed = json.loads(queue.redis.rpop("celeriac"))
+    queue.bells = {}
+    rung: list[list[bytes]] = []
+
+    class Collected:
+        async def ring(self, bells: list[list[bytes]]) -> None:
+            rung.extend(bells)
+
+    queue.jobs._ringer = Collected()  # type: ignore[assignment]
+    queue.redis.delete("celeriac:bell:celeriac")
+    job = await queue.submit(canvas=CANVAS, ignore_result=False)
+    produced = Produced(celery_app(settings))
+    produced._publish([tuple(bell) for bell in rung])
+    published = json.loads(queue.redis.rpop("celeriac"))
+    await produced.close()
+    args, kwargs, embed = json.loads(base64.b64decode(published["body"]))
+    assert (args, kwargs, embed) == ([job.id], {}, json.loads(pushed["body"])[2])
+    same = ("root_id", "parent_id", "group", "group_index", "ignore_result", "retries", "task")
+    assert {name: published["headers"][name] for name in same} == {name: pushed["headers"][name] for name in same}
+
+
+def test_a_canvas_survives_the_record() -> None:
+    """Whatever it holds."""
+    assert Canvas.unpack(CANVAS.pack()) == CANVAS
+    assert Canvas.unpack(Canvas("r").pack()) == Canvas("r")
 
 
 @pytest.mark.parametrize("jobs", [1, 200])

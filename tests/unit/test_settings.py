@@ -212,6 +212,13 @@ def test_credentials_from_anywhere_are_refused_everywhere(monkeypatch: pytest.Mo
     assert refusal()[0].startswith("CELERIAC_SHIM__CORS_ORIGINS: is *")
 
 
+def test_submissions_are_no_queue_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its messages would be lost with their worker."""
+    monkeypatch.setenv("CELERIAC_WORKER__QUEUES", "celeriac,celeriac.submit")
+    with pytest.raises(Misconfigured, match=r"CELERIAC_WORKER__QUEUES: celeriac\.submit carries submissions"):
+        load_settings()
+
+
 def test_settings_are_frozen() -> None:
     """Sections too."""
     loaded = load_settings()
