@@ -194,7 +194,7 @@ class Lease:
             lambda: self._open.enter_async_context(open_worker(self._settings, self._offer().slots or 1))
         )
         self._parts.runner.lease.length = self._settings.jobs.lease
-        self._parts.runner.recheck = self.say
+        self._parts.runner.recheck = self._recheck
         await self._register()
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
         return self._parts
@@ -244,11 +244,21 @@ class Lease:
 
     async def say(self) -> None:
         """One heartbeat, and what it asks for."""
+        try:
+            async with self._saying:
+                if self._registered:
+                    await self._say()
+        except StoreUnavailable as error:
+            silent = round(time.monotonic() - self.parts.runner.lease.heard, 1)
+            log.warning("heartbeat_lost", reason=str(error), seconds=silent)
+
+    async def _recheck(self) -> None:
+        """A heartbeat that is answered: whether the store has lost history has to be known before a run gives up."""
         async with self._saying:
-            if self._registered:
-                await self._say()
+            await patiently(self._say)
 
     async def _say(self) -> None:
+        """Raises StoreUnavailable."""
         parts, offer, began = self.parts, self._offer(), time.monotonic()
         released, parts.runner.released = parts.runner.released, []
         list_held = began - self._listed >= self._settings.jobs.lease.total_seconds()
@@ -260,11 +270,9 @@ class Lease:
                 list_held=list_held,
                 writes=parts.runner.writes,
             )
-        except StoreUnavailable as error:
-            silent = round(time.monotonic() - parts.runner.lease.heard, 1)
-            log.warning("heartbeat_lost", reason=str(error), seconds=silent)
+        except StoreUnavailable:
             parts.runner.released = [*released, *parts.runner.released]
-            return
+            raise
         except HistoryLost as error:
             await self._remind(error, released)
             return
