@@ -235,7 +235,7 @@ def _twice(history: History) -> Iterator[Violation]:
         if before is None:
             if seen.has_ended:
                 first[seen.id] = seen
-        # The same end with another time was stored again: it had been seen before a Redis that was killed had it on disk.
+        # The same end with another time was stored again: it was seen before a Redis that was killed had it on disk.
         elif replace(before, ended=None).end != replace(seen, ended=None).end and seen.id not in told:
             told.add(seen.id)
             yield Violation(

@@ -1,0 +1,100 @@
+"""What an agent's recipe and the caller's wishes do to the call that is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import Shim, wait_until
+from tests.story.conftest import House
+
+AGENTS = """
+[agents.warm]
+description = "Chats."
+lanes = ["openai/gpt-5-mini"]
+temperature = 0.7
+max_output_tokens = 77
+
+[agents.modern]
+description = "Uses the other API."
+lanes = ["openai/gpt-5-mini"]
+api = "responses"
+
+[agents.hasty]
+description = "Does not wait for long."
+lanes = ["openai/gpt-5-mini", "anthropic/claude-haiku-5-5"]
+timeout_seconds = 1
+max_retries = 0
+
+[agents.unknown]
+description = "Asks a model whose price nobody knows."
+lanes = ["openai/a-model-of-tomorrow"]
+"""
+
+
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[House, Shim]]:
+    file: Path = tmp_path_factory.mktemp("agents") / "agents.toml"
+    file.write_text(AGENTS)
+    house = House()
+    env = {"CELERIAC_AGENTS_FILE": str(file)}
+    house.worker(**env)
+    yield house, house.shim(**env)
+    house.close()
+
+
+def ask(agents: tuple[House, Shim], agent: str, **facts: Any) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """The job at its end, and the body and path of the last call."""
+    house, shim = agents
+    job = shim.job(shim.submit(agent=agent, **facts)["id"], wait=60)
+    request = house.asked()[-1]
+    return job, json.loads(request["body"]), request["path"]
+
+
+def test_temperature_and_output_limit_of_the_recipe_reach_the_model(agents: tuple[House, Shim]) -> None:
+    """As they stand in the file."""
+    _, body, path = ask(agents, "warm")
+    assert (body["temperature"], body["max_tokens"], path) == (0.7, 77, "/v1/chat/completions")
+
+
+def test_the_callers_output_limit_wins(agents: tuple[House, Shim]) -> None:
+    """It is for this job alone."""
+    assert ask(agents, "warm", max_output_tokens=5)[1]["max_tokens"] == 5
+
+
+def test_an_agent_may_use_openais_other_api(agents: tuple[House, Shim]) -> None:
+    """With its own names for the same things."""
+    job, body, path = ask(agents, "modern")
+    assert (job["state"], path, body["max_output_tokens"]) == ("succeeded", "/v1/responses", 1024)
+
+
+def test_a_call_that_outlives_its_deadline_is_in_doubt_and_the_next_lane_is_asked(agents: tuple[House, Shim]) -> None:
+    """It may have been billed: the receipt says so, at its highest possible price."""
+    house, _ = agents
+    house.scripted({"hang": True}, {"text": "Paris"})
+    job, _, _ = ask(agents, "hasty")
+    wait_until(lambda: house.in_flight() == 0, "the hanging call to be aborted")
+    first, second = job["calls"]
+    assert (first["error"], first["in_doubt"], second["error"], job["answer"]) == ("timeout", True, None, "Paris")
+    assert job["in_doubt_usd"] == first["bound_usd"] > "0"
+
+
+def test_a_model_without_a_known_price_is_not_free(agents: tuple[House, Shim]) -> None:
+    """It costs what its provider's dearest model costs, and is marked as an estimate."""
+    job, _, _ = ask(agents, "unknown")
+    assert (job["cost_estimated"], job["cost_usd"] > "0") == (True, True)
+
+
+def test_a_refusal_that_was_billed_is_paid(agents: tuple[House, Shim]) -> None:
+    """The model declined, and its provider charges for that."""
+    house, _ = agents
+    house.scripted({"fault": "refusal"})
+    job, _, _ = ask(agents, "hasty")
+    line = house.bill()["lines"][-1]
+    assert (job["state"], job["error"]["code"]) == ("failed", "content_refused")
+    assert (job["usage"]["input_tokens"], job["usage"]["output_tokens"]) == (line["input"], line["output"])
+    assert job["cost_usd"] > "0"
