@@ -55,20 +55,28 @@ class Ends:
     async def _listen(self) -> None:
         while True:
             try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:
+                async with self._redis.pubsub() as subscription:
                     await subscription.subscribe(keys.spell("ended"))
                     self._listening.set()
                     while True:
                         # Looking up now and then lets the client check that the connection still answers.
-                        message = await subscription.get_message(ignore_subscribe_messages=True, timeout=10)
-                        if message is not None:
+                        message = await subscription.get_message(timeout=10)
+                        if message is None:
+                            continue
+                        if message["type"] == "subscribe":
+                            # The client connects again by itself, and says nothing else of it.
+                            self._wake_all()
+                        else:
                             self._wake(self._waiters.get(message["data"].decode(), ()))
             except (RedisError, OSError) as error:
                 self._listening.clear()
                 log.warning("ends_interrupted", error=type(error).__name__)
-                for waiters in self._waiters.values():
-                    self._wake(waiters)
+                self._wake_all()
                 await asyncio.sleep(0.5)
+
+    def _wake_all(self) -> None:
+        for waiters in self._waiters.values():
+            self._wake(waiters)
 
     @staticmethod
     def _wake(waiters: set[asyncio.Event] | tuple[()]) -> None:

@@ -364,8 +364,10 @@ def test_an_end_that_nobody_heard_is_found_all_the_same(own_valkey: Valkey) -> N
         client = own_valkey.client()
         wait_until(lambda: client.pubsub_numsub("celeriac:ended")[0][1] == 1, "the poll to wait")
         began = time.monotonic()
+        shim.signal(signal.SIGSTOP)  # so that it listens again only after the end
         client.client_kill_filter(_type="pubsub")
-        finish(own_valkey, job["id"])  # before the shim, which waits for half a second, listens again
+        finish(own_valkey, job["id"])
+        shim.signal(signal.SIGCONT)
         waiter.join(30)
         assert [answer["state"] for answer in answers] == ["succeeded"]
         assert time.monotonic() - began < 30
