@@ -358,14 +358,17 @@ def test_the_store_away_is_503_and_nothing_is_half_written(own_valkey: Valkey) -
 def test_an_end_that_nobody_heard_is_found_all_the_same(own_valkey: Valkey) -> None:
     """The line is cut, and the job ends before it is back: who waits is woken by the line, not by the message."""
     with running(Shim(own_valkey.url)) as shim:
-        job, answers = shim.submit(), []
+        job, answers, client = shim.submit(), [], own_valkey.client()
+        asked = lambda: client.info("commandstats")["cmdstat_evalsha"]["calls"]  # noqa: E731
+        shim.job(job["id"], wait=0.1)  # it listens from now on
+        before = asked()
         waiter = threading.Thread(target=lambda: answers.append(shim.job(job["id"], wait=60)))
         waiter.start()
-        client = own_valkey.client()
-        wait_until(lambda: client.pubsub_numsub("celeriac:ended")[0][1] == 1, "the poll to wait")
+        wait_until(lambda: asked() > before, "the poll to have looked, and to wait")
         began = time.monotonic()
         shim.signal(signal.SIGSTOP)  # so that it listens again only after the end
-        client.client_kill_filter(_type="pubsub")
+        [line] = [each for each in client.client_list() if each["sub"] == "1"]
+        assert client.client_kill_filter(_id=line["id"]) == 1
         finish(own_valkey, job["id"])
         shim.signal(signal.SIGCONT)
         waiter.join(30)
