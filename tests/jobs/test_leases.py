@@ -113,6 +113,7 @@ async def test_a_worker_that_was_given_up_is_told_so_and_its_name_goes_after_its
         await queue.beat("w2")
         more, _, gone, fates = await queue.fleet._give_up(lease=15_000, page=1, keep=queue.fleet._keep)
     assert (more, gone, len(fates)) == (1, [b"dead"], 2)
+    assert queue.redis.hget("celeriac:free", "celeriac") == "10"
     with pytest.raises(Fenced):
         await queue.beat("dead")
     with pytest.raises(Fenced):
