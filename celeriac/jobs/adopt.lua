@@ -33,10 +33,7 @@ if r.place == 'running' then
   let_go(r)
 else
   leave_place(r)
-  if context then
-    call('ZREM', K.line(tenant, context), a.id)
-    context_hold(tenant, context, a.id)
-  end
+  if context then context_hold(tenant, context, a.id) end
   -- No legal move: history is mended here, not made.
   if SEEN_AS[r.place] then call('ZREM', K.jobs_in(tenant, SEEN_AS[r.place]), a.id) end
   call('ZADD', K.jobs_in(tenant, 'running'), r.seq, a.id)

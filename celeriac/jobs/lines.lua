@@ -299,14 +299,14 @@ local function dispatch_suspects(queue, bells)
   if call('SCARD', K.quarantined()) == 0 then return end
   local out = call('ZCARD', K.rung(suspects_of(queue)))
   for lvl = 2, 4 do
-    local waiting = call('ZRANGE', K.suspects(queue, lvl), 0, 199)
-    if #waiting > 0 then
+    if call('EXISTS', K.suspects(queue, lvl)) == 1 then
       local left, rung = -out, 0
       for _, worker in ipairs(call('SMEMBERS', K.quarantined())) do
         local group = call('HGET', K.worker(worker), 'queues')
         if group and serves(group, queue) then left = left + math.max(0, suspects_room(worker, lvl)) end
       end
-      for _, id in ipairs(waiting) do
+      if left <= 0 then return end
+      for _, id in ipairs(call('ZRANGE', K.suspects(queue, lvl), 0, 199)) do
         if left <= 0 then break end
         local r = read(id)
         if not (r and may(r, 'rung')) then
@@ -319,7 +319,7 @@ local function dispatch_suspects(queue, bells)
         end
       end
       -- One level at a time: company is what the most suspect of them allows. The next where limits hold all of these.
-      if left <= 0 or rung > 0 then return end
+      if rung > 0 then return end
     end
   end
 end

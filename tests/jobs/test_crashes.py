@@ -126,6 +126,18 @@ async def test_only_a_crash_alone_makes_a_dead_letter(queue: Queue, crash: Crash
     assert await queue.state(jobs[1]) == State.QUEUED
 
 
+async def test_whoever_was_in_company_all_the_same_is_no_dead_letter(queue: Queue) -> None:
+    """However often each has crashed: a history that was lost may have put them together."""
+    await queue.worker("dead")
+    jobs = [await queue.submit() for _ in range(2)]
+    for job in jobs:
+        await queue.claim(job, "dead")
+        queue.redis.hset(f"celeriac:job:{job.id}", "crashes", 4)
+    queue.redis.hset("celeriac:worker:dead", "suspects", 2)
+    await queue.given_up()
+    assert [await queue.state(job) for job in jobs] == [State.QUEUED] * 2
+
+
 @pytest.mark.parametrize(("before", "company"), [(2, 32), (3, 4), (4, 1)])
 async def test_suspects_run_in_shrinking_company(queue: Queue, crash: Crash, before: int, company: int) -> None:
     """32, 4, 1: as many bells, and as many claims, whatever bells there are."""
@@ -339,6 +351,19 @@ async def test_no_suspect_is_rung_for_a_quarantined_worker_that_drains(queue: Qu
     assert (await queue.beat(taking=False)).quarantined is True
     await queue.finish(other)
     assert queue.rung(SUSPECTS) == []
+
+
+async def test_a_quarantined_worker_that_leaves_is_forgotten(queue: Queue, crash: Crash) -> None:
+    """The next one takes its place."""
+    job = await suspect(queue, crash)
+    await queue.worker("w1")
+    await queue.pass_time(1, "w1")
+    assert await queue.fleet.leave("w1") is True
+    assert queue.redis.smembers("celeriac:quarantined") == set()
+    await queue.worker("w2")
+    queue.redis.delete(SUSPECTS)
+    await queue.pass_time(5, "w2")
+    await queue.claim(job, "w2")
 
 
 async def test_a_worker_that_drains_is_not_quarantined(queue: Queue, crash: Crash) -> None:

@@ -135,6 +135,7 @@ async def test_a_job_that_the_store_forgot_is_restored_from_its_runs_copy(queue:
     ended = await queue.end(claim, turn=TURN)
     assert (ended.state, ended.cost_nanos, ended.appended) == (State.SUCCEEDED, 4, True)
     assert len((await queue.jobs.list("default")).jobs) == 2
+    assert len({queue.record(job.id)["seq"] for job in (await queue.jobs.list("default")).jobs}) == 2
 
 
 async def test_a_job_that_another_run_holds_is_not_taken_from_it(queue: Queue) -> None:

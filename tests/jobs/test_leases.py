@@ -113,6 +113,7 @@ async def test_a_worker_that_was_given_up_is_told_so_and_its_name_goes_after_its
         await queue.beat("w2")
         more, _, gone, fates = await queue.fleet._give_up(lease=15_000, page=1, keep=queue.fleet._keep)
     assert (more, gone, len(fates)) == (1, [b"dead"], 2)
+    assert queue.redis.hget("celeriac:free", "celeriac") == "10"
     with pytest.raises(Fenced):
         await queue.beat("dead")
     with pytest.raises(Fenced):
@@ -153,6 +154,7 @@ async def test_after_the_lease_of_grace_the_silent_are_given_up(queue: Queue) ->
 
 async def test_a_clock_that_went_back_is_an_outage(queue: Queue) -> None:
     """After a failover the time may be another: nobody is given up for it."""
+    queue.later(10_000_000)
     await queue.worker()
     await queue.worker("w2")
     claim = await queue.claim(await queue.submit())

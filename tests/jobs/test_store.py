@@ -274,6 +274,17 @@ async def test_a_store_that_is_away_says_that_the_job_may_have_been_accepted(own
     await stores.close()
 
 
+async def test_a_record_with_a_field_more_is_a_record_all_the_same(queue: Queue) -> None:
+    """The next release may write one while a deploy rolls; it is kept, and given to the run."""
+    await queue.worker()
+    job = await queue.submit()
+    queue.redis.hset(f"celeriac:job:{job.id}", "colour", "green")
+    claim = await queue.claim(job)
+    assert claim.record["colour"] == b"green"
+    await queue.finish(claim)
+    assert queue.record(job)["colour"] == "green"
+
+
 async def test_an_older_worker_is_refused_by_a_newer_fleet(queue: Queue) -> None:
     """Two releases may share a store; a protocol that the fleet has left behind may not."""
     await queue.worker("w0")
