@@ -61,7 +61,7 @@ def test_a_celery_client_inspects_the_worker_and_shuts_it_down(house: House, cel
     inspect = control.inspect([worker.hostname()])
     assert inspect.stats()[worker.hostname()]["pool"]["implementation"] == "worker.pool:TaskPool"
     assert RUN_JOB in inspect.registered()[worker.hostname()]
-    assert [queue["name"] for queue in inspect.active_queues()[worker.hostname()]] == ["celeriac"]
+    assert [queue["name"] for queue in inspect.active_queues()[worker.hostname()]] == ["celeriac", "celeriac.submit"]
 
     house.scripted({"delay": 2, "text": "Paris"})
     job = shim.submit()
