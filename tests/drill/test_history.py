@@ -171,7 +171,6 @@ def forgotten() -> History:
         ("lost", gone()),
         ("lost", stored_but_not_answered()),
         ("twice", changed(state=State.FAILED)),
-        ("twice", changed(ended=110.0)),
         ("twice", changed(answer=f"{label(3)} again")),
         ("twice", changed(state=State.RUNNING, ended=None)),
         ("doubled", doubled()),
@@ -282,6 +281,17 @@ def test_recovery_lasts_from_the_fault_to_the_end() -> None:
     assert recoveries(history) == [2.0, 3.0], "it had not recovered: that is one trouble, and it began with the first"
 
 
+def test_the_same_end_stored_again_is_one_end() -> None:
+    """It was seen before a Redis that was killed had it on disk: only its time differs."""
+    assert list(violations(changed(ended=110.0))) == []
+
+
+def test_an_answer_that_came_late_is_paid_and_bought_again() -> None:
+    """Its run had lost the job: it is no second answer of the step, and stands on the bill all the same."""
+    late = Call("r", None, in_doubt=False, late=True)
+    assert (late.paid, late.answered) == (True, False)
+
+
 def test_a_job_and_a_bill_are_read_as_they_come() -> None:
     """From the wire into the history."""
     seen = seen_of(
@@ -295,7 +305,7 @@ def test_a_job_and_a_bill_are_read_as_they_come() -> None:
             "context_id": None,
             "answer": None,
             "error": {"code": "overloaded", "message": ""},
-            "calls": [{"lane": "a/b", "seconds": 1, "error": "overloaded", "request_id": "r", "in_doubt": True}],
+            "calls": [{"step": 2, "error": "overloaded", "request_id": "r", "in_doubt": True, "late": False}],
             "usage": {"input_tokens": 1, "cache_read_tokens": 2, "output_tokens": 3},
         },
         at=5.0,
