@@ -60,7 +60,8 @@ local function book(id, s)
   local known = c ~= nil
   c = c or {stands = 'unknown', bound = s.bound, amount = '0', at = tostring(now), facts = s.facts}
   -- Its answer came after all, or the store had lost it.
-  c.facts = s.stands == 'settled' and c.stands ~= 'open' and string.gsub(s.facts, '^{', '{"late":true,', 1) or s.facts
+  local late = s.stands == 'settled' and c.stands ~= 'open'
+  c.facts = late and string.gsub(s.facts, '}$', (s.facts == '{}' and '' or ',') .. '"late":true}') or s.facts
   call_move(id, s.call, c, s.stands, s.stands == 'settled' and s.nanos or s.stands == 'doubt' and c.bound or '0')
   if not known then
     local ttl = call('PTTL', K.job(id))

@@ -57,15 +57,16 @@ class Ends:
             try:
                 async with self._redis.pubsub() as subscription:
                     await subscription.subscribe(keys.spell("ended"))
-                    self._listening.set()
                     while True:
                         # Looking up now and then lets the client check that the connection still answers.
                         message = await subscription.get_message(timeout=10)
                         if message is None:
                             continue
                         if message["type"] == "subscribe":
-                            # The client connects again by itself, and says nothing else of it.
-                            self._wake_all()
+                            # Or again: the client connects anew by itself, and says nothing else of it.
+                            if self._listening.is_set():
+                                self._wake_all()
+                            self._listening.set()
                         else:
                             self._wake(self._waiters.get(message["data"].decode(), ()))
             except (RedisError, OSError) as error:

@@ -114,18 +114,19 @@ class Look:
                 yield f"{name} ages"
         if len(self.one("broken", ())) > 1000:
             yield "too many broken records are kept"
+        untold = {id for id, _ in self.one("untold", ())}
         for name in ("job", "journal", "calls"):
             for key in self.by[name]:
                 job = self.jobs.get(key.parts["id"])
                 if job is None:
                     yield f"{name} of {key.parts['id']} outlived its record"
-                elif key.ages != (job["place"] == Place.ENDED):
+                elif key.ages != (job["place"] == Place.ENDED and key.parts["id"] not in untold):
                     yield f"{name} of {key.parts['id']}, which is {job['place']}: ages is {key.ages}"
         for key in self.by["idempotency"]:
             job = self.jobs.get(key.value)
             if job is None or job.get("idempotency") != key.parts["key"] or job["tenant"] != key.parts["tenant"]:
                 yield f"a key of {key.parts['tenant']} stands for {key.value}, which does not know it"
-            elif key.ages != (job["place"] == Place.ENDED):
+            elif key.ages != (job["place"] == Place.ENDED and key.value not in untold):
                 yield f"the key of {key.value} does not live as long as its job"
 
     def level(self, job: dict[str, str]) -> int | None:
@@ -202,7 +203,9 @@ class Look:
         for short, value in expected.items():
             if value:
                 yield f"{short} lacks {value}"
-        kept = {f"{j['tenant']}|{j.get('state')}|{id}" for id, j in self.jobs.items() if j["place"] == Place.ENDED}
+        untold = {id for id, _ in self.one("untold", ())}
+        ended = {id: j for id, j in self.jobs.items() if j["place"] == Place.ENDED and id not in untold}
+        kept = {f"{j['tenant']}|{j.get('state')}|{id}" for id, j in ended.items()}
         if {entry for entry, _ in self.one("retention", ())} != kept:
             yield "retention holds other jobs than those that ended"
 

@@ -87,5 +87,9 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     await queue.claim(bad.id, "w2")
     await queue.given_up("w1", "w3")
     assert (await queue.job(bad.id)).crashes == 1
+    await queue.worker("w4")
+    told = await queue.claim(await queue.submit(ignore_result=False), "w4")
+    await queue.finish(told)
+    await queue.jobs.told(told.id, 0)
     await queue.jobs.list("default")
     assert await queue.fleet.leave("w3") is True
