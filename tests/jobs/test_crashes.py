@@ -316,6 +316,16 @@ async def test_one_worker_is_quarantined_and_where_there_are_many_a_quarter(queu
     assert queue.redis.scard("celeriac:quarantined") == 2
 
 
+async def test_few_suspects_need_one_worker_however_many_there_are(queue: Queue, crash: Crash) -> None:
+    """The others go on with everybody else's jobs."""
+    jobs = [await queue.submit() for _ in range(5)]
+    await crash(*jobs)
+    await crash(*jobs)
+    names = [await queue.worker(f"w{i}", slots=1) for i in range(8)]
+    await queue.pass_time(20, *names)
+    assert queue.redis.scard("celeriac:quarantined") == 1
+
+
 async def test_a_suspect_whose_bell_is_out_when_its_worker_dies_is_not_forgotten(queue: Queue, crash: Crash) -> None:
     """Another worker is quarantined for it, and its bell rung again."""
     job = await suspect(queue, crash)
