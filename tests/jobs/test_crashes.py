@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from celeriac.jobs.model import Accepted, Claim, State
+from celeriac.jobs.model import Accepted, Claim, Place, State
 from tests.jobs.conftest import Queue
 
 SUSPECTS = "celeriac.suspects"
@@ -271,6 +271,7 @@ async def test_a_quarantined_worker_takes_nobody_else(queue: Queue, crash: Crash
     await queue.pass_time(1, "w1", "w2")
     quarantined, free = ("w1", "w2") if (await queue.beat("w1")).quarantined else ("w2", "w1")
     assert await queue.try_claim(other, quarantined) is None
+    assert queue.record(other)["place"] == Place.READY
     await queue.pass_time(1, "w1", "w2")
     await queue.finish(await queue.claim(other, free))
 
