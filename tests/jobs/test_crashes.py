@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from celeriac.jobs.model import Accepted, Claim, State
+from celeriac.jobs.model import Accepted, Claim, Place, State
 from tests.jobs.conftest import Queue
 
 SUSPECTS = "celeriac.suspects"
@@ -271,6 +271,7 @@ async def test_a_quarantined_worker_takes_nobody_else(queue: Queue, crash: Crash
     await queue.pass_time(1, "w1", "w2")
     quarantined, free = ("w1", "w2") if (await queue.beat("w1")).quarantined else ("w2", "w1")
     assert await queue.try_claim(other, quarantined) is None
+    assert queue.record(other)["place"] == Place.READY
     await queue.pass_time(1, "w1", "w2")
     await queue.finish(await queue.claim(other, free))
 
@@ -314,6 +315,16 @@ async def test_one_worker_is_quarantined_and_where_there_are_many_a_quarter(queu
     names.append(await queue.worker("w7", slots=100))
     await queue.pass_time(20, *names)
     assert queue.redis.scard("celeriac:quarantined") == 2
+
+
+async def test_few_suspects_need_one_worker_however_many_there_are(queue: Queue, crash: Crash) -> None:
+    """The others go on with everybody else's jobs."""
+    jobs = [await queue.submit() for _ in range(5)]
+    await crash(*jobs)
+    await crash(*jobs)
+    names = [await queue.worker(f"w{i}", slots=1) for i in range(8)]
+    await queue.pass_time(20, *names)
+    assert queue.redis.scard("celeriac:quarantined") == 1
 
 
 async def test_a_suspect_whose_bell_is_out_when_its_worker_dies_is_not_forgotten(queue: Queue, crash: Crash) -> None:

@@ -150,6 +150,17 @@ async def test_a_limit_that_was_raised_lets_its_tenant_in_again(queue: Queue) ->
     assert len(queue.rung()) == 3
 
 
+async def test_a_limit_that_was_taken_back_holds_nobody(queue: Queue) -> None:
+    """What counts is what the worker says that registered last."""
+    await queue.worker(limits={"t:default": 1})
+    for _ in range(5):
+        await queue.submit()
+    await queue.worker("w2")
+    queue.redis.delete("celeriac:recount")
+    await queue.fleet.upkeep()
+    assert len(queue.rung()) == 5
+
+
 async def test_a_job_that_a_dead_worker_ran_counts_no_more(queue: Queue) -> None:
     """Its tenant's next job takes its place."""
     await queue.worker("dead", limits={"t:default": 1})
