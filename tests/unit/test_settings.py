@@ -108,8 +108,8 @@ def test_a_wrong_value_leaves_no_secret_in_the_traceback(monkeypatch: pytest.Mon
 )
 def test_the_usual_names_are_read(name: str, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the providers' own tools do."""
-    monkeypatch.setenv(name, "https://value")
-    assert getattr(load_settings(), field) == SecretStr("https://value")
+    monkeypatch.setenv(name, "https://value@sentry/1")
+    assert getattr(load_settings(), field) == SecretStr("https://value@sentry/1")
 
 
 def test_our_own_name_wins_over_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ def test_no_secret_is_in_what_settings_show(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CELERIAC_BROKER_URL", "amqp://u:s3cret-2@rabbit")
     monkeypatch.setenv("OPENAI_API_KEY", "s3cret-3")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "s3cret-4")
-    monkeypatch.setenv("SENTRY_DSN", "https://s3cret-5@sentry")
+    monkeypatch.setenv("SENTRY_DSN", "https://s3cret-5@sentry/1")
     monkeypatch.setenv("CELERIAC_SHIM__API_KEYS", '{"acme": "s3cret-6"}')
     loaded = load_settings()
     assert "s3cret" not in f"{loaded!r} {loaded} {loaded.model_dump()} {loaded.model_dump_json()}"
