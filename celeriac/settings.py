@@ -139,7 +139,7 @@ class ShimSettings(Section):
 
 
 class WorkerSettings(Section):
-    concurrency: int = Field(1000, gt=0, description="Jobs in flight in one process; each costs about 60 KiB.")
+    concurrency: int = Field(1000, gt=0, description="Jobs in flight in one process; each costs about 70 KiB.")
     queues: Names = Field(("celeriac",), min_length=1, description="Queues that the worker serves.")
     redis_connections: int | None = Field(None, gt=0, description="Default: one for 32 jobs in flight, at least 8.")
     grace: Duration = Field(timedelta(seconds=30), description="How long SIGTERM waits for jobs in flight.")
