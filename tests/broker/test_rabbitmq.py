@@ -184,10 +184,15 @@ def test_a_callback_waits_for_a_broker_that_is_away(house: TwoServers) -> None:
     house.worker()
     client = Celery(broker=house.rabbitmq.url, backend=house.valkey.url, set_as_current=False)
     request = {"agent": "assistant", "input": "hi"}
+
+    def two_jobs() -> Signature[Any]:
+        first, second = (client.signature(SUBMIT, args=[request], queue=SUBMIT, immutable=True) for _ in range(2))
+        return chain(first.on_error(client.signature("shop.failed", queue="shop.errors")), second, app=client)
+
+    # So that the worker has a connection, which then breaks without its noticing.
+    assert client.AsyncResult(two_jobs().apply_async().id).get(timeout=60)["state"] == "succeeded"
     house.scripted({"delay": 3, "text": "Paris"})
-    last = chain(
-        *(client.signature(SUBMIT, args=[request], queue=SUBMIT, immutable=True) for _ in range(2)), app=client
-    ).apply_async()
+    last = two_jobs().apply_async()
     wait_until(lambda: house.in_flight() == 1, "the call to be under way")
     house.rabbitmq.stop()
     record = f"celeriac:job:{last.parent.id}"
@@ -196,5 +201,8 @@ def test_a_callback_waits_for_a_broker_that_is_away(house: TwoServers) -> None:
     assert client.AsyncResult(last.id).get(timeout=90)["state"] == "succeeded"
     assert client.AsyncResult(last.parent.id).get(timeout=30)["state"] == "succeeded"
     wait_until(lambda: not house.valkey.client().exists("celeriac:untold"), "both ends to be told")
+    with Connection(house.rabbitmq.url) as connection:
+        errors = connection.default_channel.queue_declare("shop.errors", durable=True, auto_delete=False)
+        assert errors.message_count == 0, "nobody is told that the job failed"
     client.backend.result_consumer.subscribed_to.clear()
     client.close()

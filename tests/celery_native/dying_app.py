@@ -1,6 +1,6 @@
 """Our worker's application in a process that is killed at a moment of its first job, as kill -9 may find it.
 
-DIE_WHEN: `taken`, when a submission was taken and is not stored; `ended`, when the store has the job's end and Celery
+DIE_WHEN: `begun`, when a submission has begun and is not stored; `ended`, when the store has the job's end and Celery
 has not been told; `written`, when Celery's result is written and its callbacks are sent, and the store has not heard
 of that.
 """
@@ -10,12 +10,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 
+from celery import signals
+
+from celeriac.jobs.dispatch import SUBMIT
 from worker.app import app as app
 
 #: moment -> the logger that speaks then, and how its line begins.
 MOMENTS = {
-    "taken": ("celery.worker.strategy", "Task celeriac.submit"),
     "ended": ("celeriac.agents.runner", "job_ended"),
     "written": ("celery.app.trace", "Task celeriac.run_job"),
 }
@@ -28,5 +31,14 @@ def die(record: logging.LogRecord) -> bool:
     return True
 
 
-speaks, says = MOMENTS[os.environ["DIE_WHEN"]]
-logging.getLogger(speaks).addFilter(die)
+def die_storing(**_: object) -> None:
+    # Time for an acknowledgement, which another thread sends, if it were to come as early as this.
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if os.environ["DIE_WHEN"] == "begun":
+    signals.task_prerun.connect(die_storing, sender=app.tasks[SUBMIT], weak=False)
+else:
+    speaks, says = MOMENTS[os.environ["DIE_WHEN"]]
+    logging.getLogger(speaks).addFilter(die)

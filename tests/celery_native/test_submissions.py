@@ -21,7 +21,7 @@ def test_submissions_wait_in_the_broker_for_a_worker(town: Town) -> None:
 
 def test_a_submission_that_its_worker_did_not_live_to_store_comes_back(town: Town) -> None:
     """After Celery's visibility timeout, an hour by default: the test moves the clock's hand."""
-    dying = town.dying_worker("taken")
+    dying = town.dying_worker("begun")
     result = town.ask().apply_async()
     assert dying.wait() == -signal.SIGKILL
     client = town.valkey.client()

@@ -14,6 +14,7 @@ from celery import Celery
 
 from tests.conftest import Valkey
 from tests.flower.conftest import ANSWER, QUESTION, SECRET, Flower
+from tests.processes import wait_until
 from tests.story.conftest import Home
 
 Job = dict[str, Any]
@@ -153,6 +154,11 @@ def test_a_job_from_celery_is_a_row_that_says_nothing_of_its_input(home: Home, f
     client = Celery(broker=home.valkey.url, backend=home.valkey.url, set_as_current=False)
     request = {"agent": "assistant", "input": QUESTION, "run_at": str(datetime.now(UTC) + timedelta(seconds=5))}
     result = client.send_task("celeriac.submit", args=[request], queue="celeriac.submit")
+    wait_until(
+        lambda: home.valkey.client().hget(f"celeriac:job:{result.id}", "place") == "parked", "the job to be stored"
+    )
+    # Events come in order: after the next job's end all about the submission have come.
+    flower.ended(home.ask(QUESTION)["id"])
     task = flower.in_state(result.id, "RECEIVED")
     assert (task["name"], task["args"]) == ("celeriac.submit", "...")
     task = flower.ended(result.id)
