@@ -83,20 +83,6 @@ def test_a_stopping_worker_takes_no_new_job(house: House) -> None:
     assert all(job not in worker.output() for job in jobs)
 
 
-def test_a_worker_whom_the_store_forgot_comes_back_under_a_new_name(house: House) -> None:
-    """An emptied store is no reason to go deaf. What it ran is stopped and says nothing to anybody."""
-    shim, worker = house.shim(), house.worker()
-    house.scripted({"hang": True})
-    shim.submit()
-    wait_until(lambda: house.in_flight() == 1, "the call to be under way")
-    house.valkey.client().flushall()
-    wait_until(lambda: worker.output().count("worker_registered") == 2, "the second registration")
-    wait_until(lambda: house.in_flight() == 0, "the call to be aborted")
-    assert "run_fenced" in worker.output()
-    assert "WorkerLostError" not in worker.output()
-    assert shim.job(shim.submit()["id"], wait=30)["state"] == "succeeded"
-
-
 def test_a_restart_of_redis_loses_no_job(house: House) -> None:
     """The append-only file brings the jobs back; worker and shim find the new server by themselves."""
     shim = house.shim()
