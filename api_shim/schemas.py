@@ -12,24 +12,15 @@ from pydantic import (
     AwareDatetime,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
-    Discriminator,
     Field,
-    StringConstraints,
-    Tag,
     model_validator,
 )
 
 from celeriac.contexts.store import Context
 from celeriac.costs.money import usd
 from celeriac.jobs.model import Call, Job, State
-from celeriac.settings import NAME, Name
-
-#: Characters of one message; the body's own limit comes first for most.
-MAX_TEXT = 4_000_000
-Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
-ContextId = Annotated[str, StringConstraints(pattern=NAME)]
-ModelName = Annotated[str, StringConstraints(pattern=r"^(openai|anthropic)/\S{1,128}$")]
+from celeriac.jobs.request import Asked, Wire
+from celeriac.settings import Name
 
 RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -51,44 +42,13 @@ Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
 Seconds = Annotated[float, Field(strict=True, ge=0.001, le=366 * 86_400)]
 
 
-class Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
 def duration(seconds: float | None) -> timedelta | None:
     return None if seconds is None else timedelta(seconds=seconds)
 
 
-class InputMessage(Wire):
-    role: Literal["user", "assistant"]
-    content: Text
-
-
-def _kind(value: Any) -> str:
-    return "messages" if isinstance(value, list) else "text"
-
-
-Input = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[list[InputMessage], Field(min_length=1, max_length=1000), Tag("messages")],
-    Discriminator(_kind),
-]
-
-
-class JobRequest(Wire):
+class JobRequest(Asked):
     """A job to be done."""
 
-    agent: Name = Field(description="Which agent does it; `GET /v1/agents` lists them.", examples=["assistant"])
-    input: Input = Field(
-        description="What it is asked: a text, or messages of which the last is the user's.",
-        examples=["What is the capital of France?"],
-    )
-    context_id: ContextId | None = Field(None, description="The conversation it belongs to; made when first named.")
-    if_busy: Literal["wait", "reject"] = Field(
-        "wait", description="When another job runs in the context: wait behind it, or be refused with 409."
-    )
-    model: ModelName | None = Field(None, description="Ask this provider/model only, instead of the agent's own.")
-    max_output_tokens: int | None = Field(None, gt=0, le=1_000_000, description="Default: the agent's.")
-    priority: Literal["low", "normal", "high"] = "normal"
     run_at: Moment | None = Field(
         None, description="Not before this time, at most a year ahead. A time that is over means at once."
     )
@@ -98,21 +58,6 @@ class JobRequest(Wire):
     expires_in: Seconds | None = Field(
         None, description="The same in seconds from now. With `deadline`, the earlier one counts."
     )
-    metadata: Annotated[
-        dict[Name, Annotated[str, StringConstraints(max_length=512)]],
-        Field(default_factory=dict, max_length=16, description="Yours: up to 16 texts, returned as they are."),
-    ]
-
-    @model_validator(mode="after")
-    def _ends_with_the_user(self) -> JobRequest:
-        if isinstance(self.input, list) and self.input[-1].role != "user":
-            raise ValueError("input: the last message is not the user's; end with what the agent should answer")
-        return self
-
-    def messages(self) -> tuple[tuple[str, str], ...]:
-        if isinstance(self.input, str):
-            return (("user", self.input),)
-        return tuple((message.role, message.content) for message in self.input)
 
     def fingerprint(self) -> str:
         """The same for the same request. Without defaults: a field more in the next release changes nothing."""

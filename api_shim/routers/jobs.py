@@ -26,7 +26,7 @@ from api_shim.schemas import (
 )
 from celeriac.agents.registry import Registry
 from celeriac.errors import Conflict, Invalid, NotFound
-from celeriac.jobs.model import Accepted, Job, NewJob, State
+from celeriac.jobs.model import Accepted, Job, State
 from celeriac.jobs.store import new_id
 from celeriac.logs import bind, get_logger
 from celeriac.settings import NAME
@@ -106,20 +106,12 @@ async def submit(
     job_id = new_id()
     bind(job_id=job_id, agent=agent.name)
     accepted = await stores.jobs.submit(
-        NewJob(
-            id=job_id,
-            tenant=tenant,
-            agent=agent.name,
+        body.as_job(
+            job_id,
+            tenant,
             queue=agent.queue,
-            input=body.messages(),
-            priority=body.priority,
-            context_id=body.context_id,
-            if_busy=body.if_busy,
-            model=body.model,
-            max_output_tokens=body.max_output_tokens,
-            metadata=body.metadata,
-            request_id=request.scope["celeriac.request_id"],
             limited=agent.max_running is not None,
+            request_id=request.scope["celeriac.request_id"],
             run_at=body.run_at,
             deadline=body.deadline,
             expires_in=duration(body.expires_in),

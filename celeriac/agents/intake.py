@@ -13,7 +13,7 @@ from celeriac.agents.registry import Registry
 from celeriac.connections import patiently
 from celeriac.errors import Invalid, NotFound, StoreFull
 from celeriac.jobs.canvas import Canvas
-from celeriac.jobs.model import Accepted, NewJob, State
+from celeriac.jobs.model import Accepted, State
 from celeriac.jobs.request import MAX_TEXT, Submission, read_submission
 from celeriac.jobs.store import JobStore
 from celeriac.settings import NAME
@@ -64,20 +64,13 @@ class Intake:
             )
         deadlines = [time for time in (request.deadline, deadline) if time]
         before = await self._before(request, previous)
-        job = NewJob(
-            id=job_id,
-            tenant=request.tenant,
-            agent=agent.name,
+        job = request.as_job(
+            job_id,
+            request.tenant,
             queue=agent.queue,
-            input=(*before, *request.messages()),
-            priority=request.priority,
-            context_id=request.context_id,
-            if_busy=request.if_busy,
-            model=request.model,
-            max_output_tokens=request.max_output_tokens,
-            metadata=request.metadata,
-            request_id=canvas.root_id,
             limited=agent.max_running is not None,
+            before=before,
+            request_id=canvas.root_id,
             run_at=run_at,
             deadline=min(deadlines, default=None),
             expires_in=request.expires_in,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AwareDatetime,
@@ -18,6 +19,7 @@ from pydantic import (
 )
 
 from celeriac.errors import Invalid
+from celeriac.jobs.model import NewJob
 from celeriac.settings import NAME, Name
 
 #: Characters of one message; the body's own limit comes first for most.
@@ -46,8 +48,8 @@ Input = Annotated[
 ]
 
 
-class JobRequest(Wire):
-    """A job to be done."""
+class Asked(Wire):
+    """A job to be done, but for its times: each door writes those in its own way."""
 
     agent: Name = Field(description="Which agent does it; `GET /v1/agents` lists them.", examples=["assistant"])
     input: Input = Field(
@@ -65,14 +67,9 @@ class JobRequest(Wire):
         dict[Name, Annotated[str, StringConstraints(max_length=512)]],
         Field(default_factory=dict, max_length=16, description="Yours: up to 16 texts, returned as they are."),
     ]
-    run_at: AwareDatetime | None = Field(None, description="It waits until then, outside every slot.")
-    deadline: AwareDatetime | None = Field(None, description="It expires unless it has ended by then.")
-    expires_in: timedelta | None = Field(
-        None, gt=timedelta(0), description="Seconds until it expires; the earlier of this and `deadline` counts."
-    )
 
     @model_validator(mode="after")
-    def _ends_with_the_user(self) -> JobRequest:
+    def _ends_with_the_user(self) -> Self:
         if isinstance(self.input, list) and self.input[-1].role != "user":
             raise ValueError("input: the last message is not the user's; end with what the agent should answer")
         return self
@@ -82,9 +79,35 @@ class JobRequest(Wire):
             return (("user", self.input),)
         return tuple((message.role, message.content) for message in self.input)
 
+    def as_job(
+        self, id: str, tenant: str, *, queue: str, limited: bool, before: Iterable[tuple[str, str]] = (), **facts: Any
+    ) -> NewJob:
+        """queue, limited: of its agent. before: messages that go before its own. facts: what else a `NewJob` has."""
+        return NewJob(
+            id=id,
+            tenant=tenant,
+            agent=self.agent,
+            queue=queue,
+            input=(*before, *self.messages()),
+            priority=self.priority,
+            context_id=self.context_id,
+            if_busy=self.if_busy,
+            model=self.model,
+            max_output_tokens=self.max_output_tokens,
+            metadata=self.metadata,
+            limited=limited,
+            **facts,
+        )
 
-class Submission(JobRequest):
+
+class Submission(Asked):
     """A job that comes through Celery, as `celeriac.submit` takes it."""
+
+    run_at: AwareDatetime | None = Field(None, description="It waits until then, outside every slot.")
+    deadline: AwareDatetime | None = Field(None, description="It expires unless it has ended by then.")
+    expires_in: timedelta | None = Field(
+        None, gt=timedelta(0), description="Seconds until it expires; the earlier of this and `deadline` counts."
+    )
 
     tenant: Name = Field("default", description="Who pays. Over HTTP the key says it.")
     previous: Literal["ignore", "input"] = Field(
