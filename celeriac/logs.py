@@ -8,12 +8,14 @@ of errors that are not ours, and the libraries that log what they send are kept 
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.config
 import sys
 import traceback
 from typing import Any, Literal
 
+import orjson
 import structlog
 from structlog.contextvars import bind_contextvars, bound_contextvars, merge_contextvars
 from structlog.typing import EventDict, WrappedLogger
@@ -93,11 +95,18 @@ SHARED: list[Any] = [
 ]
 
 
+def _json(event: EventDict, default: Any) -> str:
+    try:
+        return orjson.dumps(event, default=default).decode()
+    except TypeError:  # half a character, or a number of more than 64 bits
+        return json.dumps(event, default=default)
+
+
 def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) -> None:
     """Send everything this process logs to stderr. facts: put on every line, as `service="shim"`."""
     ending: list[Any]
     if env == "prod":
-        ending = [_traceback, structlog.processors.JSONRenderer()]
+        ending = [_traceback, structlog.processors.JSONRenderer(serializer=_json)]
     else:
         # The default prints the values of variables where `rich` is installed.
         plain = structlog.dev.plain_traceback

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from sys import intern
 from typing import Any, Final
 
 import orjson
@@ -280,7 +281,8 @@ class JobStore:
             await self._ringer.ring(rest[1])
             return None
         flat = rest[0]
-        record = dict(zip((name.decode() for name in flat[::2]), flat[1::2], strict=True))
+        # The names are the same for every job, and a worker may hold thousands of records.
+        record = {intern(name.decode()): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
         if said == b"ended":
             job = _job(job_id, b"", [record.get(name) for name in SHOWN])
             return Untold(job) if job is not None else None

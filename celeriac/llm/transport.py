@@ -11,11 +11,13 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Literal
 
 import aiohttp
 import httpx2
+from multidict import istr
 
 #: Seconds to reach a provider: resolve, connect, TLS. Who takes longer will not answer in time either.
 CONNECT_TIMEOUT = 10.0
@@ -92,7 +94,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
             answer = await self._session.request(
                 request.method,
                 str(request.url),
-                headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
+                headers=[(_header(name), value.decode("latin-1")) for name, value in request.headers.raw],
                 data=request.content or None,
                 allow_redirects=False,
                 auto_decompress=False,
@@ -119,6 +121,12 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._session.close()
+
+
+@lru_cache(256)
+def _header(name: bytes) -> istr:
+    """One object for all calls: thousands in flight have the same two dozen names, and aiohttp folds each once."""
+    return istr(name.decode("latin-1"))
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:

@@ -43,6 +43,12 @@ def test_in_prod_each_line_is_one_json_object() -> None:
     }
 
 
+def test_a_fact_that_json_has_no_word_for_loses_no_line() -> None:
+    """Half a character, as a hostile input may hold; a number beyond 64 bits; an object."""
+    [line] = lines('log.info("odd", half="\\ud800", big=2**70, thing=ValueError)')
+    assert (line["half"], line["big"], line["thing"]) == ("\ud800", 2**70, "<class 'ValueError'>")
+
+
 def test_in_dev_a_line_is_for_reading() -> None:
     """Without colours where nobody looks."""
     text = logged('log.info("job_finished", job_id="1")', env="dev")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from billiard.einfo import ExceptionInfo
 from celery import Celery, bootsteps, current_task, signals
 from celery.backends.redis import RedisBackend
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
@@ -19,7 +21,7 @@ from kombu import Queue
 from pydantic import BaseModel
 
 from tasks.base import AsyncTask
-from worker.pool import TaskPool
+from worker.pool import Job, TaskPool
 
 URL = os.environ["POOL_TEST_URL"]
 CONF: dict[str, Any] = json.loads(os.environ.get("POOL_TEST_CONF", "{}"))
@@ -156,6 +158,16 @@ async def ignored() -> None:
     await asyncio.sleep(0)
     mark("ignored")
     raise Ignore
+
+
+@app.task(base=AsyncTask)
+async def collect(automatic: bool) -> int:
+    """Collect garbage now, and by itself or not at all. Answers how many jobs and accounts of failures there were before."""
+    there = sum(type(thing) in (ExceptionInfo, Job) for thing in gc.get_objects())
+    await asyncio.sleep(0)
+    gc.collect()
+    (gc.enable if automatic else gc.disable)()
+    return there
 
 
 @app.task(base=AsyncTask)

@@ -62,6 +62,20 @@ def test_an_error_of_the_body_is_the_tasks_failure(standing: Standing) -> None:
         standing.call("fails")
 
 
+def test_what_ended_is_let_go_without_garbage_collection(standing: Standing) -> None:
+    """A failure's account alone is 60 KB, and a queue of agent jobs retries often."""
+    standing.call("collect", False)
+    try:
+        for _ in range(10):
+            standing.call("add", 1, 1)
+            failure_of(standing.send("fails"))
+            failure_of(standing.send("rejected"))
+            standing.call("retry_twice")
+        assert standing.call("collect", False) < 3
+    finally:
+        standing.call("collect", True)
+
+
 def test_a_countdown_delays_an_async_task(standing: Standing) -> None:
     began = time.monotonic()
     assert standing.call("add", 1, 2, countdown=1) == 3
