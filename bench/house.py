@@ -147,6 +147,8 @@ class House:
 
     def celeriac_worker(self, concurrency: int) -> Any:
         env = {
+            "CELERIAC_ENV": "prod",
+            "CELERIAC_SHIM__API_KEYS__BENCH": "a-key-that-nobody-uses",
             "CELERIAC_OPENAI_BASE_URL": self.provider.openai_url,
             "OPENAI_API_KEY": "k",
             "CELERIAC_WORKER__CONCURRENCY": str(concurrency),

@@ -21,7 +21,7 @@ def test_every_row_is_measured():
         assert row.ours is not None
         for value in (row.ours, row.plain):
             assert value is None or (math.isfinite(value) and 0 < value < 1_000_000), row
-    assert sum(row.met is not None for row in made) == 8
+    assert sum(row.met is not None for row in made) == 5
 
 
 def test_scripts_cost_the_same_with_many_ready_jobs_as_with_few():
@@ -41,10 +41,16 @@ def test_scripts_cost_the_same_with_many_ready_jobs_as_with_few():
         assert cost.many < 10 * cost.few, cost
 
 
+def test_a_rate_is_better_when_it_is_more_and_a_cost_when_it_is_less():
+    assert Row("jobs a second", "", 6.0, 3.0, rate=True).better == 2.0
+    assert Row("CPU a job", "ms", 6.0, 3.0).better == 0.5
+    assert Row("not measured there", "", 6.0).better is None
+
+
 def test_the_page_is_written_between_its_markers(tmp_path: Path):
     page = tmp_path / "performance.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     write(page, line(Row("Jobs", "ms", 2.0, 3.0, "at most 5", True)))
     assert page.read_text() == (
-        f"before\n{BEGIN}\n| Jobs | 2.00 ms | 3.00 ms | 1.50 | at most 5 | yes |\n{END}\nafter\n"
+        f"before\n{BEGIN}\n| Jobs | 2.00 ms | 3.00 ms | 1.50 x | at most 5 | yes |\n{END}\nafter\n"
     )

@@ -162,7 +162,7 @@ async def ignored() -> None:
 
 @app.task(base=AsyncTask)
 async def collect(automatic: bool) -> int:
-    """Collect garbage now, and by itself or not at all. Answers how many jobs and accounts of failures there were before."""
+    """Collect garbage now, and later by itself or not. Answers how many jobs and accounts of failures there were."""
     there = sum(type(thing) in (ExceptionInfo, Job) for thing in gc.get_objects())
     await asyncio.sleep(0)
     gc.collect()
