@@ -27,12 +27,13 @@ async def _connection(host: str, port: int, request: bytes, until: float, most: 
 
 
 async def load(
-    url: str, path: str, body: bytes, *, connections: int, requests: int, seconds: float = 60
+    url: str, path: str, body: bytes, *, key: str, connections: int, requests: int, seconds: float = 60
 ) -> list[float]:
     """POST `body` so many times over so many connections; answers each request's time in seconds."""
     host, _, port = url.removeprefix("http://").partition(":")
     request = (
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
     most, until = [requests], time.perf_counter() + seconds
     runs = [_connection(host, int(port), request, until, most) for _ in range(connections)]

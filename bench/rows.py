@@ -111,17 +111,23 @@ def _idle(size: Size) -> Iterator[Row]:
 
 
 def _taken(size: Size) -> Iterator[Row]:
-    ours, granian, threaded, blocking = (servers.serve(name, size.requests) for name in servers.SERVERS)
+    served: dict[str, list[servers.Served]] = {name: [] for name in servers.SERVERS}
+    for _ in range(size.rounds):
+        for name, rounds in served.items():
+            if one := servers.serve(name, size.requests):
+                rounds.append(one)
+    best = {name: min(rounds, key=lambda one: one.cpu_ms) for name, rounds in served.items() if rounds}
+    ours, granian, threaded, blocking = (best.get(name) for name in servers.SERVERS)
     assert ours is not None
-    for served, how in ((threaded, "`def`"), (blocking, "`async def`, blocking")):
-        assert served is not None
+    for plain, how in ((threaded, "`def`"), (blocking, "`async def`, blocking")):
+        assert plain is not None
         name = f"Submissions a second; plain: {how}"
-        if served is threaded:
-            enough = ours.per_second >= 2 * served.per_second
-            yield Row(name, "", ours.per_second, served.per_second, "twice as many", enough, rate=True)
+        if plain is threaded:
+            enough = ours.per_second >= 2 * plain.per_second
+            yield Row(name, "", ours.per_second, plain.per_second, "twice as many", enough, rate=True)
         else:
-            yield Row(name, "", ours.per_second, served.per_second, rate=True)
-        yield Row(f"CPU of the server each; plain: {how}", "ms", ours.cpu_ms, served.cpu_ms)
+            yield Row(name, "", ours.per_second, plain.per_second, rate=True)
+        yield Row(f"CPU of the server each; plain: {how}", "ms", ours.cpu_ms, plain.cpu_ms)
     missing = "" if granian else "not installed: pip install granian"
     yield Row(
         "Submissions a second, our shim on granian", "", granian.per_second if granian else None, None, note=missing

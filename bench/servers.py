@@ -15,6 +15,7 @@ from bench.question import AGENT, QUESTION
 
 UVICORN = ("uvicorn", "--host", "127.0.0.1", "--port", "{port}")
 GRANIAN = ("granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", "{port}", "--workers", "1")
+KEY = "a-key-of-the-bench"
 #: name -> how it is started, where it is asked, whether it is ours
 SERVERS: dict[str, tuple[tuple[str, ...], str, bool]] = {
     "celeriac": (("api_shim",), "/v1/jobs", True),
@@ -37,15 +38,20 @@ def serve(name: str, requests: int, connections: int = 32) -> Served | None:
         return None
     with House(0) as house:
         if ours:
-            env = {"CELERIAC_REDIS_URL": house.valkey.url, "CELERIAC_SHIM__PORT": "{port}"}
+            env = {
+                "CELERIAC_ENV": "prod",
+                "CELERIAC_SHIM__API_KEYS__BENCH": KEY,
+                "CELERIAC_REDIS_URL": house.valkey.url,
+                "CELERIAC_SHIM__PORT": "{port}",
+            }
             body = orjson.dumps({"agent": AGENT, "input": QUESTION})
         else:
             env = {"BENCH_REDIS": house.valkey.url}
             body = orjson.dumps({"input": QUESTION})
         with house.running(Web(*argv, env=env)) as web:
             warm = max(connections, requests // 5)
-            asyncio.run(load(web.url, path, body, connections=connections, requests=warm))
+            asyncio.run(load(web.url, path, body, key=KEY, connections=connections, requests=warm))
             cost, began = Cost(web.pid), time.perf_counter()
-            took = asyncio.run(load(web.url, path, body, connections=connections, requests=requests))
+            took = asyncio.run(load(web.url, path, body, key=KEY, connections=connections, requests=requests))
             seconds, used = time.perf_counter() - began, cost.cpu()
             return Served(len(took) / seconds, used / len(took) * 1000)
