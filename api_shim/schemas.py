@@ -152,7 +152,9 @@ class JobOut(BaseModel):
     stopping: bool = Field(False, description="It was asked to stop, and still runs.")
     context_id: str | None = None
     waits_for: str | None = Field(None, description="The job that holds the context and goes first.")
-    context_appended: bool | None = Field(None, description="False where the context was deleted meanwhile.")
+    context_appended: bool | None = Field(
+        None, description="False where the context was deleted meanwhile, or the store lost what it held."
+    )
     metadata: dict[str, str]
     answer: str | None = Field(None, description="Not in lists.")
     error: JobErrorOut | None = None

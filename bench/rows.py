@@ -44,11 +44,12 @@ class Size:
     held: int
     held_seconds: float
     idle_jobs: int
+    rest: float
     requests: int
 
 
-FULL = Size(500, 2000, 1.0, 8, 80, 3, 5000, 30.0, 200, 3000)
-QUICK = Size(20, 40, 0.1, 2, 4, 1, 50, 0.3, 5, 100)
+FULL = Size(500, 2000, 1.0, 8, 80, 3, 5000, 30.0, 200, 30.0, 3000)
+QUICK = Size(20, 40, 0.1, 2, 4, 1, 50, 0.3, 5, 1.0, 100)
 
 
 def rows(size: Size) -> Iterator[Row]:
@@ -56,6 +57,7 @@ def rows(size: Size) -> Iterator[Row]:
     yield from _at_work(size)
     yield from _held(size)
     yield from _idle(size)
+    yield from _at_rest(size)
     yield from _taken(size)
 
 
@@ -108,6 +110,21 @@ def _idle(size: Size) -> Iterator[Row]:
     mine = sum(count for who, count in ours.commands.items() if who != "celery")
     yield Row("Commands to Redis a job, our own", "", mine, None, "at most 6", mine <= 6)
     yield Row("Commands to Redis a job, Celery's", "", ours.commands.get("celery", 0), plain.commands["celery"])
+
+
+def _at_rest(size: Size) -> Iterator[Row]:
+    ours, plain = (workers.at_rest(kind, size.rest) for kind in ("celeriac", "threads"))
+    # The clock of a process ticks in hundredths of a second: less than one is not seen.
+    least = 1 / size.rest
+    yield Row(
+        "A worker with nothing to do, upkeep included, of a core",
+        "%",
+        max(least, ours.worker),
+        max(least, plain.worker),
+        "at most 1",
+        ours.worker <= 1,
+    )
+    yield Row("What it costs Redis, of a core", "%", max(least, ours.store), max(least, plain.store))
 
 
 def _taken(size: Size) -> Iterator[Row]:

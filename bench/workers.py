@@ -232,3 +232,23 @@ def idle_plain(jobs: int, delay: float) -> Idle:
             return _idle(house, one, jobs)
         finally:
             app.close()
+
+
+@dataclass(frozen=True, slots=True)
+class AtRest:
+    """What a worker with nothing to do costs, in percent of a core. store: what it costs its Redis."""
+
+    worker: float
+    store: float
+
+
+def at_rest(kind: str, seconds: float) -> AtRest:
+    """kind: "celeriac" or "threads". The only worker, so the one that does all upkeep."""
+    with House(0) as house:
+        worker = house.celeriac_worker(100) if kind == "celeriac" else house.plain_worker(kind, 100)
+        assert house.valkey.process is not None
+        with worker as process:
+            time.sleep(3)  # what it does once, after its start
+            costs = Cost(process.pid), Cost(house.valkey.process.pid)
+            time.sleep(seconds)
+            return AtRest(*(cost.cpu() / seconds * 100 for cost in costs))

@@ -79,7 +79,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A job as it was read at one moment. tokens: input, cache_read, output; None where nothing was settled."""
+    """A job as it was read at one moment. tokens: input, cache_read, output; None where nothing was settled.
+
+    appended: whether its turn became part of the conversation, None where it was not to.
+    """
 
     id: str
     at: float
@@ -93,6 +96,7 @@ class Seen:
     error: str | None = None
     calls: tuple[Call, ...] = ()
     tokens: tuple[int, int, int] | None = None
+    appended: bool | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -146,6 +150,7 @@ class Rewind:
 @dataclass(slots=True)
 class History:
     """final: the jobs at the end, by id; a job that is not there was not found. turns: context -> (role, text), ...
+    said: job -> when each of the runs that say that they ended it said so (seconds since 1970).
 
     billed, keys: None where the drill cannot see them. noticed: a worker reported that history was lost.
     echoes: answers repeat the question, as the drill's own provider does.
@@ -155,6 +160,7 @@ class History:
     seen: list[Seen] = field(default_factory=list)
     final: dict[str, Seen] = field(default_factory=dict)
     turns: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    said: dict[str, list[float]] = field(default_factory=dict)
     billed: list[Billed] | None = None
     keys: list[StoredKey] | None = None
     faults: list[Fault] = field(default_factory=list)
@@ -242,6 +248,10 @@ def _twice(history: History) -> Iterator[Violation]:
                 "twice", seen.id, f"was {before.state} at {before.ended}, then {seen.state} at {seen.ended}"
             )
 
+    for id, times in history.said.items():
+        if sum(not history.void(at) for at in times) > 1:
+            yield Violation("twice", id, f"{len(times)} runs say that they ended it")
+
 
 def _doubled(history: History) -> Iterator[Violation]:
     jobs: dict[str, set[str]] = defaultdict(set)
@@ -260,11 +270,15 @@ def _wrong_answers(history: History) -> Iterator[Violation]:
 
 
 def _contexts(history: History) -> Iterator[Violation]:
-    """The turns of a conversation are those of its succeeded jobs, in the order of submission, each once."""
+    """The turns of a conversation are those of its succeeded jobs, in the order of submission, each once.
+
+    But an answer that was made from turns that went with lost history is not appended, and says so.
+    """
     order = {post.job_id: number for number, post in reversed([*enumerate(history.posts)]) if post.job_id}
     expected: dict[str, list[Seen]] = defaultdict(list)
     for job in history.final.values():
-        if job.context and job.state == State.SUCCEEDED:
+        unfounded = job.appended is False and history.rewinds
+        if job.context and job.state == State.SUCCEEDED and not unfounded:
             expected[job.context].append(job)
     for context in expected.keys() | history.turns.keys():
         jobs = sorted(expected[context], key=lambda job: (job.created, order.get(job.id, 0)))
@@ -388,6 +402,7 @@ def seen_of(body: Mapping[str, Any], at: float) -> Seen:
             Call(call["request_id"], call["error"], call["in_doubt"], call["step"], call["late"])
             for call in body.get("calls") or ()
         ),
+        appended=body.get("context_appended"),
         tokens=usage and (usage["input_tokens"], usage["cache_read_tokens"], usage["output_tokens"]),
     )
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +34,8 @@ SHORT: Final = Size(jobs=60, over=7, lease=2, patience=20, short=True)
 WITHOUT: Final = "CELERIAC_DRILL_WITHOUT"
 #: The log event of a worker that sees that the store has lost history.
 HISTORY_LOST: Final = "store_lost_history"
+#: A line of a worker's log: when it had ended which job.
+ENDED: Final = re.compile(r"^\S+ \| (\S+) \[info\s*\] job_ended .*?\bjob_id=(\S+)", re.MULTILINE)
 #: Seconds, besides the patience, after which a scenario is given up.
 LIMIT: Final = 240.0
 
@@ -209,6 +213,7 @@ async def _play(scenario: Scenario, stage: Stage, house: House | None) -> None:
         history.keys = await read_keys(stage.redis)
         history.billed = [billed_of(line) for line in (await house.provider.bill(lines=True))["lines"]]
     history.noticed = _noticed(house) > noticed
+    history.said = _said(house, history.known)
 
 
 def _mend(house: House) -> None:
@@ -220,6 +225,16 @@ def _mend(house: House) -> None:
 
 def _noticed(house: House | None) -> int:
     return sum(worker.log.count(HISTORY_LOST) for worker in house.workers) if house is not None else 0
+
+
+def _said(house: House, jobs: Collection[str]) -> dict[str, list[float]]:
+    """When workers said that they had ended one of these jobs."""
+    said: dict[str, list[float]] = {}
+    for worker in house.workers:
+        for at, job in ENDED.findall(worker.log):
+            if job in jobs:
+                said.setdefault(job, []).append(datetime.fromisoformat(at).timestamp())
+    return said
 
 
 async def _quiet(redis: Redis, house: House | None, size: Size) -> None:

@@ -1,5 +1,6 @@
 -- Quarantine: where suspects wait, a few of a group's workers run them and nothing else, until none is left.
 -- Answers bells to publish.
+local SILENT = 2000 -- ms, and at least a fifth of a lease: so long a worker may say nothing and still be a place for suspects
 local bells = {}
 local function suspects_in(group)
   local waiting, out = 0, 0
@@ -13,8 +14,11 @@ end
 local groups, in_quarantine = {}, {}
 for _, worker in ipairs(call('SMEMBERS', K.quarantined())) do in_quarantine[worker] = true end
 for _, worker in ipairs(call('ZRANGE', K.workers(), 0, -1)) do
-  local group, running, taking, suspects =
-    of_worker(worker, 'queues', 'running', 'taking', 'suspects')
+  local group, running, taking, suspects, lease =
+    of_worker(worker, 'queues', 'running', 'taking', 'suspects', 'lease')
+  -- One that says nothing may be dead: suspects are not to wait for its lease to end.
+  local heard = tonumber(lease or '') and tonumber(call('ZSCORE', K.workers(), worker)) - lease
+  if heard and now - heard > math.max(SILENT, lease / 5) then taking = '0' end
   if group then
     local g = groups[group] or {all = 0, quarantined = 0, idlest = nil}
     groups[group] = g

@@ -73,6 +73,17 @@ def test_a_scenario_runs_from_end_to_end() -> None:
     assert scenario["recovery_seconds"]["max"] < 15
 
 
+@pytest.mark.parametrize(
+    ("without", "scenario", "found"), [("upkeep", "kill-workers", "lost"), ("fencing", "zombies", "twice")]
+)
+def test_the_drill_can_fail(without: str, scenario: str, found: str) -> None:
+    """With upkeep or fencing switched off, it reports what is lost or ended twice, and exits non-zero."""
+    ran = drill("--short", "--scenario", scenario, "--jobs", "30", f"--without-{without}", "--json")
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    [made] = json.loads(ran.stdout)["scenarios"]
+    assert made[found] > 0, made["violations"]
+
+
 def test_a_stack_that_is_up_is_drilled_from_outside(valkey: Valkey) -> None:
     """Its jobs are asked for over HTTP with the tenant's key; nobody's processes and no key of another are touched."""
     foreign = valkey.client()

@@ -82,6 +82,11 @@ def test_a_history_that_breaks_no_promise_is_clean() -> None:
     assert violations(clean()) == []
 
 
+def test_an_answer_to_turns_that_were_lost_is_not_missed() -> None:
+    """Where the store lost history, a job may say that its turn did not fit any more."""
+    assert violations(not_appended(rewound=True)) == []
+
+
 def lost() -> History:
     history = clean()
     history.final["job3"] = job(3, state=State.RUNNING, ended=None, answer=None, calls=(), tokens=None)
@@ -132,6 +137,22 @@ def turns(*numbers: int) -> History:
     return history
 
 
+def not_appended(*, rewound: bool = False) -> History:
+    """The second turn of the conversation is missing, and its job says so."""
+    history = turns(1)
+    history.final["job2"] = job(2, appended=False)
+    if rewound:
+        history.rewinds = [Rewind(kept_until=99.0, at=99.5)]
+        history.noticed = True
+    return history
+
+
+def ended_by_two() -> History:
+    history = clean()
+    history.said = {"job3": [105.0, 106.0], "job4": [106.0]}
+    return history
+
+
 def half_a_turn() -> History:
     history = clean()
     del history.turns["talk"][-1]
@@ -173,6 +194,7 @@ def forgotten() -> History:
         ("twice", changed(state=State.FAILED)),
         ("twice", changed(answer=f"{label(3)} again")),
         ("twice", changed(state=State.RUNNING, ended=None)),
+        ("twice", ended_by_two()),
         ("doubled", doubled()),
         ("wrong answer", wrong_answer()),
         ("context", turns(1)),
@@ -180,6 +202,7 @@ def forgotten() -> History:
         ("context", turns(2, 1)),
         ("context", turns(1, 3, 2)),
         ("context", half_a_turn()),
+        ("context", not_appended()),
         ("not billed", bill()),
         ("not billed", bill(billed(3, tokens=(11, 0, 5)))),
         ("not billed", bill(billed(3, label=label(4)))),

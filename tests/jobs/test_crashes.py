@@ -353,6 +353,23 @@ async def test_a_quarantined_worker_that_drains_is_replaced(queue: Queue, crash:
     await queue.claim(job, "new")
 
 
+async def test_a_quarantined_worker_that_says_nothing_is_replaced_before_its_lease_ends(
+    queue: Queue, crash: Crash
+) -> None:
+    """It may be dead: suspects are not to wait for it, and the silent are not chosen either."""
+    job = await suspect(queue, crash)
+    await queue.worker("silent")
+    await queue.worker("new")
+    await queue.pass_time(1, "silent")
+    [chosen] = queue.redis.smembers("celeriac:quarantined")
+    other = "new" if chosen == "silent" else "silent"
+    queue.later(3500)
+    await queue.beat(other)
+    await queue.fleet.upkeep()
+    assert (await queue.beat(other)).quarantined is True
+    await queue.claim(job, other)
+
+
 async def test_no_suspect_is_rung_for_a_quarantined_worker_that_drains(queue: Queue, crash: Crash) -> None:
     """Nobody would answer."""
     await suspect(queue, crash)
