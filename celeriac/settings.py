@@ -47,6 +47,11 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
 
+def is_reserved(queue: str) -> bool:
+    """Whether the queue carries something else than jobs: submissions by message, or suspects."""
+    return queue == "celeriac.submit" or queue.endswith(".suspects")
+
+
 def _url(url: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
     # What it begins with is not repeated either: somebody may have pasted a password alone.
     if not url.get_secret_value().startswith(tuple(f"{scheme}://" for scheme in schemes)):
@@ -73,6 +78,13 @@ def _dsn(dsn: SecretStr) -> SecretStr:
     return dsn
 
 
+def _base_url(url: str) -> str:
+    if not urlsplit(_url(SecretStr(url), ("http", "https")).get_secret_value()).hostname:
+        raise ValueError("names no host; write it as https://api.example.com/v1")
+    return url
+
+
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
 Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 BrokerUrl = Annotated[SecretStr, AfterValidator(_broker_url)]
@@ -144,7 +156,9 @@ class WorkerSettings(Section):
     redis_connections: int | None = Field(None, gt=0, description="Default: one for 32 jobs in flight, at least 8.")
     grace: Duration = Field(timedelta(seconds=30), description="How long SIGTERM waits for jobs in flight.")
     stall: Duration = Field(
-        timedelta(seconds=2), description="A task that blocks the loop for this long is named in the log."
+        timedelta(seconds=2),
+        ge=timedelta(seconds=0.2),
+        description="A task that blocks the loop for this long is named in the log.",
     )
     health_port: int | None = Field(
         None,
@@ -160,8 +174,12 @@ class WorkerSettings(Section):
 
 
 class JobSettings(Section):
-    result_ttl: Duration = Field(timedelta(hours=24), description="How long an ended job can be asked for.")
-    dead_ttl: Duration = Field(timedelta(days=7), description="How long a dead letter is kept for replay.")
+    result_ttl: Duration = Field(
+        timedelta(hours=24), ge=timedelta(seconds=60), description="How long an ended job can be asked for."
+    )
+    dead_ttl: Duration = Field(
+        timedelta(days=7), ge=timedelta(seconds=60), description="How long a dead letter is kept for replay."
+    )
     celery_results: bool = Field(
         False,
         description="Whether jobs over HTTP have a Celery result as well, for two more commands to Redis each; jobs "
@@ -169,6 +187,7 @@ class JobSettings(Section):
     )
     chord_ttl: Duration = Field(
         timedelta(days=7),
+        ge=timedelta(seconds=60),
         description="How long a Celery chord waits for a member that is parked; one that would wait longer is refused.",
     )
     max_running_per_tenant: int | None = Field(
@@ -185,7 +204,9 @@ class JobSettings(Section):
 
 
 class ContextSettings(Section):
-    ttl: Duration = Field(timedelta(hours=24), description="A conversation ages from the end of its last job.")
+    ttl: Duration = Field(
+        timedelta(hours=24), ge=timedelta(seconds=60), description="A conversation ages from the end of its last job."
+    )
     max_messages: int = Field(200, ge=2, description="Older turns are dropped beyond this.")
     max_bytes: int = Field(1024 * 1024, ge=1024, description="Older turns are dropped beyond this.")
 
@@ -235,13 +256,13 @@ class Settings(BaseSettings):
     openai_api_key: SecretStr | None = Field(
         None, validation_alias=AliasChoices(PREFIX + "OPENAI_API_KEY", "OPENAI_API_KEY"), description="OpenAI's key."
     )
-    openai_base_url: str | None = Field(None, description="Any OpenAI-compatible endpoint. Default: OpenAI's own.")
+    openai_base_url: BaseUrl | None = Field(None, description="Any OpenAI-compatible endpoint. Default: OpenAI's own.")
     anthropic_api_key: SecretStr | None = Field(
         None,
         validation_alias=AliasChoices(PREFIX + "ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY"),
         description="Anthropic's key.",
     )
-    anthropic_base_url: str | None = Field(None, description="Default: Anthropic's own endpoint.")
+    anthropic_base_url: BaseUrl | None = Field(None, description="Default: Anthropic's own endpoint.")
     scripted: bool = Field(
         False, description="Answer from a script and ask no model: free and the same every time. Refused in prod."
     )
@@ -273,8 +294,8 @@ class Settings(BaseSettings):
             yield "CELERIAC_SHIM__CORS_ORIGINS: is * while CELERIAC_SHIM__CORS_CREDENTIALS is on; name the origins"
         if len({key.get_secret_value() for key in self.shim.api_keys.values()}) < len(self.shim.api_keys):
             yield "CELERIAC_SHIM__API_KEYS: two tenants have the same key"
-        if "celeriac.submit" in self.worker.queues:
-            yield "CELERIAC_WORKER__QUEUES: celeriac.submit carries submissions; workers serve it by themselves"
+        for queue in filter(is_reserved, self.worker.queues):
+            yield f"CELERIAC_WORKER__QUEUES: {queue} is Celeriac's own; workers serve it by themselves"
 
     def _unsafe_in_prod(self) -> Iterator[str]:
         if not self.shim.api_keys:

@@ -47,7 +47,7 @@ class Intake:
         have it; what the request says goes first, and the earlier deadline counts. Raises Invalid and Conflict, whose
         message names the field; StoreFull.
         """
-        if not re.match(NAME, job_id):
+        if not re.fullmatch(NAME, job_id):
             raise Invalid(
                 "task_id: use up to 64 letters, digits, '.', '_' and '-', or leave it to Celery", field="task_id"
             )

@@ -10,14 +10,20 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from celeriac.agents.agent import Agent
 from celeriac.errors import Misconfigured, NotFound
 from celeriac.llm.model import Lane
-from celeriac.settings import NAME, Name
+from celeriac.settings import NAME, Name, is_reserved
 
 LaneText = Annotated[str, StringConstraints(pattern=r"^(openai|anthropic|scripted)/\S+$")]
+
+
+def _of_jobs(queue: str) -> str:
+    if is_reserved(queue):
+        raise ValueError("this queue is Celeriac's own; name another")
+    return queue
 
 
 class _AgentTable(BaseModel):
@@ -29,7 +35,7 @@ class _AgentTable(BaseModel):
     max_output_tokens: int = Field(1024, gt=0, le=1_000_000)
     temperature: float | None = Field(None, ge=0, le=2)
     timeout_seconds: float = Field(120, gt=0, le=3600)
-    queue: Name = "celeriac"
+    queue: Annotated[Name, AfterValidator(_of_jobs)] = "celeriac"
     api: Literal["chat", "responses"] = "chat"
     follow_ups: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] = []
     max_running: int | None = Field(None, gt=0)
@@ -86,7 +92,7 @@ def read_agents(file: Path) -> Registry:
         raise Misconfigured("\n".join([*mistakes, f"{file}:1: names no agent; begin with [agents.assistant]"]))
     agents = {}
     for name, table in given.items():
-        if not re.match(NAME, name):
+        if not re.fullmatch(NAME, name):
             mistakes.append(f"{file}:{_line(text, name)}: {name!r} is no name for an agent; use letters, digits, . _ -")
             continue
         try:

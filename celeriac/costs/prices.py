@@ -158,7 +158,8 @@ def read(file: Path) -> dict[tuple[str, str], Row]:
     try:
         tables = tomllib.loads(file.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise Misconfigured(f"{file}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Misconfigured(f"{file}: {why}; CELERIAC_PRICES_FILE names the prices of this deployment") from error
     rows = {}
     for provider, models in tables.items():
         for model, given in models.items() if isinstance(models, dict) else [("", models)]:

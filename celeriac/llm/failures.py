@@ -196,8 +196,11 @@ def _transport_kind(error: BaseException) -> type[ModelError] | None:
 
 
 def own_words(body: object) -> bool:
-    """Whether the body is the error of an API rather than a gateway's page."""
-    return isinstance(body, dict) and any(name in body for name in ("error", "detail", "message", "code", "type"))
+    """Whether the body is the error of a model's API: one that has a type and a message.
+
+    A gateway in front of it answers in JSON too, as `{"message": "Endpoint request timed out"}`.
+    """
+    return any(isinstance(part.get("type"), str) and isinstance(part.get("message"), str) for part in _parts(body))
 
 
 def _parts(body: object) -> Iterator[dict[str, Any]]:

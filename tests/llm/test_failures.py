@@ -20,7 +20,7 @@ from celeriac.drill.process import ProviderProcess
 from celeriac.errors import ModelError, RateLimited
 from celeriac.llm.adapter import Adapter
 from celeriac.llm.anthropic import Anthropic
-from celeriac.llm.failures import LONGEST_WAIT, STATUS, broken, kind_of, retry_after
+from celeriac.llm.failures import LONGEST_WAIT, STATUS, broken, kind_of, refused, retry_after
 from celeriac.llm.model import Lane
 from celeriac.llm.openai import OpenAI
 from celeriac.llm.transport import Wire, open_http
@@ -69,6 +69,25 @@ ROWS = [
     ("content", "policy", errors.ContentRefused, False),
     ("content", "refusal", errors.ContentRefused, False),
 ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"message": "Endpoint request timed out"},
+        {"code": 502},
+        {"detail": "bad gateway"},
+        {"error": "upstream"},
+        {"type": "https://example.com/problems/timeout", "title": "timeout", "status": 504},
+        {"error": {"code": "BackendTimeout", "message": "no answer"}},
+        "upstream request timeout",
+        None,
+    ],
+)
+@pytest.mark.parametrize("status", [408, 500, 502, 504])
+def test_a_gateways_json_does_not_say_that_nothing_was_billed(status: int, body: object) -> None:
+    """Only the API of the model can: the model behind a gateway may have worked."""
+    assert refused(Lane("openai", "m"), Wire(), status, body).in_doubt
 
 
 @pytest.mark.parametrize(("row", "fault", "kind", "in_doubt"), ROWS, ids=[f"{row[0]}-{row[1]}" for row in ROWS])

@@ -69,6 +69,13 @@ def test_every_mistake_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
         ("CELERIAC_SHIM__MAX_WAIT", "-5"),
         ("CELERIAC_SHIM__MAX_WAIT", "inf"),
         ("CELERIAC_JOBS__LEASE", "0.5"),
+        ("CELERIAC_JOBS__RESULT_TTL", "0"),
+        ("CELERIAC_JOBS__DEAD_TTL", "0"),
+        ("CELERIAC_JOBS__CHORD_TTL", "0"),
+        ("CELERIAC_CONTEXTS__TTL", "0"),
+        ("CELERIAC_WORKER__STALL", "0"),
+        ("CELERIAC_OPENAI_BASE_URL", "not-a-url"),
+        ("CELERIAC_ANTHROPIC_BASE_URL", "https://"),
         ("CELERIAC_WORKER__QUEUES", '["open'),
         ("CELERIAC_WORKER__QUEUES", "two words"),
         ("CELERIAC_WORKER__QUEUES", ","),
@@ -215,7 +222,7 @@ def test_credentials_from_anywhere_are_refused_everywhere(monkeypatch: pytest.Mo
 def test_submissions_are_no_queue_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its messages would be lost with their worker."""
     monkeypatch.setenv("CELERIAC_WORKER__QUEUES", "celeriac,celeriac.submit")
-    with pytest.raises(Misconfigured, match=r"CELERIAC_WORKER__QUEUES: celeriac\.submit carries submissions"):
+    with pytest.raises(Misconfigured, match=r"CELERIAC_WORKER__QUEUES: celeriac\.submit is Celeriac"):
         load_settings()
 
 
