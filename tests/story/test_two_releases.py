@@ -39,13 +39,14 @@ def test_a_worker_that_the_fleet_has_left_behind_refuses_to_start(house: House) 
     """An older protocol would be a danger to the others' jobs: a line says what to do, and nothing was registered."""
     house.valkey.client().set("celeriac:protocol", PROTOCOL + 1)
     worker = Worker(house.valkey.url, **house.env)
-    assert worker.wait(60) != 0
-    assert (
-        f"the workers of this store speak a newer protocol than {PROTOCOL}: deploy a newer release" in worker.output()
-    )
-    assert "Traceback" not in worker.output()
-    assert not house.valkey.client().exists("celeriac:workers")
-    worker.stop()
+    try:
+        assert worker.wait(60) != 0
+        said = f"the workers of this store speak a newer protocol than {PROTOCOL}: deploy a newer release"
+        assert said in worker.output()
+        assert "Traceback" not in worker.output()
+        assert not house.valkey.client().exists("celeriac:workers")
+    finally:
+        worker.stop()
 
 
 def test_a_job_whose_agent_a_worker_does_not_know_is_left_to_one_that_knows_it(house: House, tmp_path: Path) -> None:
