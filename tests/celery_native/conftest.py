@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from typing import Any, TypeVar
 
 import pytest
@@ -17,44 +17,14 @@ from celeriac.connections import unpack
 from celeriac.jobs.dispatch import SUBMIT
 from celeriac.settings import load_settings
 from celeriac.stores import Stores, open_stores
-from tests.processes import Process, Worker, running, wait_until
+from tests.processes import Worker, wait_until
 from tests.story.conftest import House
+from tests.story.conftest import home as home  # over the `one_home` of this folder
 
 T = TypeVar("T")
 
 #: Seconds. Whatever happens, nobody waits longer.
 PATIENCE = 60
-
-
-class ShopWorker(Process):
-    """A stock Celery worker with the shop's own tasks."""
-
-    def __init__(self, redis_url: str) -> None:
-        super().__init__(
-            *(sys.executable, "-m", "celery", "-A", "tests.celery_native.shop", "worker", "-P", "threads", "-c", "2"),
-            *("--without-mingle", "-n", "shop@%h", "-l", "info"),
-            env={"SHOP_URL": redis_url},
-        )
-
-    def up(self) -> ShopWorker:
-        def ready() -> bool:
-            assert self.running(), self.output()
-            return " ready." in self.output()
-
-        wait_until(ready, "the shop's worker to consume", 60)
-        return self
-
-
-class DyingWorker(Worker):
-    """A worker of ours that is killed at a given moment of its first job: see `dying_app`."""
-
-    def __init__(self, redis_url: str, *options: str, **env: str) -> None:
-        Process.__init__(
-            self,
-            *(sys.executable, "-m", "celery", "-A", "tests.celery_native.dying_app", "worker", "--without-mingle"),
-            *("-n", "dying@%h", *options),
-            env={"CELERIAC_REDIS_URL": redis_url} | env,
-        )
 
 
 class Town(House):
@@ -64,13 +34,14 @@ class Town(House):
         super().__init__()
         self.client = Celery("shop", broker=self.valkey.url, backend=self.valkey.url, set_as_current=False)
 
-    def shop(self) -> ShopWorker:
-        worker: ShopWorker = self._open.enter_context(running(ShopWorker(self.valkey.url)))
-        return worker
+    def shop(self) -> Worker:
+        """A stock Celery worker with the shop's own tasks."""
+        options = ("-P", "threads", "-c", "2", "-n", "shop@%h", "-l", "info")
+        return self.worker(*options, app="tests.celery_native.shop", SHOP_URL=self.valkey.url)
 
-    def dying_worker(self, moment: str, *options: str, **env: str) -> DyingWorker:
-        worker = DyingWorker(self.valkey.url, *options, DIE_WHEN=moment, **(self.env | env))
-        return self._open.enter_context(running(worker))
+    def dying_worker(self, moment: str, **env: str) -> Worker:
+        """A worker of ours that is killed at a given moment of its first job: see `dying_app`."""
+        return self.worker("-n", "dying@%h", app="tests.celery_native.dying_app", DIE_WHEN=moment, **env)
 
     def ask(self, text: str = "What is the capital of France?", **facts: Any) -> Signature[Any]:
         """A job as a signature."""
@@ -155,21 +126,12 @@ class Home(Town):
 
 @pytest.fixture(scope="package")
 def one_home() -> Iterator[Home]:
-    home = Home()
-    yield home
-    home.close()
-
-
-@pytest.fixture
-def home(one_home: Home) -> Home:
-    """The provider has forgotten what the test before told it."""
-    asyncio.run(one_home.provider.reset())
-    return one_home
+    with closing(Home()) as home:
+        yield home
 
 
 @pytest.fixture
 def town() -> Iterator[Town]:
     """An empty town of one's own, to break."""
-    opened = Town()
-    yield opened
-    opened.close()
+    with closing(Town()) as opened:
+        yield opened

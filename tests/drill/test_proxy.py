@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,15 +18,6 @@ from celeriac.drill.proxy import Proxy, value_end, words_of
 from celeriac.jobs.lease import Fleet
 from celeriac.settings import load_settings
 from celeriac.stores import open_fleet, open_stores
-from tests.conftest import Valkey
-
-
-@pytest.fixture
-async def proxy(valkey: Valkey) -> AsyncIterator[Proxy]:
-    # Scripts that another test loaded would not be loaded again, and stay without a name.
-    valkey.client().script_flush()
-    async with Proxy(valkey.port) as proxy:
-        yield proxy
 
 
 def client(proxy: Proxy, **options: object) -> aioredis.Redis:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -95,14 +95,13 @@ class Home(House):
 
 @pytest.fixture(scope="package")
 def one_home() -> Iterator[Home]:
-    home = Home()
-    yield home
-    home.close()
+    with closing(Home()) as home:
+        yield home
 
 
 @pytest.fixture
 def home(one_home: Home) -> Home:
-    """The provider has forgotten what the story before told it."""
+    """The provider has forgotten what the test before told it."""
     asyncio.run(one_home.provider.reset())
     return one_home
 
@@ -110,6 +109,5 @@ def home(one_home: Home) -> Home:
 @pytest.fixture
 def house() -> Iterator[House]:
     """An empty house of one's own, to break."""
-    opened = House()
-    yield opened
-    opened.close()
+    with closing(House()) as opened:
+        yield opened

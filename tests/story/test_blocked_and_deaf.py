@@ -194,6 +194,19 @@ def test_a_worker_that_takes_no_messages_is_not_ready(house: House) -> None:
     assert not any(alive)
 
 
+@pytest.mark.parametrize("what", ["loop", "hub"])
+def test_no_bell_is_rung_for_a_worker_that_cannot_hear_it(house: House, what: str) -> None:
+    """What is submitted meanwhile waits in the store, where others could have it, and is rung when the worker hears."""
+    shim, redis = house.shim(), house.valkey.client()
+    house.worker("-c", "20", app=OWN_TASKS, CELERIAC_JOBS__LEASE="6")
+    tell(house, f"blocks_the_{what}", 10)
+    wait_until(lambda: taking(house) == ["0"], "the worker to offer nothing")
+    jobs = [shim.submit()["id"] for _ in range(5)]
+    places = [redis.hget(f"celeriac:job:{job}", "place") for job in jobs]
+    assert (taking(house), places, redis.llen("celeriac")) == (["0"], ["ready"] * 5, 0)
+    assert {shim.job(job, wait=60)["state"] for job in jobs} == {"succeeded"}
+
+
 def test_a_store_that_is_away_gets_no_worker_killed(house: House) -> None:
     """`/livez` holds for longer than a lease: a new process would find no store either, and this one may hold answers
     that were paid for. `/readyz` says what is missing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -25,6 +24,15 @@ def in_its_second_step(home: Home) -> str:
     id: str = home.the_shim.submit(agent="thorough", input="The capital of France?")["id"]
     wait_until(lambda: home.in_flight() == 1 and home.the_shim.job(id)["steps"] == 1, "the second call")
     return id
+
+
+def just_after_a_heartbeat(home: Home) -> datetime:
+    """The worst moment to ask a worker for anything, by the store's clock."""
+    redis = home.valkey.client()
+    before = redis.zrange("celeriac:workers", 0, 0, withscores=True)
+    wait_until(lambda: redis.zrange("celeriac:workers", 0, 0, withscores=True) != before, "a heartbeat")
+    seconds, micros = redis.time()
+    return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=micros)
 
 
 def price(home: Home, *calls: int) -> Decimal:
@@ -57,14 +65,15 @@ def test_a_parked_job_that_is_cancelled_is_never_run(home: Home) -> None:
     assert home.bill()["calls"] == 1
 
 
-def test_a_running_job_that_is_cancelled_stops_within_a_second_or_two(home: Home) -> None:
+def test_a_running_job_that_is_cancelled_stops_within_a_second(home: Home) -> None:
     """The provider's request is aborted. What was spent is kept, and what may have been spent is in doubt."""
     id = in_its_second_step(home)
-    began = time.monotonic()
+    asked = just_after_a_heartbeat(home)
     answer = cancel(home, id)
     assert (answer.status_code, answer.json()["stopping"]) == (202, True)
     job = home.the_shim.job(id, wait=30)
-    assert time.monotonic() - began < 3
+    # The next heartbeat is a second away; the rest is for a busy machine.
+    assert datetime.fromisoformat(job["ended_at"]) - asked < timedelta(seconds=1.5)
     assert (job["state"], job["error"]["code"], job["stopping"]) == ("cancelled", "cancelled", False)
     assert [call["stands"] for call in job["calls"]] == ["settled", "doubt"]
     assert Decimal(job["cost_usd"]) == price(home, 0)

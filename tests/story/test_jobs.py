@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from tests.processes import wait_until
-from tests.story.conftest import Home
+from tests.story.conftest import Home, House
 
 
 def test_a_job_is_handed_over_and_answered(home: Home) -> None:
@@ -171,3 +171,17 @@ def test_one_request_id_leads_through_shim_and_worker(home: Home) -> None:
     ]
     assert celerys
     assert all("task=celeriac.run_job" in line and "worker=" in line for line in celerys)
+
+
+def test_a_worker_runs_as_many_jobs_at_once_as_it_has_slots(house: House) -> None:
+    """Two of five, and each that ends lets the next one in."""
+    shim = house.shim()
+    house.worker("--concurrency", "2")
+    house.always(hang=True)
+    jobs = [shim.submit()["id"] for _ in range(5)]
+    wait_until(lambda: house.in_flight() == 2, "both slots to be taken")
+    house.always(delay=0.3, text="Paris")
+    for job in jobs[:2]:
+        shim.http.post(f"/v1/jobs/{job}/cancel")
+    assert [shim.job(job, wait=60)["state"] for job in jobs] == ["cancelled"] * 2 + ["succeeded"] * 3
+    assert (house.peak(), house.bill()["calls"]) == (2, 5)

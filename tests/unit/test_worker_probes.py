@@ -11,7 +11,8 @@ import pytest
 
 from celeriac.jobs.reach import ask_broker, ask_store
 from celeriac.settings import Settings, load_settings
-from tests.conftest import Valkey, free_port
+from tests.conftest import Valkey
+from tests.processes import free_port
 from worker.probes import LOOK, RECONNECTED, Health, Signs
 
 WELL = Signs(

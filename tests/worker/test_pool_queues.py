@@ -9,9 +9,12 @@ from collections.abc import Callable
 import psutil
 import pytest
 from celery import Celery
-from conftest import Valkey, Worker, wait_for
 
-Start = Callable[..., Worker]
+from tests.conftest import Valkey
+from tests.processes import wait_until
+from tests.worker.conftest import PoolWorker
+
+Start = Callable[..., PoolWorker]
 #: Longer than a blocking pop, with which a dropped queue may still be asked for.
 A_POP = 2.0
 BOTH = [{"worker_disable_prefetch": True}, {}]
@@ -21,7 +24,7 @@ NAMES = ["without prefetch", "by the prefetch count"]
 class Steered:
     """A worker whose queues the test decides on; one of its slots is taken by the task that obeys."""
 
-    def __init__(self, valkey: Valkey, worker: Worker) -> None:
+    def __init__(self, valkey: Valkey, worker: PoolWorker) -> None:
         self.valkey, self.worker = valkey, worker
         self.celery = Celery(broker=valkey.url, backend=valkey.url, set_as_current=False)
         self._told = 0
@@ -31,22 +34,22 @@ class Steered:
         return str(self.celery.send_task(f"pool_app.{task}", args, queue=queue).id)
 
     def consumes(self, *queues: str) -> None:
-        self.valkey.client.rpush("queues:steer", json.dumps(queues))
+        self.valkey.client().rpush("queues:steer", json.dumps(queues))
         self._told += 1
-        wait_for(lambda: self.valkey.client.llen("mark:steer:told") >= self._told, "the task to obey")
+        wait_until(lambda: self.valkey.client().llen("mark:steer:told") >= self._told, "the task to obey")
 
     def began(self, key: str) -> list[str]:
-        return list(self.valkey.client.lrange(f"mark:{key}:began", 0, -1))  # type: ignore[arg-type]  # not the async client
+        return self.valkey.client().lrange(f"mark:{key}:began", 0, -1)
 
     def waiting(self, queue: str) -> int:
-        return int(self.valkey.client.llen(queue))  # type: ignore[arg-type]  # not the async client
+        return self.valkey.client().llen(queue)
 
 
 @pytest.fixture
 def steered(valkey: Valkey, start_worker: Start, request: pytest.FixtureRequest) -> Steered:
     conf = getattr(request, "param", BOTH[0])
     worker = start_worker(valkey.url, "-c", "3", "-Q", "celery", POOL_TEST_CONF=json.dumps(conf), POOL_TEST_NO_ACK="1")
-    return Steered(valkey, worker.is_ready())
+    return Steered(valkey, worker.up())
 
 
 @pytest.mark.parametrize("steered", BOTH, ids=NAMES, indirect=True)
@@ -55,13 +58,13 @@ def test_from_now_on_exactly_these_queues(steered: Steered) -> None:
     steered.consumes("quarantine", "other")
     for queue in ("quarantine", "other"):
         steered.send("waits", queue, 0, queue=queue)
-        wait_for(lambda queue=queue: steered.began(queue), f"the message in {queue}")
+        wait_until(lambda queue=queue: steered.began(queue), f"the message in {queue}")
     for _ in range(3):
         steered.send("waits", "celery", 0, queue="celery")
     time.sleep(A_POP)
     assert (steered.began("celery"), steered.waiting("celery")) == ([], 3)
     steered.consumes("celery")
-    wait_for(lambda: len(steered.began("celery")) == 3, "the messages that waited")
+    wait_until(lambda: len(steered.began("celery")) == 3, "the messages that waited")
     steered.send("waits", "quarantine", 0, queue="quarantine")
     time.sleep(A_POP)
     assert len(steered.began("quarantine")) == 1
@@ -76,11 +79,11 @@ def test_what_was_being_popped_when_its_queue_was_dropped_goes_back(steered: Ste
     while time.monotonic() < until:
         sent.append(steered.send("waits", "late", 0, queue="celery"))
         time.sleep(0.05)
-    wait_for(lambda: steered.waiting("celery") == len(sent), "all of them to be in the queue")
+    wait_until(lambda: steered.waiting("celery") == len(sent), "all of them to be in the queue")
     assert steered.began("late") == []
-    assert "Requeuing undeliverable message for queue 'celery'" in steered.worker.log()
+    assert "Requeuing undeliverable message for queue 'celery'" in steered.worker.output()
     steered.consumes("celery")
-    wait_for(lambda: len(steered.began("late")) == len(sent), "all of them to run")
+    wait_until(lambda: len(steered.began("late")) == len(sent), "all of them to run")
     assert sorted(steered.began("late")) == sorted(sent)
 
 
@@ -89,8 +92,8 @@ def test_a_worker_may_be_told_before_it_starts(valkey: Valkey, celery: Celery, s
     old = celery.send_task("pool_app.waits", ("old", 0), queue="celery")
     celery.send_task("pool_app.waits", ("new", 0), queue="quarantine")
     start_worker(valkey.url, "-c", "3", "-Q", "celery", POOL_TEST_CONSUME="quarantine", POOL_TEST_NO_ACK="1")
-    wait_for(lambda: valkey.client.llen("mark:new:began"), "the message in the new queue")
-    assert (valkey.client.llen("celery"), old.state) == (1, "PENDING")
+    wait_until(lambda: valkey.client().llen("mark:new:began"), "the message in the new queue")
+    assert (valkey.client().llen("celery"), old.state) == (1, "PENDING")
 
 
 def test_no_queue_at_all_is_possible(steered: Steered) -> None:
@@ -101,18 +104,18 @@ def test_no_queue_at_all_is_possible(steered: Steered) -> None:
     assert (steered.began("none"), steered.waiting("celery")) == ([], 1)
     assert steered.celery.control.ping(destination=[steered.worker.name], timeout=5)
     steered.consumes("celery")
-    wait_for(lambda: steered.began("none"), "the message that waited")
+    wait_until(lambda: steered.began("none"), "the message that waited")
 
 
 def test_a_new_queue_is_like_the_first(steered: Steered) -> None:
     """Its messages are not acknowledged where those of the first are not: on Redis that is a round trip for nothing."""
     steered.consumes("quarantine")
     steered.send("waits", "first", 0, queue="quarantine")
-    wait_for(lambda: steered.began("first"), "the queue to be consumed")
-    steered.valkey.client.config_resetstat()
+    wait_until(lambda: steered.began("first"), "the queue to be consumed")
+    steered.valkey.client().config_resetstat()
     steered.send("waits", "second", 0, queue="quarantine")
-    wait_for(lambda: steered.began("second"), "the second message")
-    assert not {"cmdstat_zrem", "cmdstat_hdel"} & set(steered.valkey.client.info("commandstats"))
+    wait_until(lambda: steered.began("second"), "the second message")
+    assert not {"cmdstat_zrem", "cmdstat_hdel"} & set(steered.valkey.client().info("commandstats"))
 
 
 @pytest.mark.parametrize("steered", BOTH, ids=NAMES, indirect=True)
@@ -120,14 +123,14 @@ def test_a_full_worker_changes_its_queues_too(steered: Steered) -> None:
     """It takes nothing while it is full, and then only of the new queues."""
     for _ in range(2):
         steered.send("waits", "full", 5, queue="celery")
-    wait_for(lambda: len(steered.began("full")) == 2, "the worker to be full")
+    wait_until(lambda: len(steered.began("full")) == 2, "the worker to be full")
     steered.consumes("quarantine")
     steered.send("waits", "old", 0, queue="celery")
     steered.send("waits", "new", 0, queue="quarantine")
     time.sleep(A_POP)
     assert steered.waiting("quarantine") == 1
-    wait_for(lambda: steered.began("new"), "the new queue's message")
-    assert steered.valkey.client.llen("mark:full:ended") > 0
+    wait_until(lambda: steered.began("new"), "the new queue's message")
+    assert steered.valkey.client().llen("mark:full:ended") > 0
     time.sleep(A_POP)
     assert (steered.began("old"), steered.waiting("celery")) == ([], 1)
 
@@ -137,18 +140,18 @@ def test_the_queues_survive_a_lost_connection(steered: Steered) -> None:
     """The broker's connections are cut: the worker comes back to what it was told, in the meantime too."""
     steered.consumes("quarantine")
     steered.send("waits", "before", 0, queue="quarantine")
-    wait_for(lambda: steered.began("before"), "the queue to be consumed")
+    wait_until(lambda: steered.began("before"), "the queue to be consumed")
     # The worker's only: this process has some, too, and the server is shared.
-    its_own = {f"127.0.0.1:{c.laddr.port}" for c in psutil.Process(steered.worker.process.pid).net_connections("tcp")}
-    for client in steered.valkey.client.client_list():
+    its_own = {f"127.0.0.1:{c.laddr.port}" for c in psutil.Process(steered.worker.pid).net_connections("tcp")}
+    for client in steered.valkey.client().client_list():
         if client["addr"] in its_own and client["cmd"] in ("brpop", "psubscribe"):
-            steered.valkey.client.client_kill_filter(_id=client["id"])
+            steered.valkey.client().client_kill_filter(_id=client["id"])
     steered.consumes("quarantine", "other")
     steered.worker.logged("Connection to broker lost")
     steered.send("waits", "celery", 0, queue="celery")
     for queue in ("quarantine", "other"):
         steered.send("waits", queue, 0, queue=queue)
-        wait_for(lambda queue=queue: steered.began(queue), f"the message in {queue}")
+        wait_until(lambda queue=queue: steered.began(queue), f"the message in {queue}")
     time.sleep(A_POP)
     assert (steered.began("celery"), steered.waiting("celery")) == ([], 1)
 
@@ -159,6 +162,6 @@ def test_the_same_queues_again_change_nothing(steered: Steered) -> None:
         steered.consumes("other", "celery")
         steered.consumes("celery", "other", "celery")
     steered.send("waits", "same", 0, queue="celery")
-    wait_for(lambda: steered.began("same"), "a message")
-    assert steered.worker.log().count("Consuming from celery, other") == 1
-    assert "Canceling queue" not in steered.worker.log()
+    wait_until(lambda: steered.began("same"), "a message")
+    assert steered.worker.output().count("Consuming from celery, other") == 1
+    assert "Canceling queue" not in steered.worker.output()

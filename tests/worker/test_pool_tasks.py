@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from celery.result import AsyncResult
-from conftest import PATIENCE, Standing, wait_for
+
+from tests.processes import wait_until
+from tests.worker.conftest import PATIENCE, Standing
 
 
 def failure_of(result: AsyncResult[Any]) -> str:
@@ -20,7 +22,7 @@ def pool_stats(standing: Standing) -> dict[str, Any]:
         answer = standing.celery.control.inspect([standing.worker.name], timeout=2).stats()
         return dict(answer[standing.worker.name]["pool"]) if answer else {}
 
-    return wait_for(ask, "stats")
+    return wait_until(ask, "stats")
 
 
 def test_an_async_body_is_awaited(standing: Standing) -> None:
@@ -86,7 +88,7 @@ def test_an_ignored_result_is_not_stored(standing: Standing) -> None:
     result = standing.send("unstored")
     standing.marked("unstored")
     standing.call("add", 1, 1)
-    assert standing.valkey.client.get(f"celery-task-meta-{result.id}") is None
+    assert standing.valkey.client().get(f"celery-task-meta-{result.id}") is None
 
 
 @pytest.mark.parametrize(
@@ -210,4 +212,4 @@ def test_a_task_that_blocks_the_loop_is_named(standing: Standing) -> None:
     assert "time.sleep(seconds)" in log
     stats = pool_stats(standing)
     assert (stats["stalls"], stats["max-concurrency"]) == (before + 1, 20)
-    wait_for(lambda: pool_stats(standing)["loop-lag"] < 0.5, "the lag to be over")
+    wait_until(lambda: pool_stats(standing)["loop-lag"] < 0.5, "the lag to be over")

@@ -1,0 +1,88 @@
+"""One run of a job over a line to the store that breaks where the test asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from celeriac.agents.registry import read_agents
+from celeriac.agents.runner import Runner
+from celeriac.costs.prices import Prices
+from celeriac.drill.proxy import Proxy
+from celeriac.jobs.model import NewJob, State
+from celeriac.jobs.store import new_id
+from celeriac.llm.scripted import Scripted
+from celeriac.settings import SHIPPED_AGENTS, load_settings
+from celeriac.stores import Stores, open_fleet, open_stores
+from tests.conftest import Valkey
+
+
+@pytest.fixture
+async def runs(proxy: Proxy) -> AsyncIterator[Stores]:
+    """The stores of the worker w1, over the proxy."""
+    settings = load_settings(redis_url=proxy.url)
+    stores = open_stores(settings)
+    fleet, line = open_fleet(settings, stores, name="line")
+    await fleet.register("w1", ["celeriac"], 1, "", {"celeriac": ""})
+    yield stores
+    await stores.close()
+    await line.aclose()
+
+
+def runner(runs: Stores, model: Scripted) -> Runner:
+    made = Runner(runs, read_agents(SHIPPED_AGENTS), model, Prices())
+    made.worker = "w1"
+    made.lease.renewed()
+    return made
+
+
+async def submitted(stores: Stores) -> str:
+    job = NewJob(new_id(), "default", "assistant", "celeriac", (("user", "hi"),), context_id="trip")
+    return (await stores.jobs.submit(job)).id
+
+
+async def test_a_job_is_handed_back_though_its_run_is_cancelled_again(
+    runs: Stores, proxy: Proxy, valkey: Valkey
+) -> None:
+    """The worker was told to stop, and then to stop at once: the next one has the job without waiting for a lease."""
+    model = Scripted(lambda _: asyncio.Event().wait())  # type: ignore[arg-type,return-value]  # it never answers
+    id, redis = await submitted(runs), valkey.client()
+    run = asyncio.create_task(runner(runs, model).run(id))
+    await until(lambda: bool(model.requests))
+    proxy.hush()
+    for _ in range(2):
+        run.cancel()
+        await asyncio.sleep(0.1)
+    assert run.cancelled()
+    assert redis.hget(f"celeriac:job:{id}", "place") == "running", "it was not written before the second time"
+    proxy.speak()
+    await until(lambda: redis.hget(f"celeriac:job:{id}", "place") in {"ready", "rung"})
+    job = await runs.jobs.get(id, "default")
+    assert job is not None
+    assert (job.state, job.attempts, job.crashes) == (State.QUEUED, 1, 0)
+
+
+async def test_a_finish_whose_answers_are_lost_is_sent_until_one_arrives(runs: Stores, proxy: Proxy) -> None:
+    """More often than the Redis client tries by itself. The job ends once, and its context has one turn."""
+    id, model = await submitted(runs), Scripted("Paris")
+    one = runner(runs, model)
+    swallow = proxy.swallow(script="finish", times=6)
+    summary = await one.run(id)
+    assert (len(swallow.answers), swallow.left) == (6, 0)
+    assert summary is not None
+    assert (summary.state, summary.error, one.writes, one.released) == (State.SUCCEEDED, None, 2, [id])
+    job, context = await runs.jobs.get(id, "default"), await runs.contexts.get("default", "trip")
+    assert job is not None
+    assert context is not None
+    assert (job.state, job.attempts, job.answer) == (State.SUCCEEDED, 1, "Paris")
+    assert [message.text for message in context.messages] == ["hi", "Paris"]
+    assert (len(model.requests), await one.run(id)) == (1, None)
+
+
+async def until(condition: object) -> None:
+    assert callable(condition)
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.01)
