@@ -17,7 +17,7 @@ from celery.platforms import EX_FAILURE
 
 from celeriac.assembly import WorkerParts, new_name, open_worker
 from celeriac.connections import patiently
-from celeriac.errors import Fenced, StoreUnavailable
+from celeriac.errors import Fenced, Misconfigured, StoreUnavailable
 from celeriac.jobs.dispatch import SUBMIT, celery_app, is_suspects, suspects, templates
 from celeriac.jobs.lease import HEARTBEAT, HistoryLost, limits
 from celeriac.logs import always, get_logger
@@ -79,7 +79,7 @@ class Lifecycle(bootsteps.StartStopStep):
             # What may kill the process has no submission beside it, which would come back only in an hour.
             pool.consume(only_suspects if quarantined else everything)
 
-        lease = Lease(settings, offer, bells(worker.app), quarantine)
+        lease = Lease(settings, offer, bells(worker.app), quarantine, pool.fail)
         worker.app.lease = lease
         if settings.worker.health_port is not None:
             _open_probes(settings, pool, lease, silence)
@@ -145,7 +145,7 @@ class Lease:
     """What the process opens, and its place in the fleet.
 
     offer: asked at every heartbeat. bells: queue -> Celery's own message, "" where the broker is another server.
-    quarantine: told whether the process runs suspects only.
+    quarantine: told whether the process runs suspects only. fail: told why the process must end.
     """
 
     def __init__(
@@ -154,11 +154,13 @@ class Lease:
         offer: Callable[[], Offer],
         bells: Mapping[str, str],
         quarantine: Callable[[bool], None],
+        fail: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._offer = offer
         self._bells = bells
         self._quarantine = quarantine
+        self._fail = fail
         self._open = AsyncExitStack()
         self._parts: WorkerParts | None = None
         self._heart: asyncio.Task[None] | None = None
@@ -240,7 +242,14 @@ class Lease:
     async def _beat(self) -> None:
         while not self._closing:
             await asyncio.sleep(HEARTBEAT.total_seconds())
-            await self.say()
+            try:
+                await self.say()
+            except Misconfigured as error:
+                self._fail(str(error))
+                return
+            except Exception:
+                # Tried again in a second; until one is answered nothing is renewed, and the lease may end.
+                log.exception("heartbeat_failed")
 
     async def say(self) -> None:
         """One heartbeat, and what it asks for."""

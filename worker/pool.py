@@ -286,12 +286,17 @@ class TaskPool(BasePool):
         if not self._stopped:
             self._crash(error)
 
-    def _crash(self, error: BaseException | None) -> None:
-        self._crashed = True
-        logger.critical("The event loop ended (%r): the worker stops, it could run nothing more", error, exc_info=error)
+    def fail(self, reason: str) -> None:
+        """End the worker as SIGTERM does, but with an exit status that says that it failed. Any thread."""
+        logger.critical("The worker stops: %s", reason)
         # Celery's own flag: its main loop leaves with this exit code, and hands back what was not acknowledged.
         state.should_stop = EX_FAILURE  # type: ignore[assignment]  # the stubs know only its first value
         self._to_hub(_nothing)
+
+    def _crash(self, error: BaseException | None) -> None:
+        self._crashed = True
+        logger.critical("The event loop ended (%r)", error, exc_info=error)
+        self.fail("it could run nothing more")
         time.sleep(CRASH_GRACE)
         logger.critical("The worker did not stop in %s s: it is ended", CRASH_GRACE)
         os._exit(EX_FAILURE)

@@ -225,7 +225,7 @@ class Runner:
         run.why = run.why or why
         run.task.cancel()
 
-    async def _run(self, run: Run) -> Summary:
+    async def _run(self, run: Run) -> Summary | None:
         claim, began = run.claim, time.monotonic()
         log.info("job_started", attempt=claim.attempt, waited_seconds=claim.waited, steps_done=len(claim.journal))
         calls = Calls(claim, self._models, self._stores.journal, self._prices, self.lease)
@@ -238,9 +238,11 @@ class Runner:
             run.ends = True
             # Shielded: what cancelled the run must not cancel the words about it.
             ended = await asyncio.shield(self._cut_off(run, calls))
-            if run.why is None or ended is None:
+            if run.why is None:
                 raise
             run.task.uncancel()
+            if ended is None:  # it is somebody else's
+                return None
             return self._summarise(claim, ended.state, time.monotonic() - began, ended=ended, error=CANCELLED)
         run.ends = True
         try:
@@ -294,12 +296,12 @@ class Runner:
         claim, jobs = run.claim, self._stores.jobs
         ending = Ending(State.CANCELLED, error=CANCELLED)
         try:
-            async with asyncio.timeout(LAST_WORDS):
+            # Only a process that stops is in a hurry.
+            async with asyncio.timeout(None if run.why == "stop" else LAST_WORDS):
                 await calls.close()
                 if run.why == "stop":
-                    return await patiently(lambda: jobs.finish(claim, ending))
-                await patiently(lambda: jobs.give_back(claim))
-                self.writes += 1
+                    return await self._write(run, lambda: jobs.finish(claim, ending))
+                await self._write(run, lambda: jobs.give_back(claim))
                 log.info("job_given_back")
         except Fenced:
             log.warning("run_fenced", worker=claim.worker)

@@ -5,9 +5,12 @@
 -- has lost history.
 local beats = call('INCR', K.beats())
 if not call('ZSCORE', K.workers(), a.worker) then return {'gone', beats} end
+-- A record that is no hash is not renewed: its lease ends, and it is set aside.
+local record = redis.pcall('HMGET', K.worker(a.worker), 'slots', 'taking', 'quarantine')
+if record.err then return {'gone', beats} end
+local slots, was, quarantine = unpack(record)
 call('ZADD', K.workers(), now + a.lease, a.worker)
 local taking = a.taking and '1' or '0'
-local slots, was, quarantine = unpack(call('HMGET', K.worker(a.worker), 'slots', 'taking', 'quarantine'))
 if tonumber(slots) ~= a.slots or was ~= taking then
   change_worker(a.worker, function() call('HSET', K.worker(a.worker), 'slots', a.slots, 'taking', taking) end)
 end

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from celeriac.connections import ALWAYS, Scripts
-from celeriac.errors import CeleriacError, Fenced, Misconfigured
+from celeriac.errors import CeleriacError, Fenced, Misconfigured, StoreUnavailable
 from celeriac.jobs.dispatch import Ringer
 from celeriac.jobs.model import PROTOCOL, Claim
 from celeriac.jobs.scripts import HERE
@@ -136,7 +136,18 @@ class Fleet:
         )
 
     async def upkeep(self) -> None:
-        """One round of what nobody else does. Two at once do no harm."""
+        """One round of what nobody else does. Two at once do no harm, and what fails in it stops nothing else."""
+        parts = self._give_up_the_dead, self._bring_what_is_due, self._choose_quarantine, self._tell_celery, self._tidy
+        for part in parts:
+            try:
+                await part()
+            except StoreUnavailable as error:
+                log.warning("upkeep_broken_off", part=part.__name__.strip("_"), reason=str(error))
+                return
+            except Exception:
+                log.exception("upkeep_failed", part=part.__name__.strip("_"))
+
+    async def _give_up_the_dead(self) -> None:
         for _ in range(PAGES):
             more, bells, gone, fates = await self._give_up(lease=self._lease, page=PAGE, keep=self._keep)
             await self._ringer.ring(bells)
@@ -148,16 +159,24 @@ class Fleet:
                 )
             if not more:
                 break
+
+    async def _bring_what_is_due(self) -> None:
         for _ in range(PAGES):
             more, bells = await self._due(page=PAGE, keep=self._keep)
             await self._ringer.ring(bells)
             if not more:
                 break
+
+    async def _choose_quarantine(self) -> None:
         await self._ringer.ring(await self._quarantine())
+
+    async def _tell_celery(self) -> None:
         bells, given_up = await self._tell(page=PAGE, keep=self._keep)
         await self._ringer.ring(bells)
         for id in given_up:
             log.error("celery_not_told", job_id=id.decode(), reason="each run that told it failed")
+
+    async def _tidy(self) -> None:
         bells, broken = await self._upkeep(lease=self._lease)
         await self._ringer.ring(bells)
         for entry in broken:

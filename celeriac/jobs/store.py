@@ -36,6 +36,9 @@ from celeriac.jobs.model import (
     Untold,
 )
 from celeriac.jobs.scripts import ENTER, HERE
+from celeriac.logs import get_logger
+
+log = get_logger(__name__)
 
 PRIORITY_NAMES: Final[Mapping[int, Priority]] = {number: name for name, number in PRIORITIES.items()}
 
@@ -279,6 +282,8 @@ class JobStore:
             raise Fenced(f"the store does not know the worker {worker}")
         if said == b"nothing":
             await self._ringer.ring(rest[1])
+            if rest[0] == b"excluded":
+                log.warning("agent_unknown", job_id=job_id, reason="no such agent here, and nobody else took it yet")
             return None
         flat = rest[0]
         # The names are the same for every job, and a worker may hold thousands of records.

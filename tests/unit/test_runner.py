@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from celeriac.agents import runner as module
 from celeriac.agents.registry import read_agents
 from celeriac.agents.runner import Runner
 from celeriac.costs.prices import Prices
@@ -79,6 +80,27 @@ async def test_a_finish_whose_answers_are_lost_is_sent_until_one_arrives(runs: S
     assert (job.state, job.attempts, job.answer) == (State.SUCCEEDED, 1, "Paris")
     assert [message.text for message in context.messages] == ["hi", "Paris"]
     assert (len(model.requests), await one.run(id)) == (1, None)
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["the answer comes late", "somebody else has the job"])
+async def test_a_cancel_whose_answer_is_late_says_nothing_else(
+    runs: Stores, proxy: Proxy, valkey: Valkey, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    """However late: a run that was stopped ends as cancelled or says nothing, and is never a failure to Celery."""
+    monkeypatch.setattr(module, "LAST_WORDS", 0.2)
+    model = Scripted(lambda _: asyncio.Event().wait())  # type: ignore[arg-type,return-value]  # it never answers
+    id, one = await submitted(runs), runner(runs, model)
+    run = asyncio.create_task(one.run(id))
+    await until(lambda: bool(model.requests))
+    if taken:
+        valkey.client().hset(f"celeriac:job:{id}", "nonce", "of another run")
+    proxy.hush()
+    one.stop(id)
+    await asyncio.sleep(0.5)
+    assert not run.done()
+    proxy.speak()
+    summary = await run
+    assert (summary and summary.state) == (None if taken else State.CANCELLED)
 
 
 async def until(condition: object) -> None:
