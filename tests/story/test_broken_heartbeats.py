@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import redis
 
 from celeriac.jobs.model import PROTOCOL
+from celeriac.jobs.store import new_nonce
+from celeriac.settings import load_settings
+from celeriac.stores import open_stores
 from tests.processes import wait_until
 from tests.story.conftest import House
 
@@ -50,3 +55,22 @@ def test_upkeep_that_fails_ends_no_heartbeat(house: House, index: str) -> None:
     assert "lease_lost" not in worker.output()
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         client.zcard(f"celeriac:{index}")
+
+
+async def test_a_job_that_a_worker_holds_without_knowing_it_is_handed_back(house: House) -> None:
+    """The answer to its claim never came: it is told what it holds, and lets go of what it does not run."""
+    shim, client = house.shim(), house.valkey.client()
+    worker = house.worker(CELERIAC_JOBS__LEASE="3")
+    [name] = client.zrange("celeriac:workers", 0, -1)
+    worker.signal(signal.SIGSTOP)
+    stores = open_stores(load_settings(redis_url=house.valkey.url))
+    try:
+        id = shim.submit()["id"]
+        assert await stores.jobs.claim(id, name, new_nonce()) is not None
+    finally:
+        worker.signal(signal.SIGCONT)
+        await stores.close()
+    job = shim.job(id, wait=30)
+    assert (job["state"], job["attempts"], job["crashes"]) == ("succeeded", 2, 0)
+    assert "job_disowned" in worker.output()
+    assert "worker_given_up" not in worker.output()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
@@ -101,6 +103,40 @@ async def test_a_cancel_whose_answer_is_late_says_nothing_else(
     proxy.speak()
     summary = await run
     assert (summary and summary.state) == (None if taken else State.CANCELLED)
+
+
+async def test_no_call_is_sent_without_a_lease(runs: Stores) -> None:
+    """Who could not renew it for its whole length may have lost the job: it asks nobody until it knows."""
+    model = Scripted("Paris")
+    id, one = await submitted(runs), runner(runs, model)
+    one.lease.length = timedelta(seconds=5)
+    one.lease.renewed(time.monotonic() - 6)
+    run = asyncio.create_task(one.run(id))
+    await until(lambda: one.running == 1)
+    await asyncio.sleep(0.3)
+    assert model.requests == []
+    one.lease.renewed()
+    summary = await run
+    assert summary is not None
+    assert (summary.state, len(model.requests)) == (State.SUCCEEDED, 1)
+
+
+async def test_an_older_run_of_the_same_job_is_cancelled_first(runs: Stores) -> None:
+    """The store gave the job up and this very worker has it again: two runs of it in one process would both pay."""
+    model = Scripted(*[lambda _: asyncio.Event().wait()] * 2)  # type: ignore[arg-type,return-value]  # it never answers
+    id, one = await submitted(runs), runner(runs, model)
+    older = asyncio.create_task(one.run(id))
+    await until(lambda: len(model.requests) == 1)
+    [run] = one.runs()
+    await runs.jobs.give_back(run.claim)
+    newer = asyncio.create_task(one.run(id))
+    assert await older is None
+    await until(lambda: len(model.requests) == 2)
+    assert one.running == 1
+    one.stop(id)
+    summary = await newer
+    assert summary is not None
+    assert summary.state == State.CANCELLED
 
 
 async def until(condition: object) -> None:
