@@ -112,12 +112,13 @@ async def _replaced(stage: Stage, worker: Kept) -> None:
 async def zombies(stage: Stage) -> None:
     sleep = stage.size.lease * 1.5 + 1
     # Answered while their worker sleeps, and asked again by the next one, who still waits when the first one wakes.
-    await stage.provider.script({"model": "slow", "times": 0, "delay": sleep - 0.5})
+    await stage.provider.script({"model": "slow", "times": 0, "delay": stage.size.lease / 2 + 1.5})
+    slow = 45 if stage.size.short else 12
     async with stage.load(over=max(stage.size.over, 2 * sleep)) as load:
         for part in (0.15, 0.6):
             await load.at(part)
-            await stage.submit(45, model="openai/slow", alone=True)
-            await stage.in_flight(45)
+            await stage.submit(slow, model="openai/slow", alone=True)
+            await stage.in_flight(slow)
             if (worker := await stage.busy_worker()) is None:
                 continue
             await _sleeps(stage, worker, sleep)
