@@ -1,6 +1,24 @@
--- Due: parked jobs whose time has come are ready; jobs past their deadline expire, running ones are asked to stop.
+-- Due: parked jobs whose time has come are ready; jobs past their deadline expire, running ones are asked to stop. Where the
+-- clock went back, parked jobs do not wait for the other one.
 -- a: page, keep. Answers {1 if there is more, bells}.
 local bells, most = {}, a.page
+-- The clock went back: whose time lies further ahead than it was parked for has it from the other clock.
+local from = call('GET', K.went_back())
+if from then
+  local parked
+  from, parked = unpack(call('ZSCAN', K.parked(), from, 'COUNT', most))
+  for i = 1, #parked, 2 do
+    local id = parked[i]
+    local r = read(id)
+    local span = r and r.place == 'parked' and tonumber(get(id, 'parked_for') or '')
+    if span and tonumber(parked[i + 1]) > now + span then
+      call('HSET', K.job(id), 'resume_at', now + span)
+      call('ZADD', K.parked(), now + span, id)
+    end
+  end
+  if from == '0' then call('DEL', K.went_back()); from = nil
+  else call('SET', K.went_back(), from) end
+end
 local due = call('ZRANGEBYSCORE', K.parked(), '-inf', now, 'LIMIT', 0, most)
 for _, id in ipairs(due) do
   local r = read(id)
@@ -22,4 +40,4 @@ for _, id in ipairs(late) do
     end)
   elseif not r and call('EXISTS', K.job(id)) == 1 then set_aside(id, 'deadlines') end
 end
-return {(#due == most or #late == most) and 1 or 0, bells}
+return {(#due == most or #late == most or from) and 1 or 0, bells}

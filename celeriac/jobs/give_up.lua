@@ -6,6 +6,7 @@ local last = tonumber(call('GET', K.round()) or now)
 call('SET', K.round(), now)
 -- Rounds come once a second: less than two is no outage, however short the lease.
 if now - last > math.max(a.lease / 2, 2000) or now < last then call('SET', K.quiet(), now + a.lease, 'PX', a.lease) end
+if now < last then call('SET', K.went_back(), '0') end
 if tonumber(call('GET', K.quiet()) or 0) > now then return {0, bells, gone, fates} end
 
 -- A time that lies further ahead than a lease may is from another clock.

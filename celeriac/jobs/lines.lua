@@ -124,7 +124,7 @@ local function leave_place(r)
   elseif r.place == 'rung' then call('ZREM', K.rung(bell_queue(r)), r.id)
   elseif r.place == 'parked' then
     call('ZREM', K.parked(), r.id)
-    call('HDEL', K.job(r.id), 'reason', 'resume_at')
+    call('HDEL', K.job(r.id), 'reason', 'resume_at', 'parked_for')
   end
 end
 
@@ -133,6 +133,8 @@ local function to_ready(r) move(r, 'ready'); enter_line(r) end
 local function to_parked(r, reason, resume_at)
   move(r, 'parked')
   call('HSET', K.job(r.id), 'reason', reason, 'resume_at', resume_at)
+  -- Where the clock goes back, this still says how long the job was to wait. What is scheduled is for a time of day.
+  if reason ~= 'scheduled' then call('HSET', K.job(r.id), 'parked_for', resume_at - now) end
   call('ZADD', K.parked(), resume_at, r.id)
 end
 
