@@ -19,9 +19,7 @@ if from then
   if from == '0' then call('DEL', K.went_back()); from = nil
   else call('SET', K.went_back(), from) end
 end
-local due = call('ZRANGEBYSCORE', K.parked(), '-inf', now, 'LIMIT', 0, most)
-for _, id in ipairs(due) do
-  local r = read(id)
+local more_due = each_due(K.parked(), most, function(id, r)
   call('ZREM', K.parked(), id)
   if r and r.place == 'parked' then
     try(id, 'parked', function()
@@ -29,15 +27,13 @@ for _, id in ipairs(due) do
       to_ready(r)
     end)
   elseif not r then set_aside(id, 'parked') end
-end
-local late = call('ZRANGEBYSCORE', K.deadlines(), '-inf', now, 'LIMIT', 0, most)
-for _, id in ipairs(late) do
-  local r = read(id)
+end)
+local more_late = each_due(K.deadlines(), most, function(id, r)
   call('ZREM', K.deadlines(), id)
   if r and r.place ~= 'ended' then
     try(id, 'deadlines', function()
       if r.place == 'running' then ask_to_stop(r, 'expired') else stop_waiting(r, 'expired', bells) end
     end)
   elseif not r and call('EXISTS', K.job(id)) == 1 then set_aside(id, 'deadlines') end
-end
-return {(#due == most or #late == most or from) and 1 or 0, bells}
+end)
+return {(more_due or more_late or from) and 1 or 0, bells}

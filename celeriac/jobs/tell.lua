@@ -7,8 +7,7 @@ for _, id in ipairs(call('ZRANGEBYSCORE', K.untold(), '(' .. now + TELL_AGAIN, '
   call('ZADD', K.untold(), 'LT', now + TELL_AGAIN, id)
 end
 local room = TELL_BELLS - in_telling()
-for _, id in ipairs(call('ZRANGEBYSCORE', K.untold(), '-inf', now, 'LIMIT', 0, a.page)) do
-  local r = read(id)
+each_due(K.untold(), a.page, function(id, r)
   local state, tried, rings = get(id, 'state', 'tellings', 'tell_rings')
   if not r or r.place ~= 'ended' then
     call('ZREM', K.untold(), id)
@@ -24,6 +23,6 @@ for _, id in ipairs(call('ZRANGEBYSCORE', K.untold(), '-inf', now, 'LIMIT', 0, a
       call('ZADD', K.untold(), now + PATIENCE, id)
     else ring_to_tell(r, bells) end
     room = room - 1
-  end
-end
+  else return 'stays' end
+end)
 return {bells, given_up}

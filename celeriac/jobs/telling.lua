@@ -29,9 +29,11 @@ end
 
 -- The oldest end that nobody rang for yet, or whose bell was not answered.
 local function ring_next_untold(bells)
-  local id = call('ZRANGEBYSCORE', K.untold(), '-inf', now, 'LIMIT', 0, 1)[1]
-  local r = id and in_telling() < TELL_BELLS and read(id)
-  if r and r.place == 'ended' then ring_to_tell(r, bells) end
+  if in_telling() >= TELL_BELLS then return end
+  each_due(K.untold(), 1, function(_, r)
+    if r and r.place == 'ended' then ring_to_tell(r, bells) end
+    return 'stop'
+  end)
 end
 
 local function forget_untold(id)

@@ -111,9 +111,7 @@ async def test_a_clock_that_goes_back_does_not_make_a_parked_job_wait_longer(que
     jobs = [await queue.submit() for _ in range(3)]
     await queue.jobs.park(await queue.claim(jobs[0]), "retry", timedelta(seconds=30), retry=True)
     await queue.jobs.park(await queue.claim(jobs[1]), "retry", timedelta(seconds=3600), retry=True)
-    await queue.jobs.park(
-        await queue.claim(jobs[2], "unknowing"), "agent_unknown", timedelta(seconds=5), exclude=True
-    )
+    await queue.jobs.park(await queue.claim(jobs[2], "unknowing"), "agent_unknown", timedelta(seconds=5), exclude=True)
     scheduled = await queue.submit(run_at=at(queue, 60))
     await queue.fleet.upkeep()
     queue.later(int(-hours * 3_600_000))
