@@ -84,6 +84,7 @@ class RetryManyRequest(Wire):
     dead: bool = Field(False, strict=True, description="Only dead letters: failed jobs that killed their workers.")
     fresh: bool = Field(False, strict=True, description="From the beginning, and not after their stored steps.")
     limit: int = Field(200, strict=True, ge=1, le=200, description="At most so many, the newest.")
+    cursor: str | None = Field(None, max_length=32, description="As the last answer named it; left out to begin.")
 
     @model_validator(mode="after")
     def _dead_letters_failed(self) -> RetryManyRequest:
@@ -182,7 +183,8 @@ class RefusedOut(BaseModel):
 class RetriedManyOut(BaseModel):
     retried: list[str] = Field(description="Jobs that were started again, in this order: the oldest first.")
     refused: list[RefusedOut] = Field(description="Jobs that had changed meanwhile.")
-    more: bool = Field(description="There may be more of them: ask again.")
+    more: bool = Field(description="There may be more of them: ask again, with `cursor`.")
+    cursor: str | None = Field(description="Hand it back as `cursor` for what is older; null at the end.")
 
 
 class JobsOut(BaseModel):

@@ -58,6 +58,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "upkeep": ("upkeep", "string: the worker that does the upkeep", "under a second"),
     "durable": ("durable", "string: written with every write that waits for the disk", "for ever"),
     "round": ("round", "string: when the last upkeep was (ms)", "for ever"),
+    "went_back": ("went_back", "string: how far parked jobs were looked at since the clock went back", "a few rounds"),
     "quiet": ("quiet", "string: nobody is given up until then (ms)", "one lease"),
     "broken": ("broken", "zset: what made no sense and was set aside, in that order", "the newest 1,000"),
     "alarmed": ("alarmed", "string: the newest of them that was reported", "for ever"),

@@ -54,9 +54,11 @@ class Lifecycle(bootsteps.StartStopStep):
                 log.critical("worker_cannot_start", reason=f"{SUBMIT} goes with a queue of jobs: add one to -Q")
                 raise SystemExit(EX_FAILURE)
             return
-        if worker.time_limit:
-            # It kills without a word: the job would be given back and run again, and again.
-            log.critical("worker_cannot_start", reason="--time-limit is set; give agents a timeout_seconds instead")
+        limits = [("--time-limit", worker.time_limit), ("--soft-time-limit", worker.soft_time_limit)]
+        if given := [option for option, seconds in limits if seconds]:
+            # Either ends a run that may be in a paid call: the job would run again and buy it again, and again.
+            reason = f"{' and '.join(given)} may not be set for a worker of jobs; give agents a timeout_seconds instead"
+            log.critical("worker_cannot_start", reason=reason)
             raise SystemExit(EX_FAILURE)
         pool.grace = settings.worker.grace.total_seconds()
         pool.stall = settings.worker.stall.total_seconds()

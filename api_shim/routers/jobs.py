@@ -162,10 +162,18 @@ def _missing(job_id: str) -> NotFound:
 
 @router.post("/retry", response_model=RetriedManyOut)
 async def retry_many(body: RetryManyRequest, request: Request, tenant: Tenant) -> Response:
-    """Start many ended jobs again, up to `limit` at a time. Repeat it while there are more, or after a 503."""
+    """Start many ended jobs again, up to `limit` at a time. Repeat it with the answer's `cursor` while there are more.
+
+    After a 503 repeat it as it was. An answer may be empty and not the last: it looks at some thousand jobs at most.
+    """
     stores: Stores = request.app.state.stores
     page = await stores.jobs.list(
-        tenant, state=State(body.state), dead=body.dead, agent=body.agent or "", limit=body.limit
+        tenant,
+        state=State(body.state),
+        dead=body.dead,
+        agent=body.agent or "",
+        cursor=body.cursor,
+        limit=body.limit,
     )
     retried, refused = [], []
     for job in reversed(page.jobs):  # the oldest first: conversations keep their order
@@ -177,7 +185,7 @@ async def retry_many(body: RetryManyRequest, request: Request, tenant: Tenant) -
             if replayed is not None:  # else it has aged out since
                 retried.append(job.id)
     log.info("jobs_retried", retried=len(retried), refused=len(refused))
-    return _json({"retried": retried, "refused": refused, "more": page.cursor is not None})
+    return _json({"retried": retried, "refused": refused, "more": page.cursor is not None, "cursor": page.cursor})
 
 
 @router.post(

@@ -8,7 +8,7 @@ for i = 2 + a.steps, #ARGV, 2 do own[ARGV[i]] = ARGV[i + 1] end
 if call('EXISTS', K.job(a.id)) == 0 then how = 'restored' end
 local r = read(a.id)
 if how == 'kept' then
-  if not r or r.place == 'ended' or r.place == 'running' and r.nonce ~= a.nonce then return {'fenced'} end
+  if not r or r.newer or r.place == 'ended' or r.place == 'running' and r.nonce ~= a.nonce then return {'fenced'} end
   if r.place ~= 'running' then how = 'taken' end
 end
 local tenant, context = own.tenant, own.context

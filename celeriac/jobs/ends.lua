@@ -125,13 +125,14 @@ local function end_job(r, state, bells, run)
   if get(r.id, 'tell') then leave_untold(r, run, bells) else let_age(r, state) end
   if r.context then
     local next_id = context_release(r.tenant, r.context, r.id, a.keep.context)
-    local following = next_id and read(next_id)
-    -- Who makes no sense must not hold the context for ever.
+    local following, passed_by = next_id and read(next_id), {}
+    -- Who makes no sense must not hold the context for ever, and who is a newer release's to start waits for that.
     while next_id and not (following and following.place == 'behind') do
-      set_aside(next_id, 'line')
+      if following and following.newer then passed_by[#passed_by + 1] = following else set_aside(next_id, 'line') end
       next_id = context_release(r.tenant, r.context, next_id, a.keep.context)
       following = next_id and read(next_id)
     end
+    for _, newer in ipairs(passed_by) do context_wait(r.tenant, r.context, newer.id, newer.seq) end
     if following then
       local later = tonumber(call('HGET', K.job(following.id), 'run_at') or 0)
       if later > now then to_parked(following, 'scheduled', later)

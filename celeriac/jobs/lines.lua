@@ -4,12 +4,14 @@ local call = redis.call
 local MARGIN = 2            -- bells beyond the free slots: a slot that falls free finds one waiting
 local PATIENCE = 3000       -- ms until a bell that nobody answered is rung again; doubles to the longest
 local LONGEST_PATIENCE = 60000
+local PASSED_BY = 100       -- jobs of a newer release that one dispatch looks past
 local COMPANY = {[2] = 32, [3] = 4, [4] = 1} -- crashes -> how many suspects one process may hold at once
 local KEPT_BROKEN = 1000
 
 local function get(id, ...) return unpack(call('HMGET', K.job(id), ...)) end
 
--- What every move needs to know of a job; nil where the record is missing or makes no sense.
+-- What every move needs to know of a job; nil where the record is missing or makes no sense. `newer` where it stands in a
+-- place that this release does not know: a newer one owns it, and here it stays where it is, in every index.
 local function read(id)
   local r, values = {id = id}, redis.pcall('HMGET', K.job(id), 'place', 'queue', 'line', 'priority', 'tenant', 'seq', 'agent',
     'context', 'worker', 'nonce', 'released', 'stop', 'crashes')
@@ -17,10 +19,11 @@ local function read(id)
   r.place, r.queue, r.line, r.priority, r.tenant, r.seq, r.agent, r.context, r.worker, r.nonce, r.released, r.stop, r.crashes =
     unpack(values)
   r.crashes = tonumber(r.crashes or 0)
-  if not (r.place and MOVES[r.place] and r.queue and r.line and tonumber(r.priority) and r.tenant and tonumber(r.seq)
-      and r.agent and r.crashes) then
+  if not (r.place and r.queue and r.line and tonumber(r.priority) and r.tenant and tonumber(r.seq) and r.agent
+      and r.crashes) then
     return nil
   end
+  r.newer = not MOVES[r.place]
   return r
 end
 
@@ -43,7 +46,28 @@ local function waits_for(id)
   return place == 'behind' and context and context_holder(tenant, context) or nil
 end
 
-local function may(r, to) return MOVES[r.place][to] end
+-- What is due in an index, about a page of it, past what a newer release owns. work: gets an id and its record (or nil), and
+-- answers 'stays' where the entry keeps its time, 'stop' where no other is to be looked at. Answers whether there is more.
+local function each_due(index, most, work)
+  local stay, done = 0, 0
+  while done < most and stay < 10 * most do
+    local page = call('ZRANGEBYSCORE', index, '-inf', now, 'LIMIT', stay, most)
+    for _, id in ipairs(page) do
+      local r = read(id)
+      if r and r.newer then stay = stay + 1
+      else
+        local said = work(id, r)
+        if said == 'stop' then return false end
+        if said == 'stays' then stay = stay + 1 end
+        done = done + 1
+      end
+    end
+    if #page < most then return false end
+  end
+  return done >= most
+end
+
+local function may(r, to) return not r.newer and MOVES[r.place][to] end
 
 -- Suspects wait in lines of their own and are rung for on a queue of their own.
 local function level(r) return r.crashes >= 2 and math.min(r.crashes, 4) or nil end
@@ -101,12 +125,15 @@ local function move(r, to, state)
 end
 
 -- Into its tenant's line, and the tenant into the rotation: a new tenant at its end.
-local function enter_line(r)
-  if level(r) then call('ZADD', K.suspects(r.queue, level(r)), r.seq, r.id); return end
+local function enter_ready(r)
   call('ZADD', K.ready(r.line, r.priority, r.tenant), r.seq, r.id)
   if r.line ~= r.queue then call('SADD', K.lines(r.queue), r.line) end
   if call('SISMEMBER', K.full(), r.tenant) == 1 then call('SADD', K.left(r.tenant), r.line .. '|' .. r.priority)
   else call('ZADD', K.rotation(r.line, r.priority), 'NX', call('INCR', K.turn()), r.tenant) end
+end
+
+local function enter_line(r)
+  if level(r) then call('ZADD', K.suspects(r.queue, level(r)), r.seq, r.id) else enter_ready(r) end
 end
 
 local function leave_rotation_if_empty(line, priority, tenant)
@@ -124,7 +151,7 @@ local function leave_place(r)
   elseif r.place == 'rung' then call('ZREM', K.rung(bell_queue(r)), r.id)
   elseif r.place == 'parked' then
     call('ZREM', K.parked(), r.id)
-    call('HDEL', K.job(r.id), 'reason', 'resume_at')
+    call('HDEL', K.job(r.id), 'reason', 'resume_at', 'parked_for')
   end
 end
 
@@ -133,6 +160,8 @@ local function to_ready(r) move(r, 'ready'); enter_line(r) end
 local function to_parked(r, reason, resume_at)
   move(r, 'parked')
   call('HSET', K.job(r.id), 'reason', reason, 'resume_at', resume_at)
+  -- Where the clock goes back, this still says how long the job was to wait. What is scheduled is for a time of day.
+  if reason ~= 'scheduled' then call('HSET', K.job(r.id), 'parked_for', resume_at - now) end
   call('ZADD', K.parked(), resume_at, r.id)
 end
 
@@ -247,16 +276,18 @@ end
 -- Bells for free slots only, at most `most`; collects in `bells` what the caller has to publish. Answers how many it rang.
 local function dispatch(queue, most, bells)
   most = math.min(most, room(queue))
-  local rung = 0
-  while rung < most do
+  local rung, passed_by = 0, {}
+  while rung < most and #passed_by < PASSED_BY do
     local id = next_ready(queue)
     if not id then break end
     local r = read(id)
     if r and may(r, 'rung') then
       ring_first(r, bells)
       rung = rung + 1
-    elseif not r then set_aside(id, 'ready') end
+    elseif not r then set_aside(id, 'ready')
+    elseif r.newer then passed_by[#passed_by + 1] = r end
   end
+  for _, r in ipairs(passed_by) do enter_ready(r) end
   return rung
 end
 
@@ -309,7 +340,8 @@ local function dispatch_suspects(queue, bells)
       for _, id in ipairs(call('ZRANGE', K.suspects(queue, lvl), 0, 199)) do
         if left <= 0 then break end
         local r = read(id)
-        if not (r and may(r, 'rung')) then
+        if r and r.newer then -- passed by
+        elseif not (r and may(r, 'rung')) then
           call('ZREM', K.suspects(queue, lvl), id)
           if not r then set_aside(id, 'suspects') end
         elseif not at_limit(r.tenant) and agent_room(r.agent) then

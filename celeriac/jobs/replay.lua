@@ -3,7 +3,7 @@
 -- a: id, tenant, request (random, one a call), fresh, expires_in (ms or null), keep.
 -- Answers {"unknown"}, {"not", state}, or {"accepted", "1" if it starts afresh, holder or "", bells}.
 local r = read(a.id)
-if not r or r.tenant ~= a.tenant then return {'unknown'} end
+if not r or r.newer or r.tenant ~= a.tenant then return {'unknown'} end
 local state, version, replayed = get(a.id, 'state', 'read_version', 'replayed')
 local request, afresh = string.match(replayed or '', '^(%S+) (%d)$')
 if request == a.request then return {'accepted', afresh, waits_for(a.id) or '', {}} end

@@ -1,9 +1,13 @@
 -- Tell: upkeep rings for ends of which Celery has not been told, a few at once and at growing intervals: the worker died
 -- between the end and the telling, the bell was lost, or there were too many at once. What no run could tell is
 -- given up. a: page, keep. Answers {bells, given up (ids)}.
-local bells, given_up, room = {}, {}, TELL_BELLS - in_telling()
-for _, id in ipairs(call('ZRANGEBYSCORE', K.untold(), '-inf', now, 'LIMIT', 0, a.page)) do
-  local r = read(id)
+local bells, given_up = {}, {}
+-- A time that lies further ahead than it may is from another clock.
+for _, id in ipairs(call('ZRANGEBYSCORE', K.untold(), '(' .. now + TELL_AGAIN, '+inf', 'LIMIT', 0, a.page)) do
+  call('ZADD', K.untold(), 'LT', now + TELL_AGAIN, id)
+end
+local room = TELL_BELLS - in_telling()
+each_due(K.untold(), a.page, function(id, r)
   local state, tried, rings = get(id, 'state', 'tellings', 'tell_rings')
   if not r or r.place ~= 'ended' then
     call('ZREM', K.untold(), id)
@@ -19,6 +23,6 @@ for _, id in ipairs(call('ZRANGEBYSCORE', K.untold(), '-inf', now, 'LIMIT', 0, a
       call('ZADD', K.untold(), now + PATIENCE, id)
     else ring_to_tell(r, bells) end
     room = room - 1
-  end
-end
+  else return 'stays' end
+end)
 return {bells, given_up}

@@ -9,10 +9,9 @@ local function ring_again(queue)
     call('ZADD', K.rung(queue), 'LT', now + LONGEST_PATIENCE, id)
   end
   local template = call('EXISTS', K.bell(queue)) == 1
-  for _, id in ipairs(call('ZRANGEBYSCORE', K.rung(queue), '-inf', now, 'LIMIT', 0, 200)) do
+  each_due(K.rung(queue), 200, function(id, r)
     -- A list that holds every bell was only slow: another one would be for nothing.
-    if template and call('LLEN', queue) >= call('ZCARD', K.rung(queue)) then return end
-    local r = read(id)
+    if template and call('LLEN', queue) >= call('ZCARD', K.rung(queue)) then return 'stop' end
     if r and r.place == 'rung' then
       if not try(id, 'rung', function()
         local rings = call('HINCRBY', K.job(id), 'rings', 1)
@@ -23,7 +22,7 @@ local function ring_again(queue)
       call('ZREM', K.rung(queue), id)
       if not r and call('EXISTS', K.job(id)) == 1 then set_aside(id, 'rung') end
     end
-  end
+  end)
 end
 
 if call('SET', K.recount(), '1', 'NX', 'PX', a.lease) then

@@ -15,7 +15,7 @@ from celeriac.jobs.model import ENDS, SEEN_AS, Place
 from celeriac.keys import KEYS, PREFIX
 
 #: Keys that stay, and hold a number, a name or a text: their size does not grow with the work.
-STAY: Final = {"seq", "turn", "protocol", "limits", "bell", "beats", "round", "alarmed", "free", "picks"}
+STAY: Final = {"seq", "turn", "protocol", "limits", "bell", "beats", "round", "alarmed", "free", "picks", "went_back"}
 #: Keys that age, whatever they hold.
 AGE: Final = {"recount", "upkeep", "quiet"}
 COMPANY: Final = {2: 32, 3: 4, 4: 1}

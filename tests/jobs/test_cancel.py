@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from celeriac.errors import Stopped
 from celeriac.jobs.model import Accepted, JobError, State
 from tests.jobs.conftest import Queue
 
@@ -177,6 +178,22 @@ async def test_a_running_job_is_stopped_at_its_deadline(queue: Queue) -> None:
     assert (await queue.beat()).stop == {claim.id: "expired" for claim in claims}
     assert (await queue.end(claims[0], state=State.CANCELLED, answer=None)).state == State.EXPIRED
     assert (await queue.end(claims[1])).state == State.SUCCEEDED
+
+
+async def test_a_run_past_its_deadline_buys_no_call(queue: Queue) -> None:
+    """Upkeep may not have looked yet: the call itself is refused and the run ends as expired, whatever it says."""
+    await queue.worker()
+    claim = await queue.claim(await queue.submit(expires_in=timedelta(seconds=5)))
+    queue.later(4999)
+    await queue.stores.journal.admit(claim, "c1", 5, {})
+    queue.later(1)
+    for _ in range(2):
+        with pytest.raises(Stopped, match="expired"):
+            await queue.stores.journal.admit(claim, "c2", 7, {})
+    assert (await queue.beat()).stop == {claim.id: "expired"}
+    ended = await queue.end(claim, state=State.CANCELLED, answer=None)
+    assert (ended.state, ended.in_doubt_nanos) == (State.EXPIRED, 5)
+    assert [call.id for call in (await queue.job(claim.id)).calls] == ["c1"]
 
 
 async def test_who_was_cancelled_before_its_deadline_was_cancelled(queue: Queue) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from celeriac.contexts.store import encode_turn
 from celeriac.jobs.model import Parked, State
 from celeriac.llm.model import Message
@@ -97,6 +99,47 @@ async def test_a_worker_that_does_not_know_the_agent_is_not_asked_again(queue: Q
     await queue.worker("new")
     await queue.pass_time(5, "old", "new")
     await queue.finish(await queue.claim(job, "new"))
+
+
+@pytest.mark.parametrize("hours", [0.1, 3])
+async def test_a_clock_that_goes_back_does_not_make_a_parked_job_wait_longer(queue: Queue, hours: float) -> None:
+    """Each waits as long as it was to wait, be it an hour; what is scheduled is for a time of day and stays."""
+    queue.later(100 * 3_600_000)
+    await queue.worker("w1")
+    await queue.worker("unknowing")
+    spans = [30, 3600]
+    jobs = [await queue.submit() for _ in range(3)]
+    await queue.jobs.park(await queue.claim(jobs[0]), "retry", timedelta(seconds=30), retry=True)
+    await queue.jobs.park(await queue.claim(jobs[1]), "retry", timedelta(seconds=3600), retry=True)
+    await queue.jobs.park(await queue.claim(jobs[2], "unknowing"), "agent_unknown", timedelta(seconds=5), exclude=True)
+    scheduled = await queue.submit(run_at=at(queue, 60))
+    await queue.fleet.upkeep()
+    queue.later(int(-hours * 3_600_000))
+    await queue.fleet.upkeep()
+    assert [(await queue.job(job)).resume_at for job in jobs] == [at(queue, seconds) for seconds in (*spans, 5)]
+    assert (await queue.job(scheduled)).resume_at == scheduled.resume_at
+    assert not queue.redis.exists("celeriac:went_back")
+    queue.redis.delete("celeriac")
+    await queue.pass_time(30, "w1", "unknowing")
+    assert sorted(queue.rung()) == sorted([jobs[0].id, jobs[2].id])
+    assert "parked_for" not in queue.record(jobs[0])
+
+
+async def test_many_parked_jobs_are_looked_at_page_by_page_when_the_clock_went_back(queue: Queue) -> None:
+    """Those that were scheduled are passed over."""
+    await queue.worker(slots=1000)
+    await queue.fleet.upkeep()
+    jobs = [await queue.submit() for _ in range(300)]
+    for job in jobs:
+        await queue.jobs.park(await queue.claim(job), "retry", timedelta(seconds=30))
+        await queue.submit(run_at=at(queue, 3600))
+    queue.later(-60_000)
+    await queue.fleet._give_up(lease=queue.fleet._lease, page=100, keep=queue.fleet._keep)
+    more, _ = await queue.fleet._due(page=100, keep=queue.fleet._keep)
+    moved = queue.redis.zcount("celeriac:parked", "-inf", queue.now + 30_000)
+    assert (more, 0 < moved < 300) == (1, True)
+    await queue.fleet.upkeep()
+    assert queue.redis.zcount("celeriac:parked", "-inf", queue.now + 30_000) == 300
 
 
 async def test_a_scheduled_job_starts_at_its_time(queue: Queue) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from celeriac.jobs.canvas import Canvas
@@ -148,6 +150,36 @@ async def test_a_bell_that_waits_for_a_busy_worker_is_not_rung_again(queue: Queu
         await queue.fleet.heartbeat("w1", 10, taking=True)
         await queue.fleet.upkeep()
     assert rung(queue) == [job.id]
+
+
+@pytest.mark.parametrize("back", [60_000, 10 * 3_600_000], ids=["a minute", "ten hours"])
+async def test_a_clock_that_goes_back_does_not_put_off_the_telling(queue: Queue, back: int) -> None:
+    """Neither of an end that is rung for, nor of one whose teller died: within the longest wait of any."""
+    queue.later(2 * back)
+    await queue.worker()
+    jobs = [await submit(queue) for _ in range(2)]
+    claims = [await queue.claim(job) for job in jobs]
+    await queue.finish(claims[0])
+    await queue.jobs.cancel(jobs[1].id, None)
+    await queue.jobs.park(claims[1], "retry", timedelta(seconds=1))
+    queue.later(TELLING)
+    await queue.fleet.upkeep()
+    for job in jobs:
+        await told_to(queue, job)
+    rung(queue)
+    queue.later(-back)
+    await queue.beat()
+    await queue.fleet.upkeep()
+    assert queue.redis.zcount("celeriac:untold", queue.now + 300_001, "+inf") == 0
+    told: set[str] = set()
+    for _ in range(330):
+        queue.later(1000)
+        await queue.beat()
+        await queue.fleet.upkeep()
+        for id in rung(queue):
+            if isinstance(await queue.try_claim(id), Untold):
+                told.add(id)
+    assert told == {job.id for job in jobs}
 
 
 async def test_thousands_of_ends_do_not_hold_up_the_jobs_that_wait(queue: Queue) -> None:

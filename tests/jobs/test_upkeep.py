@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -17,7 +17,7 @@ TURN = encode_turn([Message("user", "hi"), Message("assistant", "Paris")])
 Spoil = Callable[[Queue, str], object]
 #: How a record may be broken: it says nothing that makes sense, or breaks the script that works on it.
 SPOILT: dict[str, Spoil] = {
-    "place": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "place", "nowhere"),
+    "place": lambda queue, id: queue.redis.hdel(f"celeriac:job:{id}", "place"),
     "no tenant": lambda queue, id: queue.redis.hdel(f"celeriac:job:{id}", "tenant"),
     "crashes": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "crashes", "many"),
     "type": lambda queue, id: (queue.redis.delete(f"celeriac:job:{id}"), queue.redis.set(f"celeriac:job:{id}", "x")),
@@ -90,6 +90,75 @@ async def test_a_broken_record_does_not_hold_its_context_for_ever(queue: Queue, 
     await queue.finish(await queue.claim(first), turn=TURN)
     assert len((await queue.claim(third)).turns) == 1
     assert queue.redis.zrange("celeriac:broken", 0, -1) == [f"{broken.id} in line"]
+
+
+@pytest.mark.parametrize("place", BREAKS)
+async def test_a_record_of_a_newer_release_stays_where_it_is(
+    queue: Queue, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two releases serve one store during a deploy: a place that this one does not know is not broken."""
+    queue.planted = True
+    await queue.worker("w1", slots=0 if place in {"ready", "suspects"} else 10)
+    facts = {"expires_in": timedelta(seconds=10)} if place == "deadlines" else {}
+    ids = [(await queue.submit(**facts)).id for _ in range(5)]
+    for id in ids:
+        if place == "held":
+            await queue.claim(id)
+        elif place == "parked":
+            await queue.jobs.park(await queue.claim(id), "retry", timedelta(seconds=10))
+        elif place == "suspects":
+            queue.redis.hset(f"celeriac:job:{id}", "crashes", 2)
+            queue.redis.zadd("celeriac:suspects:celeriac:2", {id: 1})
+    if place == "suspects":
+        queue.redis.delete("celeriac:ready:celeriac:1:default", "celeriac:rotation:celeriac:1")
+    queue.redis.delete("celeriac")
+    newer, others = ids[0], ids[1:]
+    queue.redis.hset(f"celeriac:job:{newer}", "place", "paused")
+    record = queue.record(newer)
+    queue.slots["w1"] = 10
+    await queue.worker("w2", slots=10)
+    await queue.pass_time(20, *(["w2"] if place == "held" else ["w1", "w2"]))
+    if place == "deadlines":
+        assert {await queue.state(id) for id in others} == {State.EXPIRED}
+    else:
+        assert set(queue.rung("celeriac.suspects" if place == "suspects" else "celeriac")) == set(others)
+    assert queue.record(newer) == record
+    assert not queue.redis.exists("celeriac:broken")
+    assert "record_set_aside" not in capsys.readouterr().out
+    if place == "held":
+        assert queue.redis.smembers("celeriac:held:w1") == {newer}
+    else:
+        index = {
+            "ready": "ready:celeriac:1:default",
+            "rung": "rung:celeriac",
+            "suspects": "suspects:celeriac:2",
+        }.get(place, place)
+        assert queue.redis.zscore(f"celeriac:{index}", newer) is not None
+
+
+async def test_many_of_a_newer_release_do_not_hold_up_the_others(queue: Queue) -> None:
+    """However many of them are due before."""
+    queue.planted = True
+    await queue.worker()
+    for _ in range(250):
+        job = await queue.submit(run_at=datetime.fromtimestamp(queue.now / 1000 + 1, UTC))
+        queue.redis.hset(f"celeriac:job:{job.id}", "place", "paused")
+    own = await queue.submit(run_at=datetime.fromtimestamp(queue.now / 1000 + 2, UTC))
+    queue.later(2000)
+    more, _ = await queue.fleet._due(page=200, keep=queue.fleet._keep)
+    await queue.fleet.upkeep()
+    assert (more, queue.rung(), queue.redis.zcard("celeriac:parked")) == (0, [own.id], 250)
+
+
+async def test_a_job_of_a_newer_release_keeps_its_turn_in_its_context(queue: Queue) -> None:
+    """Who stands behind it goes first; it stays in the line."""
+    queue.planted = True
+    await queue.worker()
+    first, newer, third = [await queue.submit(context_id="c") for _ in range(3)]
+    queue.redis.hset(f"celeriac:job:{newer.id}", "place", "paused")
+    await queue.finish(await queue.claim(first), turn=TURN)
+    assert len((await queue.claim(third)).turns) == 1
+    assert queue.redis.zrange("celeriac:line:default:c", 0, -1) == [newer.id]
 
 
 async def test_a_broken_worker_does_not_keep_the_others_from_being_given_up(queue: Queue) -> None:

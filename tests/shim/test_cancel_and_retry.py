@@ -13,6 +13,9 @@ from tests.by_hand import crash, fail, finish, start
 from tests.conftest import Valkey
 from tests.processes import Shim, running, wait_until
 
+#: What is answered where there is nothing to be started again.
+NOTHING = {"retried": [], "refused": [], "more": False, "cursor": None}
+
 
 def cancel(shim: Shim, id: str, **headers: str) -> httpx2.Response:
     return shim.http.post(f"/v1/jobs/{id}/cancel", headers=headers)
@@ -148,7 +151,7 @@ def test_what_is_not_there_is_neither_cancelled_nor_retried(valkey: Valkey) -> N
         shim.http.headers["X-API-Key"] = keys["globex"]
         for answer in (cancel(shim, "nope"), retry(shim, "nope"), cancel(shim, id), retry(shim, id)):
             assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
-        assert retry_many(shim, state="cancelled").json() == {"retried": [], "refused": [], "more": False}
+        assert retry_many(shim, state="cancelled").json() == NOTHING
         shim.http.headers["X-API-Key"] = keys["acme"]
         assert shim.job(id)["state"] == "queued"
 
@@ -160,7 +163,7 @@ class TestMany:
         cancelled = shim.submit()["id"]
         cancel(shim, cancelled)
         answer = retry_many(shim, state="failed")
-        assert (answer.status_code, answer.json()) == (200, {"retried": ids, "refused": [], "more": False})
+        assert (answer.status_code, answer.json()) == (200, NOTHING | {"retried": ids})
         assert {shim.job(id)["state"] for id in ids} == {"queued"}
         assert shim.job(cancelled)["state"] == "cancelled"
         assert retry_many(shim, state="failed").json()["retried"] == []
@@ -172,6 +175,19 @@ class TestMany:
         first, second = retry_many(shim, state="failed", limit=2), retry_many(shim, state="failed", limit=2)
         assert (first.json()["retried"], first.json()["more"]) == (ids[1:], True)
         assert (second.json()["retried"], second.json()["more"]) == (ids[:1], False)
+
+    def test_behind_thousands_of_another_agent(self, shim: Shim, valkey: Valkey) -> None:
+        """A page looks at so many and no more; its cursor leads on, and comes to an end."""
+        wanted = failed(shim, valkey, agent="reviewer")
+        with valkey.client() as client, client.pipeline(transaction=False) as pipe:
+            for i in range(5200):
+                pipe.hset(f"celeriac:job:other-{i}", "agent", "assistant")
+                pipe.zadd("celeriac:jobs:default:failed", {f"other-{i}": 1000 + i})
+            pipe.execute()
+        first = retry_many(shim, state="failed", agent="reviewer").json()
+        assert (first["retried"], first["more"]) == ([], True)
+        second = retry_many(shim, state="failed", agent="reviewer", cursor=first["cursor"]).json()
+        assert second == NOTHING | {"retried": [wanted]}
 
     def test_of_one_agent(self, shim: Shim, valkey: Valkey) -> None:
         """The others wait for another day."""
@@ -201,6 +217,7 @@ class TestMany:
             ({"state": "failed", "limit": 0}, "limit"),
             ({"state": "cancelled", "dead": True}, "dead"),
             ({"state": "failed", "agents": "x"}, "agents"),
+            ({"state": "failed", "cursor": "x"}, "cursor"),
         ],
     )
     def test_a_wrong_wish_is_refused(self, shim: Shim, valkey: Valkey, body: dict[str, Any], field: str) -> None:

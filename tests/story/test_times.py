@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from tests.processes import wait_until
+import pytest
+
+from tests.conftest import Valkey
+from tests.processes import Worker, wait_until
 from tests.story.conftest import Home, House
 
 
@@ -60,3 +63,15 @@ def test_an_expired_job_can_be_started_again(home: Home) -> None:
     assert home.the_shim.http.post(f"/v1/jobs/{id}/retry").status_code == 202
     job = home.the_shim.job(id, wait=30)
     assert (job["state"], job["answer"], job["deadline"]) == ("succeeded", "Paris", None)
+
+
+@pytest.mark.parametrize("option", ["--time-limit", "--soft-time-limit"])
+def test_a_worker_with_a_time_limit_of_celerys_is_refused_at_its_start(valkey: Valkey, option: str) -> None:
+    """It would end a paid call, and the next run would buy it again: one clear line."""
+    worker = Worker(valkey.url, option, "600")
+    try:
+        assert worker.wait(60) != 0
+        assert f"{option} may not be set for a worker of jobs" in worker.output()
+        assert "Traceback" not in worker.output()
+    finally:
+        worker.stop()
