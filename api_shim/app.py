@@ -25,6 +25,9 @@ from celeriac.stores import Stores, check_redis, open_stores
 
 log = get_logger(__name__)
 
+#: Seconds that the store gets for each answer. More than `DURABLE_WITHIN`, less than callers' own timeouts.
+PATIENCE = 3.0
+
 DESCRIPTION = "Hand over an agent job, poll for its answer. Never lost, never paid twice, never over budget."
 
 
@@ -43,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        stores = open_stores(settings, name="celeriac-shim")
+        stores = open_stores(settings, name="celeriac-shim", within=PATIENCE)
         app.state.stores = stores
         look = None if app.state.store_checked else asyncio.create_task(_look(stores, settings), name="look")
         yield
