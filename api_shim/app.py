@@ -7,7 +7,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_swagger import patch_fastapi
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
@@ -74,8 +74,9 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.metrics.register(collector)
 
     errors.install(app)
-    for module in (jobs, contexts, agents, probes):
-        app.include_router(module.router)
+    for module in (jobs, contexts, agents):
+        app.include_router(module.router, dependencies=[Depends(errors.known_query)])
+    app.include_router(probes.router)
     patch_fastapi(app, redirect_from_root_to_docs=True)
     if settings.shim.cors_origins:
         app.add_middleware(

@@ -420,3 +420,33 @@ def test_a_body_that_no_reader_takes_names_the_remedy(shim: Shim, body: bytes) -
 def test_a_cursor_in_other_digits_is_no_cursor(shim: Shim) -> None:
     """Digits for Python, and not for Redis."""
     assert shim.http.get("/v1/jobs", params={"cursor": "\u0663"}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/jobs?stat=failed&limit=1"),
+        ("POST", "/v1/jobs?stat=failed"),
+        ("GET", "/v1/jobs/x?stat=failed&wait=0"),
+        ("POST", "/v1/jobs/x/cancel?stat=failed"),
+        ("POST", "/v1/jobs/x/retry?stat=failed"),
+        ("POST", "/v1/jobs/retry?stat=failed"),
+        ("GET", "/v1/contexts/x?stat=failed"),
+        ("DELETE", "/v1/contexts/x?stat=failed"),
+        ("GET", "/v1/agents?stat=failed"),
+    ],
+)
+def test_a_query_parameter_that_is_none_is_refused(shim: Shim, method: str, path: str) -> None:
+    """A typing mistake must not ask for everything."""
+    body = {"state": "failed"} if path.startswith("/v1/jobs/retry") else {"agent": "assistant", "input": "hi"}
+    answer = shim.http.request(method, path, json=body if path.startswith(("/v1/jobs?", "/v1/jobs/retry")) else None)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    [error] = answer.json()["errors"]
+    assert (error["field"], error["message"]) == ("stat", "there is no such field")
+    assert "leave it out" in error["remedy"]
+
+
+def test_a_stranger_is_asked_for_a_key_first(valkey: Valkey) -> None:
+    """Whatever else is wrong with the query."""
+    with running(Shim(valkey.url, CELERIAC_SHIM__API_KEYS__ACME="a-long-enough-key-of-acme")) as shim:
+        assert shim.http.get("/v1/jobs?stat=failed").status_code == 401
