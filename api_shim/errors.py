@@ -12,7 +12,9 @@ from starlette.exceptions import HTTPException
 
 from api_shim.auth import Tenant
 from celeriac.errors import CeleriacError, Conflict, Invalid, KeyReused, NotFound, Refused, StoreUnavailable
+from celeriac.jobs.request import MODEL
 from celeriac.logs import get_logger
+from celeriac.settings import NAME
 
 log = get_logger(__name__)
 
@@ -39,6 +41,37 @@ REMEDIES: Final[Mapping[str, str]] = {
     "json_invalid": "send valid JSON",
     "string_unicode": "send valid Unicode; a lone surrogate is not",
 }
+
+
+#: How pydantic's names of mistakes begin -> what would be right.
+TYPES: Final[Mapping[str, str]] = {
+    "string": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "an object",
+    "model": "an object",
+    "datetime": "a time with its zone, like 2031-01-31T12:00:00Z",
+    "timezone": "a time with its zone, like 2031-01-31T12:00:00Z",
+}
+BOUNDS: Final[Mapping[str, str]] = {
+    "ge": "a number of at least",
+    "gt": "a number above",
+    "le": "a number of at most",
+    "lt": "a number below",
+    "min_length": "at least",
+    "max_length": "at most",
+}
+_NAME_WORDS: Final = "1 to 64 letters, digits, dots, hyphens or underscores, the first a letter or a digit"
+PATTERNS: Final[Mapping[str, str]] = {
+    NAME: _NAME_WORDS,
+    f"{NAME}|^$": _NAME_WORDS,
+    MODEL: "openai/ or anthropic/ and the name of a model, in at most 128 printable ASCII characters without spaces",
+}
+#: Characters of a field's name that a refusal repeats.
+LONGEST: Final = 40
 
 
 def problem(
@@ -119,6 +152,8 @@ def _field_problem(error: Mapping[str, Any]) -> dict[str, str]:
         message = "the body is not a JSON object; send one, with Content-Type: application/json"
     elif kind == "extra_forbidden":
         message = "there is no such field"
+    elif kind == "string_pattern_mismatch":
+        message = "has characters that are not allowed here, or too many"
     elif not field and ": " in message:  # a rule over several fields names the one it means
         field, message = message.split(": ", 1)
     message, _, remedy = message.partition("; ")
@@ -126,10 +161,20 @@ def _field_problem(error: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _expected(error: Mapping[str, Any]) -> str:
-    context = error.get("ctx") or {}
-    facts = [f"{name} {context[name]}" for name in ("expected", "pattern", "ge", "gt", "le", "lt") if name in context]
-    facts += [f"{name.replace('_', ' ')} {context[name]}" for name in ("min_length", "max_length") if name in context]
-    return f"allowed: {', '.join(facts)}" if facts else "see /docs for what is accepted"
+    """What to send instead, in words."""
+    kind, context = error["type"], error.get("ctx") or {}
+    if "expected" in context:
+        return f"send {context['expected']}"
+    if "pattern" in context:
+        # A pattern without words of its own is still more than nothing.
+        return f"send {PATTERNS.get(context['pattern'], 'what matches ' + context['pattern'])}"
+    for name, words in BOUNDS.items():
+        if name in context:
+            if not name.endswith("length"):
+                return f"send {words} {context[name]}"
+            one, more = ("character", "characters") if kind.startswith("string") else ("entry", "entries")
+            return f"send {words} {context[name]} {one if context[name] == 1 else more}"
+    return f"send {TYPES[kind]}" if (kind := kind.partition("_")[0]) in TYPES else "see /docs for what is accepted"
 
 
 def _path(loc: Sequence[str | int]) -> str:
@@ -142,8 +187,9 @@ def _path(loc: Sequence[str | int]) -> str:
             continue
         if isinstance(part, int):
             path += f"[{part}]" if path else ""
-        else:
-            path += f".{part}" if path else str(part)
+        elif part and not (part == "[key]" and i == len(loc) - 1):  # a key that is wrong itself, or empty
+            part = part if len(part) <= LONGEST else part[:LONGEST] + "..."
+            path += f".{part}" if path else part
     return path
 
 

@@ -456,3 +456,62 @@ def test_a_stranger_is_asked_for_a_key_first(valkey: Valkey) -> None:
     """Whatever else is wrong with the query."""
     with running(Shim(valkey.url, CELERIAC_SHIM__API_KEYS__ACME="a-long-enough-key-of-acme")) as shim:
         assert shim.http.get("/v1/jobs?stat=failed").status_code == 401
+
+
+NAMED = "1 to 64 letters, digits, dots, hyphens or underscores, the first a letter or a digit"
+MODEL_NAMED = "openai/ or anthropic/ and the name of a model, in at most 128 printable ASCII characters without spaces"
+
+
+@pytest.mark.parametrize(
+    ("facts", "field", "remedy"),
+    [
+        ({"input": 7}, "input", "send a text"),
+        ({"agent": 7}, "agent", "send a text"),
+        ({"agent": "a b"}, "agent", f"send {NAMED}"),
+        ({"max_output_tokens": "12"}, "max_output_tokens", "send a whole number"),
+        ({"max_output_tokens": 1.5}, "max_output_tokens", "send a whole number"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "send a number above 0"),
+        ({"expires_in": "60"}, "expires_in", "send a number"),
+        ({"run_at": 7}, "run_at", "write it like 2031-01-31T12:00:00Z"),
+        ({"priority": "urgent"}, "priority", "send 'low', 'normal' or 'high'"),
+        ({"model": "gpt"}, "model", f"send {MODEL_NAMED}"),
+        ({"input": ""}, "input", "send at least 1 character"),
+        ({"input": []}, "input", "send at least 1 entry"),
+        ({"input": [7]}, "input[0]", "send an object"),
+        ({"metadata": []}, "metadata", "send an object"),
+        ({"metadata": {"a": 1}}, "metadata.a", "send a text"),
+        ({"metadata": {"a b": ""}}, "metadata.a b", f"send {NAMED}"),
+        ({"metadata": {"": ""}}, "metadata", f"send {NAMED}"),
+        ({"metadata": {"k" * 65: ""}}, "metadata." + "k" * 40 + "...", f"send {NAMED}"),
+        ({"x" * 1000: 1}, "x" * 40 + "...", "leave it out, or look for a typing mistake"),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_in_words_what_to_send(shim: Shim, facts: dict[str, Any], field: str, remedy: str) -> None:
+    """No pattern to decipher, no documentation to look up, and no long name repeated."""
+    answer = shim.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi"} | facts)
+    [error] = answer.json()["errors"]
+    assert (answer.status_code, error["field"], error["remedy"]) == (422, field, remedy)
+    assert "pattern" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "remedy"),
+    [
+        ("/v1/jobs?dead=perhaps", None, "dead", "send true or false"),
+        ("/v1/jobs?limit=many", None, "limit", "send a whole number"),
+        ("/v1/jobs/x/retry", {"fresh": "yes"}, "fresh", "send true or false"),
+        ("/v1/contexts/a%20b", None, "context_id", f"send {NAMED}"),
+    ],
+)
+def test_so_does_every_other_route(shim: Shim, path: str, body: Any, field: str, remedy: str) -> None:
+    """Queries and paths too."""
+    answer = shim.http.post(path, json=body) if body else shim.http.get(path)
+    [error] = answer.json()["errors"]
+    assert (answer.status_code, error["field"], error["remedy"]) == (422, field, remedy)
+
+
+@pytest.mark.parametrize("body", [b'{"\\ud800": 1}', b'{"agent": "a", "input": "b", "metadata": {"\\ud800": ""}}'])
+def test_a_name_that_is_no_unicode_is_refused_like_any_other(shim: Shim, body: bytes) -> None:
+    """And no failure of ours, though the refusal names fields."""
+    answer = shim.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
