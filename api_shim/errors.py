@@ -43,6 +43,11 @@ REMEDIES: Final[Mapping[str, str]] = {
 }
 
 
+class TooSlow(HTTPException):
+    def __init__(self, seconds: float) -> None:
+        super().__init__(408, f"the body did not arrive within {seconds:g} seconds", {"Connection": "close"})
+
+
 #: How pydantic's names of mistakes begin -> what would be right.
 TYPES: Final[Mapping[str, str]] = {
     "string": "a text",
@@ -123,7 +128,7 @@ async def invalid(request: Request, error: Exception) -> Response:
 
 async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
-    code = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(
+    code = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "too_large"}.get(
         error.status_code, "refused"
     )
     more: dict[str, Any] = {}
@@ -134,6 +139,9 @@ async def http_error(request: Request, error: Exception) -> Response:
         return problem(request, 400, "The request is not valid", message, "invalid", **more)
     if isinstance(error, TooLarge):
         remedy = "send less, or raise CELERIAC_SHIM__MAX_BODY_BYTES"
+        more["errors"] = [{"field": "body", "message": error.detail, "remedy": remedy}]
+    if isinstance(error, TooSlow):
+        remedy = "send the whole body at once, over a faster line or in a smaller request"
         more["errors"] = [{"field": "body", "message": error.detail, "remedy": remedy}]
     return problem(request, error.status_code, error.detail, error.detail, code, headers=error.headers or {}, **more)
 

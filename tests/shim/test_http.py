@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -10,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -515,3 +517,28 @@ def test_a_name_that_is_no_unicode_is_refused_like_any_other(shim: Shim, body: b
     """And no failure of ours, though the refusal names fields."""
     answer = shim.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+def test_half_a_body_is_not_waited_for_without_end(shim: Shim, framing: str) -> None:
+    """408 after ten seconds, in the words of every refusal, however the rest drips in; then the connection ends."""
+    url = urlsplit(shim.url)
+    assert url.hostname is not None
+    assert url.port is not None
+    with socket.create_connection((url.hostname, url.port), timeout=20) as line:
+        head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{framing}\r\n\r\n"
+        piece = b"1\r\n{\r\n" if "chunked" in framing else b"{"
+        line.sendall(head.encode() + piece)
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            for _ in range(8):  # each piece within the time, all of them not
+                time.sleep(1)
+                line.sendall(piece)
+        got = b""
+        while part := line.recv(65536):  # to the end of the connection
+            got += part
+    assert 9 < time.monotonic() - began < 15
+    said, _, body = got.partition(b"\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b"content-type: application/problem+json" in said.lower()
+    assert json.loads(body)["code"] == "too_slow"
