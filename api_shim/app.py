@@ -7,7 +7,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_swagger import patch_fastapi
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
@@ -24,6 +24,9 @@ from celeriac.settings import Settings
 from celeriac.stores import Stores, check_redis, open_stores
 
 log = get_logger(__name__)
+
+#: Seconds that the store gets for each answer. More than `DURABLE_WITHIN`, less than callers' own timeouts.
+PATIENCE = 3.0
 
 DESCRIPTION = "Hand over an agent job, poll for its answer. Never lost, never paid twice, never over budget."
 
@@ -43,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        stores = open_stores(settings, name="celeriac-shim")
+        stores = open_stores(settings, name="celeriac-shim", within=PATIENCE)
         app.state.stores = stores
         look = None if app.state.store_checked else asyncio.create_task(_look(stores, settings), name="look")
         yield
@@ -71,8 +74,9 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.metrics.register(collector)
 
     errors.install(app)
-    for module in (jobs, contexts, agents, probes):
-        app.include_router(module.router)
+    for module in (jobs, contexts, agents):
+        app.include_router(module.router, dependencies=[Depends(errors.known_query)])
+    app.include_router(probes.router)
     patch_fastapi(app, redirect_from_root_to_docs=True)
     if settings.shim.cors_origins:
         app.add_middleware(

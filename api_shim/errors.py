@@ -10,8 +10,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from api_shim.auth import Tenant
 from celeriac.errors import CeleriacError, Conflict, Invalid, KeyReused, NotFound, Refused, StoreUnavailable
+from celeriac.jobs.request import MODEL
 from celeriac.logs import get_logger
+from celeriac.settings import NAME
 
 log = get_logger(__name__)
 
@@ -40,6 +43,42 @@ REMEDIES: Final[Mapping[str, str]] = {
 }
 
 
+class TooSlow(HTTPException):
+    def __init__(self, seconds: float) -> None:
+        super().__init__(408, f"the body did not arrive within {seconds:g} seconds", {"Connection": "close"})
+
+
+#: How pydantic's names of mistakes begin -> what would be right.
+TYPES: Final[Mapping[str, str]] = {
+    "string": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "an object",
+    "model": "an object",
+    "datetime": "a time with its zone, like 2031-01-31T12:00:00Z",
+    "timezone": "a time with its zone, like 2031-01-31T12:00:00Z",
+}
+BOUNDS: Final[Mapping[str, str]] = {
+    "ge": "a number of at least",
+    "gt": "a number above",
+    "le": "a number of at most",
+    "lt": "a number below",
+    "min_length": "at least",
+    "max_length": "at most",
+}
+_NAME_WORDS: Final = "1 to 64 letters, digits, dots, hyphens or underscores, the first a letter or a digit"
+PATTERNS: Final[Mapping[str, str]] = {
+    NAME: _NAME_WORDS,
+    f"{NAME}|^$": _NAME_WORDS,
+    MODEL: "openai/ or anthropic/ and the name of a model, in at most 128 printable ASCII characters without spaces",
+}
+#: Characters of a field's name that a refusal repeats.
+LONGEST: Final = 40
+
+
 def problem(
     request: Request, status: int, title: str, detail: str, code: str, *, headers: Mapping[str, str] = {}, **more: Any
 ) -> Response:
@@ -53,6 +92,16 @@ def problem(
         **more,
     }
     return Response(orjson.dumps(body), status, headers, media_type="application/problem+json")
+
+
+async def known_query(request: Request, _: Tenant) -> None:
+    """Refuse a query parameter that the route does not have, as an unknown field in a body: it may be a typing mistake
+    that asks for everything. After the key: a stranger learns nothing."""
+    known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
+    if unknown := [name for name in request.query_params if name not in known]:
+        raise RequestValidationError(
+            [{"type": "extra_forbidden", "loc": ("query", name), "msg": "", "input": None} for name in unknown]
+        )
 
 
 async def refused(request: Request, error: Exception) -> Response:
@@ -79,7 +128,7 @@ async def invalid(request: Request, error: Exception) -> Response:
 
 async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
-    code = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(
+    code = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "too_large"}.get(
         error.status_code, "refused"
     )
     more: dict[str, Any] = {}
@@ -90,6 +139,9 @@ async def http_error(request: Request, error: Exception) -> Response:
         return problem(request, 400, "The request is not valid", message, "invalid", **more)
     if isinstance(error, TooLarge):
         remedy = "send less, or raise CELERIAC_SHIM__MAX_BODY_BYTES"
+        more["errors"] = [{"field": "body", "message": error.detail, "remedy": remedy}]
+    if isinstance(error, TooSlow):
+        remedy = "send the whole body at once, over a faster line or in a smaller request"
         more["errors"] = [{"field": "body", "message": error.detail, "remedy": remedy}]
     return problem(request, error.status_code, error.detail, error.detail, code, headers=error.headers or {}, **more)
 
@@ -108,6 +160,8 @@ def _field_problem(error: Mapping[str, Any]) -> dict[str, str]:
         message = "the body is not a JSON object; send one, with Content-Type: application/json"
     elif kind == "extra_forbidden":
         message = "there is no such field"
+    elif kind == "string_pattern_mismatch":
+        message = "has characters that are not allowed here, or too many"
     elif not field and ": " in message:  # a rule over several fields names the one it means
         field, message = message.split(": ", 1)
     message, _, remedy = message.partition("; ")
@@ -115,10 +169,20 @@ def _field_problem(error: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _expected(error: Mapping[str, Any]) -> str:
-    context = error.get("ctx") or {}
-    facts = [f"{name} {context[name]}" for name in ("expected", "pattern", "ge", "gt", "le", "lt") if name in context]
-    facts += [f"{name.replace('_', ' ')} {context[name]}" for name in ("min_length", "max_length") if name in context]
-    return f"allowed: {', '.join(facts)}" if facts else "see /docs for what is accepted"
+    """What to send instead, in words."""
+    kind, context = error["type"], error.get("ctx") or {}
+    if "expected" in context:
+        return f"send {context['expected']}"
+    if "pattern" in context:
+        # A pattern without words of its own is still more than nothing.
+        return f"send {PATTERNS.get(context['pattern'], 'what matches ' + context['pattern'])}"
+    for name, words in BOUNDS.items():
+        if name in context:
+            if not name.endswith("length"):
+                return f"send {words} {context[name]}"
+            one, more = ("character", "characters") if kind.startswith("string") else ("entry", "entries")
+            return f"send {words} {context[name]} {one if context[name] == 1 else more}"
+    return f"send {TYPES[kind]}" if (kind := kind.partition("_")[0]) in TYPES else "see /docs for what is accepted"
 
 
 def _path(loc: Sequence[str | int]) -> str:
@@ -131,8 +195,9 @@ def _path(loc: Sequence[str | int]) -> str:
             continue
         if isinstance(part, int):
             path += f"[{part}]" if path else ""
-        else:
-            path += f".{part}" if path else str(part)
+        elif part and not (part == "[key]" and i == len(loc) - 1):  # a key that is wrong itself, or empty
+            part = part if len(part) <= LONGEST else part[:LONGEST] + "..."
+            path += f".{part}" if path else part
     return path
 
 

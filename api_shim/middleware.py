@@ -1,7 +1,8 @@
-"""Around every request: its id, its log line and metrics, a limit on its body, headers that browsers obey."""
+"""Around every request: its id, its log line and metrics, limits on its body, headers that browsers obey."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from typing import Final
@@ -11,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api_shim.errors import TooLarge, http_error, unexpected
+from api_shim.errors import TooLarge, TooSlow, http_error, unexpected
 from celeriac.jobs.store import new_id
 from celeriac.logs import bound, get_logger
 
@@ -20,6 +21,9 @@ log = get_logger(__name__)
 REQUEST_ID: Final = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 #: Probes and scrapes come every few seconds and say nothing.
 QUIET: Final = frozenset({"/livez", "/readyz", "/metrics"})
+
+#: Seconds that a body may take to arrive: who sends half of one must not hold a connection for ever.
+BODY_WITHIN: Final = 10.0
 
 HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -92,11 +96,17 @@ class Around:
             response = await http_error(Request(scope), TooLarge(self._max))
             await response(scope, receive, send)
             return
-        read = 0
+        read, whole, until = 0, False, asyncio.get_running_loop().time() + BODY_WITHIN
 
         async def limited() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, whole
+            try:
+                # Behind the body comes nothing but the end of the connection, which may take its time.
+                async with asyncio.timeout_at(None if whole else until):
+                    message = await receive()
+            except TimeoutError:
+                raise TooSlow(BODY_WITHIN) from None
+            whole = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > self._max:
                 raise TooLarge(self._max)

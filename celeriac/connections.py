@@ -48,10 +48,17 @@ def open_redis(url: str, *, connections: int, timeout: float = 5.0, retries: int
 
 
 @contextlib.asynccontextmanager
-async def answering(job_id: str = "") -> AsyncIterator[None]:
-    """Translate what the Redis client raises. job_id: a write names the job that may have been written."""
+async def answering(job_id: str = "", *, within: float | None = None) -> AsyncIterator[None]:
+    """Translate what the Redis client raises. job_id: a write names the job that may have been written.
+
+    within: seconds for all of it, the wait for a connection and every repetition included; None for no limit.
+    """
     try:
-        yield
+        # Cut off twice: the client waits with `asyncio.wait_for`, which in Python 3.11 may swallow what cuts it off.
+        # The client closes a connection that is cut off; the TimeoutError is an OSError.
+        again = None if within is None else within + 0.25
+        async with asyncio.timeout(again), asyncio.timeout(within):
+            yield
     except exceptions.OutOfMemoryError as error:
         raise StoreFull("Redis is full and takes no new work") from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError, OSError) as error:
@@ -115,7 +122,17 @@ DURABLE_WITHIN: Final = 2000
 class Scripts:
     """Lua texts, each put behind the same helpers: keys, clock, arguments `a` (JSON, ARGV[1])."""
 
-    def __init__(self, redis: Redis, helpers: str, clock: str = CLOCK, durability: Durability = "process") -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        helpers: str,
+        clock: str = CLOCK,
+        durability: Durability = "process",
+        *,
+        within: float | None = None,
+    ) -> None:
+        """within: as `answering` takes it, for each script."""
+        self.within = within
         self._redis = redis
         self._helpers = clock + "local a = cjson.decode(ARGV[1])\n" + helpers
         self._durability = durability
@@ -129,17 +146,18 @@ class Scripts:
         """durable: its answer is given as `durability` promises."""
         script = self._redis.register_script(self.text(path, flags, before))
         if durable and self._durability != "process":
-            return DurableScript(script, replicas=int(self._durability == "replica"))
-        return Script(script)
+            return DurableScript(script, self.within, replicas=int(self._durability == "replica"))
+        return Script(script, self.within)
 
 
 class Script:
-    def __init__(self, script: AsyncScript) -> None:
+    def __init__(self, script: AsyncScript, within: float | None) -> None:
         self._script = script
+        self._within = within
 
     async def __call__(self, *blobs: bytes, job_id: str = "", **arguments: Any) -> Any:
         """Run it. arguments: `a` in the script. blobs: ARGV[2] and on, untouched."""
-        async with answering(job_id):
+        async with answering(job_id, within=self._within):
             return await self._run((orjson.dumps(arguments), *blobs), job_id)
 
     async def _run(self, args: tuple[bytes, ...], job_id: str) -> Any:
@@ -153,8 +171,8 @@ TOUCH: Final = f"{ALWAYS}return redis.call('SET', '{keys.spell('durable')}', ARG
 class DurableScript(Script):
     """One round trip for the script and the wait for the disk: both go over the same connection, as WAITAOF needs."""
 
-    def __init__(self, script: AsyncScript, *, replicas: int) -> None:
-        super().__init__(script)
+    def __init__(self, script: AsyncScript, within: float | None, *, replicas: int) -> None:
+        super().__init__(script, within)
         self._replicas = replicas
 
     async def _run(self, args: tuple[bytes, ...], job_id: str) -> Any:

@@ -42,14 +42,23 @@ class Stores:
 
 
 def open_stores(
-    settings: Settings, *, connections: int | None = None, name: str = "celeriac", clock: str = CLOCK
+    settings: Settings,
+    *,
+    connections: int | None = None,
+    name: str = "celeriac",
+    clock: str = CLOCK,
+    within: float | None = None,
 ) -> Stores:
-    """Open on a running event loop, close there. Connects when first used. connections: default, the shim's."""
+    """Open on a running event loop, close there. Connects when first used. connections: default, the shim's.
+
+    within: seconds after which a store that does not answer is away; None for as long as the client tries.
+    """
     redis = open_redis(
         settings.redis_url.get_secret_value(), connections=connections or settings.shim.redis_connections, name=name
     )
     ringer = open_ringer(settings)
-    made = scripts(redis, contexts.LUA, clock, settings.durability, fenced="fencing" not in settings.drill_without)
+    fenced = "fencing" not in settings.drill_without
+    made = scripts(redis, contexts.LUA, clock, settings.durability, fenced=fenced, within=within)
     return Stores(
         redis=redis,
         jobs=JobStore(

@@ -41,12 +41,13 @@ def decode_turns(turns: Iterable[bytes]) -> tuple[Message, ...]:
 class ContextStore:
     def __init__(self, redis: Redis, scripts: Scripts) -> None:
         self._redis = redis
+        self._within = scripts.within
         self._delete = scripts.load(HERE / "delete.lua", ALWAYS)
 
     async def get(self, tenant: str, context_id: str) -> Context | None:
         """The conversation, or None where this tenant has none of that name."""
         names = {"tenant": tenant, "context": context_id}
-        async with answering(), self._redis.pipeline(transaction=True) as pipe:
+        async with answering(within=self._within), self._redis.pipeline(transaction=True) as pipe:
             pipe.hmget(keys.spell("context", **names), ["version", "holder"])
             pipe.lrange(keys.spell("turns", **names), 0, -1)
             (version, holder), turns = await pipe.execute()

@@ -34,7 +34,7 @@ class Ends:
     async def watch(self, job_id: str) -> AsyncIterator[asyncio.Event]:
         """An event that is set at the job's end, however soon after this is entered that comes.
 
-        Raises StoreUnavailable where nobody listens within 5 s.
+        Raises StoreUnavailable where nobody listens within 3 s.
         """
         if self._reader is None:
             self._reader = asyncio.create_task(self._listen(), name="ends")
@@ -42,7 +42,7 @@ class Ends:
         self._waiters.setdefault(job_id, set()).add(woken)
         try:
             try:
-                await asyncio.wait_for(self._listening.wait(), 5)
+                await asyncio.wait_for(self._listening.wait(), 3)
             except TimeoutError:
                 raise StoreUnavailable("Redis does not answer") from None
             yield woken

@@ -26,7 +26,9 @@ from celeriac.settings import NAME, Name
 MAX_TEXT = 4_000_000
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 ContextId = Annotated[str, StringConstraints(pattern=NAME)]
-ModelName = Annotated[str, StringConstraints(pattern=r"^(openai|anthropic)/\S{1,128}$")]
+#: It goes into logs, metrics and the provider's request: printable ASCII without spaces.
+MODEL = r"^(openai|anthropic)/[!-~]{1,128}$"
+ModelName = Annotated[str, StringConstraints(pattern=MODEL)]
 
 
 class Wire(BaseModel):
@@ -61,7 +63,7 @@ class Asked(Wire):
         "wait", description="When another job runs in the context: wait behind it, or be refused."
     )
     model: ModelName | None = Field(None, description="Ask this provider/model only, instead of the agent's own.")
-    max_output_tokens: int | None = Field(None, gt=0, le=1_000_000, description="Default: the agent's.")
+    max_output_tokens: int | None = Field(None, strict=True, gt=0, le=1_000_000, description="Default: the agent's.")
     priority: Literal["low", "normal", "high"] = "normal"
     metadata: Annotated[
         dict[Name, Annotated[str, StringConstraints(max_length=512)]],

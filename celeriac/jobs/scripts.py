@@ -20,11 +20,12 @@ def scripts(
     durability: Durability = "process",
     *,
     fenced: bool = True,
+    within: float | None = None,
 ) -> Scripts:
     """Scripts behind the helpers of the job store. context_helpers: those of contexts, which it does not know.
 
-    fenced: False for the drill alone, which shows what is lost without.
+    fenced: False for the drill alone, which shows what is lost without. within: seconds for each script, or None.
     """
     switches = f"local UNFENCED = {str(not fenced).lower()}\n"
     helpers = "".join((HERE / name).read_text() for name in ("lines.lua", "telling.lua", "ends.lua"))
-    return Scripts(redis, switches + model.lua() + context_helpers + helpers, clock, durability)
+    return Scripts(redis, switches + model.lua() + context_helpers + helpers, clock, durability, within=within)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -10,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -122,7 +124,13 @@ def test_a_busy_context_refuses_who_would_not_wait(shim: Shim) -> None:
         ({"agent": "assistant", "input": "hi", "temprature": 1}, 422, "temprature"),
         ({"agent": "assistant", "input": "hi", "max_output_tokens": 0}, 422, "max_output_tokens"),
         ({"agent": "assistant", "input": "hi", "max_output_tokens": 1.5}, 422, "max_output_tokens"),
+        ({"agent": "assistant", "input": "hi", "max_output_tokens": "12"}, 422, "max_output_tokens"),
+        ({"agent": "assistant", "input": "hi", "max_output_tokens": True}, 422, "max_output_tokens"),
         ({"agent": "assistant", "input": "hi", "model": "gpt"}, 422, "model"),
+        ({"agent": "assistant", "input": "hi", "model": "openai/g\x01t"}, 422, "model"),
+        ({"agent": "assistant", "input": "hi", "model": "openai/gpt\n"}, 422, "model"),
+        ({"agent": "assistant", "input": "hi", "model": "openai/g t"}, 422, "model"),
+        ({"agent": "assistant", "input": "hi", "model": "openai/gp\u0442"}, 422, "model"),
         ({"agent": "assistant", "input": "hi", "context_id": "a:b"}, 422, "context_id"),
         ({"agent": "assistant", "input": "hi", "priority": "urgent"}, 422, "priority"),
         ({"agent": "assistant", "input": "hi", "metadata": {"a": 1}}, 422, "metadata.a"),
@@ -420,3 +428,117 @@ def test_a_body_that_no_reader_takes_names_the_remedy(shim: Shim, body: bytes) -
 def test_a_cursor_in_other_digits_is_no_cursor(shim: Shim) -> None:
     """Digits for Python, and not for Redis."""
     assert shim.http.get("/v1/jobs", params={"cursor": "\u0663"}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/jobs?stat=failed&limit=1"),
+        ("POST", "/v1/jobs?stat=failed"),
+        ("GET", "/v1/jobs/x?stat=failed&wait=0"),
+        ("POST", "/v1/jobs/x/cancel?stat=failed"),
+        ("POST", "/v1/jobs/x/retry?stat=failed"),
+        ("POST", "/v1/jobs/retry?stat=failed"),
+        ("GET", "/v1/contexts/x?stat=failed"),
+        ("DELETE", "/v1/contexts/x?stat=failed"),
+        ("GET", "/v1/agents?stat=failed"),
+    ],
+)
+def test_a_query_parameter_that_is_none_is_refused(shim: Shim, method: str, path: str) -> None:
+    """A typing mistake must not ask for everything."""
+    body = {"state": "failed"} if path.startswith("/v1/jobs/retry") else {"agent": "assistant", "input": "hi"}
+    answer = shim.http.request(method, path, json=body if path.startswith(("/v1/jobs?", "/v1/jobs/retry")) else None)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    [error] = answer.json()["errors"]
+    assert (error["field"], error["message"]) == ("stat", "there is no such field")
+    assert "leave it out" in error["remedy"]
+
+
+def test_a_stranger_is_asked_for_a_key_first(valkey: Valkey) -> None:
+    """Whatever else is wrong with the query."""
+    with running(Shim(valkey.url, CELERIAC_SHIM__API_KEYS__ACME="a-long-enough-key-of-acme")) as shim:
+        assert shim.http.get("/v1/jobs?stat=failed").status_code == 401
+
+
+NAMED = "1 to 64 letters, digits, dots, hyphens or underscores, the first a letter or a digit"
+MODEL_NAMED = "openai/ or anthropic/ and the name of a model, in at most 128 printable ASCII characters without spaces"
+
+
+@pytest.mark.parametrize(
+    ("facts", "field", "remedy"),
+    [
+        ({"input": 7}, "input", "send a text"),
+        ({"agent": 7}, "agent", "send a text"),
+        ({"agent": "a b"}, "agent", f"send {NAMED}"),
+        ({"max_output_tokens": "12"}, "max_output_tokens", "send a whole number"),
+        ({"max_output_tokens": 1.5}, "max_output_tokens", "send a whole number"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "send a number above 0"),
+        ({"expires_in": "60"}, "expires_in", "send a number"),
+        ({"run_at": 7}, "run_at", "write it like 2031-01-31T12:00:00Z"),
+        ({"priority": "urgent"}, "priority", "send 'low', 'normal' or 'high'"),
+        ({"model": "gpt"}, "model", f"send {MODEL_NAMED}"),
+        ({"input": ""}, "input", "send at least 1 character"),
+        ({"input": []}, "input", "send at least 1 entry"),
+        ({"input": [7]}, "input[0]", "send an object"),
+        ({"metadata": []}, "metadata", "send an object"),
+        ({"metadata": {"a": 1}}, "metadata.a", "send a text"),
+        ({"metadata": {"a b": ""}}, "metadata.a b", f"send {NAMED}"),
+        ({"metadata": {"": ""}}, "metadata", f"send {NAMED}"),
+        ({"metadata": {"k" * 65: ""}}, "metadata." + "k" * 40 + "...", f"send {NAMED}"),
+        ({"x" * 1000: 1}, "x" * 40 + "...", "leave it out, or look for a typing mistake"),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_in_words_what_to_send(shim: Shim, facts: dict[str, Any], field: str, remedy: str) -> None:
+    """No pattern to decipher, no documentation to look up, and no long name repeated."""
+    answer = shim.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi"} | facts)
+    [error] = answer.json()["errors"]
+    assert (answer.status_code, error["field"], error["remedy"]) == (422, field, remedy)
+    assert "pattern" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "remedy"),
+    [
+        ("/v1/jobs?dead=perhaps", None, "dead", "send true or false"),
+        ("/v1/jobs?limit=many", None, "limit", "send a whole number"),
+        ("/v1/jobs/x/retry", {"fresh": "yes"}, "fresh", "send true or false"),
+        ("/v1/contexts/a%20b", None, "context_id", f"send {NAMED}"),
+    ],
+)
+def test_so_does_every_other_route(shim: Shim, path: str, body: Any, field: str, remedy: str) -> None:
+    """Queries and paths too."""
+    answer = shim.http.post(path, json=body) if body else shim.http.get(path)
+    [error] = answer.json()["errors"]
+    assert (answer.status_code, error["field"], error["remedy"]) == (422, field, remedy)
+
+
+@pytest.mark.parametrize("body", [b'{"\\ud800": 1}', b'{"agent": "a", "input": "b", "metadata": {"\\ud800": ""}}'])
+def test_a_name_that_is_no_unicode_is_refused_like_any_other(shim: Shim, body: bytes) -> None:
+    """And no failure of ours, though the refusal names fields."""
+    answer = shim.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+def test_half_a_body_is_not_waited_for_without_end(shim: Shim, framing: str) -> None:
+    """408 after ten seconds, in the words of every refusal, however the rest drips in; then the connection ends."""
+    url = urlsplit(shim.url)
+    assert url.hostname is not None
+    assert url.port is not None
+    with socket.create_connection((url.hostname, url.port), timeout=20) as line:
+        head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{framing}\r\n\r\n"
+        piece = b"1\r\n{\r\n" if "chunked" in framing else b"{"
+        line.sendall(head.encode() + piece)
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            for _ in range(8):  # each piece within the time, all of them not
+                time.sleep(1)
+                line.sendall(piece)
+        got = b""
+        while part := line.recv(65536):  # to the end of the connection
+            got += part
+    assert 9 < time.monotonic() - began < 15
+    said, _, body = got.partition(b"\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b"content-type: application/problem+json" in said.lower()
+    assert json.loads(body)["code"] == "too_slow"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tests.conftest import Valkey
@@ -67,3 +70,41 @@ def test_a_dsn_that_is_none_stops_the_start_and_is_not_repeated(valkey: Valkey) 
         assert "garbage" not in shim.output()
     finally:
         shim.stop()
+
+
+def test_a_store_that_is_silent_is_away_within_seconds(own_valkey: Valkey) -> None:
+    """Every route answers 503 though nothing closes the connections, and who waits for one of the pool's does too; a
+    submission says that it may have been accepted. Nobody gets another's answer once the store is back."""
+    with running(Shim(own_valkey.url)) as shim:
+        jobs = [shim.submit()["id"] for _ in range(20)]
+        shim.job(jobs[0], wait=0.1)  # it listens for ends
+        asks = [
+            ("POST", "/v1/jobs", {"json": {"agent": "assistant", "input": "hi"}}),
+            ("GET", "/v1/jobs", {}),
+            ("GET", f"/v1/jobs/{jobs[0]}", {}),
+            ("GET", f"/v1/jobs/{jobs[0]}", {"params": {"wait": 30}}),
+            ("POST", f"/v1/jobs/{jobs[0]}/cancel", {}),
+            ("POST", f"/v1/jobs/{jobs[0]}/retry", {}),
+            ("POST", "/v1/jobs/retry", {"json": {"state": "failed"}}),
+            ("GET", "/v1/contexts/c", {}),
+            ("DELETE", "/v1/contexts/c", {}),
+            ("POST", "/v1/jobs", {"json": {"agent": "assistant", "input": "hi", "context_id": "c"}}),
+        ] * 2
+        assert own_valkey.process is not None
+        for _ in range(3):  # the later rounds meet connections that were cut off
+            own_valkey.process.send_signal(signal.SIGSTOP)
+            try:
+                with ThreadPoolExecutor(len(asks)) as pool:
+                    answers = list(pool.map(lambda ask: shim.http.request(ask[0], ask[1], **ask[2]), asks))
+            finally:
+                own_valkey.process.send_signal(signal.SIGCONT)
+            for (method, path, _), answer in zip(asks, answers, strict=True):
+                assert (answer.status_code, answer.headers.get("Retry-After")) == (503, "2"), answer.text
+                assert answer.elapsed.total_seconds() < 6, (method, path)
+                told = answer.json()
+                unsure = method == "POST" and path in ("/v1/jobs", f"/v1/jobs/{jobs[0]}/retry")
+                assert (told.get("maybe_accepted", False), "job_id" in told) == (unsure, unsure), (method, path)
+            wait_until(lambda: shim.http.get("/readyz").status_code == 200, "the store to be found again")
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            assert [job["id"] for job in pool.map(shim.job, jobs)] == jobs
+        shim.submit()
