@@ -139,6 +139,8 @@ def _line(text: str, table: str, key: str = "") -> int:
     """The line of a key in its table, or of the table's header; TOML readers do not keep them."""
     header = re.compile(rf"^\s*\[(agents\.)?[\"']?{re.escape(table)}[\"']?[].]")
     found, inside = 1, False
+    # What stands in a text of several lines is no key.
+    text = re.sub(r"(\"\"\"|\'\'\').*?\1", lambda long: "\n" * long[0].count("\n"), text, flags=re.DOTALL)
     for number, line in enumerate(text.splitlines(), 1):
         if header.match(line):
             found, inside = number, True

@@ -30,7 +30,6 @@ from celeriac.jobs.model import (
     NewJob,
     Page,
     Parked,
-    Place,
     Priority,
     State,
     Untold,
@@ -410,7 +409,8 @@ def _job(job_id: str, waits_for: bytes, values: Sequence[Any], calls: tuple[Call
         id=job_id,
         tenant=_text(r["tenant"]) or "",
         agent=_text(r["agent"]) or "",
-        state=State(r["state"].decode()) if r["state"] else SEEN_AS[Place(place.decode())],
+        # A place that only a newer release knows is one where a job waits for something.
+        state=State(r["state"].decode()) if r["state"] else SEEN_AS.get(place.decode(), State.PARKED),
         queue=_text(r["queue"]) or "",
         priority=PRIORITY_NAMES[int(r["priority"] or 1)],
         created_at=_time(r["created"] or 0),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from importlib import import_module
 
 from pydantic import SecretStr
 
@@ -48,12 +50,14 @@ async def open_models(settings: Settings, concurrency: int) -> AsyncIterator[Mod
         return
     async with open_http(concurrency) as http:
         clients: dict[str, ModelClient] = {}
-        # Imported here: the two SDKs cost 1.5 s and 100 MB, and few processes need both.
+        # Imported here: the two SDKs cost 1.5 s and 100 MB, and few processes need both. In a thread: the loop goes on.
         if key := _key(settings.openai_api_key, settings.openai_base_url):
+            await asyncio.to_thread(import_module, "celeriac.llm.openai")
             from celeriac.llm.openai import OpenAI
 
             clients["openai"] = OpenAI(http, key=key, base_url=settings.openai_base_url)
         if key := _key(settings.anthropic_api_key, settings.anthropic_base_url):
+            await asyncio.to_thread(import_module, "celeriac.llm.anthropic")
             from celeriac.llm.anthropic import Anthropic
 
             clients["anthropic"] = Anthropic(http, key=key, base_url=settings.anthropic_base_url)

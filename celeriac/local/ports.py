@@ -34,9 +34,10 @@ def mistakes(ports: Iterable[Port]) -> Iterator[str]:
 def _refusal(port: Port) -> str:
     try:
         _listen(port.host, port.number).close()
-    except socket.gaierror as error:
-        return f"port {port.number} ({port.setting}): {port.host} is not an address of this machine: {error.strerror}"
     except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            setting = port.setting.replace("_PORT", "_HOST")
+            return f"{setting}: {port.host} is not an address of this machine: {error.strerror}"
         if error.errno == errno.EADDRINUSE:
             return f"port {port.number} ({port.setting}) is taken; set {port.setting} to a free one"
         return f"port {port.number} ({port.setting}) cannot be used on {port.host}: {error.strerror}"

@@ -26,7 +26,7 @@ def test_one_port_for_two_is_a_mistake() -> None:
 def test_a_strangers_address_is_a_mistake() -> None:
     """192.0.2.1 is nobody's: it is reserved for documentation."""
     [line] = mistakes([Port("CELERIAC_SHIM__PORT", "192.0.2.1", 8000)])
-    assert line.startswith("port 8000 (CELERIAC_SHIM__PORT) cannot be used on 192.0.2.1: ")
+    assert line.startswith("CELERIAC_SHIM__HOST: 192.0.2.1 is not an address of this machine: ")
 
 
 def test_a_connection_that_is_still_closing_does_not_take_its_port() -> None:

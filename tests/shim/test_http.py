@@ -17,7 +17,7 @@ import pytest
 
 from tests.by_hand import finish
 from tests.conftest import Valkey
-from tests.processes import Shim, running, wait_until
+from tests.processes import ROOT, Shim, running, wait_until
 
 
 def test_a_submitted_job_is_named_and_found(shim: Shim) -> None:
@@ -194,6 +194,11 @@ def test_answers_carry_headers_that_browsers_obey(shim: Shim) -> None:
     for path in ("/v1/agents", "/nope"):
         headers = shim.http.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert headers["strict-transport-security"].startswith("max-age=")
+        assert headers["cache-control"] == "no-store"
         assert headers["content-security-policy"].startswith("default-src 'none'")
         assert headers["cache-control"] == "no-store"
         assert "server" not in headers
@@ -239,22 +244,27 @@ def test_metrics_count_requests_by_route(shim: Shim) -> None:
     assert "some-id-of-a-job" not in text
 
 
-def test_the_shim_imports_no_provider_sdk_and_no_celery(shim: Shim, valkey: Valkey) -> None:
-    """It starts in half a second and stays small; asked of a running shim that has taken a job."""
-    shim.submit()
-    maps = Path(f"/proc/{shim.pid}/maps").read_text()
-    for library in ("/jiter/", "/aiohttp/", "/billiard/"):
-        assert library not in maps, f"the shim loaded {library}"
-    # And by name, in a process that does what the shim does.
-    import subprocess
-    import sys
+TELLS_MODULES = """
+import pathlib, signal, sys
+signal.signal(signal.SIGUSR2, lambda *_: pathlib.Path({path!r}).write_text(" ".join(sys.modules) + " ."))
+"""
 
-    code = (
-        "import sys; from api_shim.app import create_app; from celeriac.settings import load_settings as s;"
-        "create_app(s()); unwanted = ('openai', 'anthropic', 'celery', 'kombu', 'tasks', 'worker');"
-        "print([m for m in unwanted if m in sys.modules])"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+def test_the_shim_imports_no_provider_sdk_and_no_celery(own_valkey: Valkey, tmp_path: Path) -> None:
+    """It starts in half a second and stays small; asked of a running shim that has been asked for everything."""
+    told = tmp_path / "modules"
+    (tmp_path / "sitecustomize.py").write_text(TELLS_MODULES.format(path=str(told)))
+    with running(Shim(own_valkey.url, PYTHONPATH=f"{tmp_path}:{ROOT}")) as shim:
+        id = shim.submit(context_id="talk")["id"]
+        for path in (f"/v1/jobs/{id}?wait=0.1", "/v1/jobs", "/v1/agents", "/v1/contexts/talk", "/readyz", "/metrics"):
+            shim.http.get(path)
+        shim.http.post(f"/v1/jobs/{id}/cancel")
+        assert shim.http.post(f"/v1/jobs/{id}/retry").status_code == 202
+        shim.signal(signal.SIGUSR2)
+        wait_until(lambda: told.exists() and told.read_text().endswith(" ."), "the shim to tell its modules")
+    loaded = {name.partition(".")[0] for name in told.read_text().split()}
+    assert loaded & {"openai", "anthropic", "aiohttp", "celery", "kombu", "billiard", "tasks", "worker"} == set()
+    assert {"fastapi", "celeriac"} <= loaded
 
 
 def test_readiness_names_what_is_missing(own_valkey: Valkey) -> None:
@@ -336,11 +346,20 @@ def test_browsers_of_named_origins_only_may_call(valkey: Valkey) -> None:
         allowed = shim.http.options("/v1/jobs", headers={"Origin": "https://app.example", **asked})
         assert allowed.status_code == 200
         assert allowed.headers["access-control-allow-origin"] == "https://app.example"
+        assert "access-control-allow-credentials" not in allowed.headers
         refused = shim.http.options("/v1/jobs", headers={"Origin": "https://evil.example", **asked})
         assert "access-control-allow-origin" not in refused.headers
         got = shim.http.get("/v1/agents", headers={"Origin": "https://app.example"})
         for name in ("Location", "Retry-After", "Idempotency-Replayed"):
             assert name in got.headers["access-control-expose-headers"]
+
+
+def test_browsers_may_send_credentials_where_the_operator_says_so(valkey: Valkey) -> None:
+    """Only then."""
+    env = {"CELERIAC_SHIM__CORS_ORIGINS": "https://app.example", "CELERIAC_SHIM__CORS_CREDENTIALS": "1"}
+    with running(Shim(valkey.url, **env)) as shim:
+        got = shim.http.get("/v1/agents", headers={"Origin": "https://app.example"})
+        assert got.headers["access-control-allow-credentials"] == "true"
 
 
 def test_the_store_away_is_503_and_nothing_is_half_written(own_valkey: Valkey) -> None:

@@ -35,6 +35,15 @@ def test_a_field_of_a_newer_release_stands_in_nobodys_way(home: Home) -> None:
     assert all(word not in home.the_worker.output() for word in ("Traceback", "record_set_aside"))
 
 
+def test_a_job_in_a_place_of_a_newer_release_is_shown(home: Home) -> None:
+    """As one that waits; lists go on."""
+    shim, redis = home.the_shim, home.valkey.client()
+    id = shim.submit(run_at=(datetime.now(UTC) + timedelta(hours=1)).isoformat())["id"]
+    redis.hset(f"celeriac:job:{id}", "place", "on_the_moon")
+    assert shim.job(id)["state"] == "parked"
+    assert id in [listed["id"] for listed in shim.http.get("/v1/jobs").json()["jobs"]]
+
+
 def test_a_worker_that_the_fleet_has_left_behind_refuses_to_start(house: House) -> None:
     """An older protocol would be a danger to the others' jobs: a line says what to do, and nothing was registered."""
     house.valkey.client().set("celeriac:protocol", PROTOCOL + 1)

@@ -69,6 +69,11 @@ def test_the_digest_follows_the_agents_and_not_the_file(tmp_path: Path) -> None:
         (GOOD + 'max_output_tokens = "5"\n', 4, "valid integer"),
         (GOOD + "temperature = 3\n", 4, "less than or equal to 2"),
         (GOOD + '[agents."a b"]\n', 4, "no name for an agent"),
+        (
+            GOOD + 'instructions = """\nlanes = no\ntemperature = 3\n"""\ntemperature = 3\n',
+            8,
+            "less than or equal to 2",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_line_and_the_reason(tmp_path: Path, text: str, line: int, said: str) -> None:
