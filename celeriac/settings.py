@@ -187,7 +187,7 @@ class JobSettings(Section):
     )
     chord_ttl: Duration = Field(
         timedelta(days=7),
-        ge=timedelta(seconds=60),
+        ge=timedelta(seconds=1),
         description="How long a Celery chord waits for a member that is parked; one that would wait longer is refused.",
     )
     max_running_per_tenant: int | None = Field(
