@@ -133,7 +133,7 @@ def test_the_cost_is_the_providers_bill_to_the_nano_dollar(home: Home) -> None:
 
 def test_five_hundred_jobs_are_in_flight_in_one_process(home: Home) -> None:
     """Jobs that wait for a model cost the worker a connection each, not a process."""
-    home.always(delay=3, text="ok")
+    home.always(delay=15, text="ok")  # longer than it takes to submit and start them all
     jobs = [home.the_shim.submit()["id"] for _ in range(500)]
     wait_until(lambda: home.in_flight() >= 400, "400 calls at once", 60)
     for job in jobs:
