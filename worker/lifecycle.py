@@ -147,7 +147,7 @@ class Lease:
     """What the process opens, and its place in the fleet.
 
     offer: asked at every heartbeat. bells: queue -> Celery's own message, "" where the broker is another server.
-    quarantine: told whether the process runs suspects only. fail: told why the process must end.
+    quarantine: told, when that changes, whether the process runs suspects only. fail: told why the process must end.
     """
 
     def __init__(
@@ -170,6 +170,7 @@ class Lease:
         self._listed = 0.0
         self._strange: frozenset[str] = frozenset()
         self._registered = False
+        self._quarantined = False
         self._closing = False
 
     @property
@@ -300,7 +301,9 @@ class Lease:
         for job_id, why in beat.stop.items():
             log.info("job_stopping", job_id=job_id, why=why)
             parts.runner.stop(job_id)
-        self._quarantine(beat.quarantined)
+        if beat.quarantined != self._quarantined:
+            self._quarantined = beat.quarantined
+            self._quarantine(beat.quarantined)
         if beat.held is not None:
             self._listed = began
             await self._compare(beat.held)
