@@ -287,7 +287,8 @@ class Machine(RuleBasedStateMachine):
         if (run := self.pick(self.runs, which)) is None:
             return
         call, mine = self.name(), self.mine(run)
-        stopped = "stop" in self.record(run.claim.id)
+        record = self.record(run.claim.id)
+        stopped = "stop" in record or int(record.get("deadline", self.queue.now + 1)) <= self.queue.now
         for _ in range(1 + twice):
             if mine and not stopped:
                 self.do(self.journal.admit(run.claim, call, bound, {"lane": "x"}))
