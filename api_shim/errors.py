@@ -30,9 +30,24 @@ STATUS: Final[Mapping[type[CeleriacError], tuple[int, str]]] = {
 }
 
 
-class TooLarge(HTTPException):
+class BadBody(HTTPException):
+    """A body that is not read to its end. remedy: what would be accepted."""
+
+    def __init__(self, status: int, message: str, remedy: str) -> None:
+        super().__init__(status, message, {"Connection": "close"})
+        self.remedy = remedy
+
+
+class TooLarge(BadBody):
     def __init__(self, limit: int) -> None:
-        super().__init__(413, f"the body is larger than {limit} bytes", {"Connection": "close"})
+        remedy = "send less, or raise CELERIAC_SHIM__MAX_BODY_BYTES"
+        super().__init__(413, f"the body is larger than {limit} bytes", remedy)
+
+
+class TooSlow(BadBody):
+    def __init__(self, seconds: float) -> None:
+        remedy = "send the whole body at once, over a faster line or in a smaller request"
+        super().__init__(408, f"the body did not arrive within {seconds:g} seconds", remedy)
 
 
 REMEDIES: Final[Mapping[str, str]] = {
@@ -41,11 +56,6 @@ REMEDIES: Final[Mapping[str, str]] = {
     "json_invalid": "send valid JSON",
     "string_unicode": "send valid Unicode; a lone surrogate is not",
 }
-
-
-class TooSlow(HTTPException):
-    def __init__(self, seconds: float) -> None:
-        super().__init__(408, f"the body did not arrive within {seconds:g} seconds", {"Connection": "close"})
 
 
 #: How pydantic's names of mistakes begin -> what would be right.
@@ -137,12 +147,8 @@ async def http_error(request: Request, error: Exception) -> Response:
         remedy = "send JSON in UTF-8, nested less than a hundred deep, with numbers of ordinary length"
         more["errors"] = [{"field": "body", "message": message, "remedy": remedy}]
         return problem(request, 400, "The request is not valid", message, "invalid", **more)
-    if isinstance(error, TooLarge):
-        remedy = "send less, or raise CELERIAC_SHIM__MAX_BODY_BYTES"
-        more["errors"] = [{"field": "body", "message": error.detail, "remedy": remedy}]
-    if isinstance(error, TooSlow):
-        remedy = "send the whole body at once, over a faster line or in a smaller request"
-        more["errors"] = [{"field": "body", "message": error.detail, "remedy": remedy}]
+    if isinstance(error, BadBody):
+        more["errors"] = [{"field": "body", "message": error.detail, "remedy": error.remedy}]
     return problem(request, error.status_code, error.detail, error.detail, code, headers=error.headers or {}, **more)
 
 

@@ -57,6 +57,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "recount": ("recount", "string: the totals were counted anew", "one lease"),
     "upkeep": ("upkeep", "string: the worker that does the upkeep", "under a second"),
     "durable": ("durable", "string: written with every write that waits for the disk", "for ever"),
+    "room": ("room", "string: 1 while Redis has room for new work, else 0", "a second"),
     "round": ("round", "string: when the last upkeep was (ms)", "for ever"),
     "went_back": ("went_back", "string: how far parked jobs were looked at since the clock went back", "a few rounds"),
     "quiet": ("quiet", "string: nobody is given up until then (ms)", "one lease"),

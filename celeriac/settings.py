@@ -47,9 +47,15 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
 
+#: The task that takes jobs from Celery's own callers, and the queue that carries it.
+SUBMIT = "celeriac.submit"
+#: Jobs that crashed their workers are rung for on a queue of their own, which only a quarantined worker consumes.
+SUSPECTS = ".suspects"
+
+
 def is_reserved(queue: str) -> bool:
-    """Whether the queue carries something else than jobs: submissions by message, or suspects."""
-    return queue == "celeriac.submit" or queue.endswith(".suspects")
+    """Whether the queue carries something else than jobs, or suspects only."""
+    return queue == SUBMIT or queue.endswith(SUSPECTS)
 
 
 def _url(url: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
@@ -179,6 +185,11 @@ class JobSettings(Section):
     )
     dead_ttl: Duration = Field(
         timedelta(days=7), ge=timedelta(seconds=60), description="How long a dead letter is kept for replay."
+    )
+    unknown_agent_ttl: Duration = Field(
+        timedelta(hours=1),
+        ge=timedelta(seconds=10),
+        description="How long a job waits for a worker that knows its agent, while a deploy rolls; then it fails.",
     )
     celery_results: bool = Field(
         False,

@@ -78,7 +78,8 @@ def open_stores(
 
 
 def keep(settings: Settings) -> Keep:
-    return Keep(result=settings.jobs.result_ttl, dead=settings.jobs.dead_ttl, context=settings.contexts.ttl)
+    jobs = settings.jobs
+    return Keep(jobs.result_ttl, jobs.dead_ttl, settings.contexts.ttl, jobs.unknown_agent_ttl)
 
 
 def open_fleet(settings: Settings, stores: Stores, *, name: str, clock: str = CLOCK) -> tuple[Fleet, Redis]:

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from logging import ERROR, WARNING
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from celery import bootsteps
 from celery.platforms import EX_FAILURE
@@ -27,8 +27,12 @@ from worker.pool import TaskPool
 
 log = get_logger(__name__)
 
-#: A hub that has not ticked for so many seconds takes no messages: the worker offers no slots.
+#: A hub that has not ticked for so many seconds takes no messages: the worker offers no slots. A worker that has not
+#: heard from the store for so long takes none either: it could do nothing with them.
 DEAF_AFTER: Final = 3.0
+
+#: What a worker takes from the broker.
+Takes = Literal["all", "suspects", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,8 @@ class Lifecycle(bootsteps.StartStopStep):
                 log.critical("worker_cannot_start", reason=f"{SUBMIT} goes with a queue of jobs: add one to -Q")
                 raise SystemExit(EX_FAILURE)
             return
-        limits = [("--time-limit", worker.time_limit), ("--soft-time-limit", worker.soft_time_limit)]
-        if given := [option for option, seconds in limits if seconds]:
+        options = {"--time-limit": worker.time_limit, "--soft-time-limit": worker.soft_time_limit}
+        if given := [option for option, seconds in options.items() if seconds]:
             # Either ends a run that may be in a paid call: the job would run again and buy it again, and again.
             reason = f"{' and '.join(given)} may not be set for a worker of jobs; give agents a timeout_seconds instead"
             log.critical("worker_cannot_start", reason=reason)
@@ -74,14 +78,12 @@ class Lifecycle(bootsteps.StartStopStep):
             # Without slots and not taking: it drains. With slots and not taking: something is wrong.
             return Offer(0 if pool.stopping else pool.limit, taking=not pool.stopping and silence() < DEAF_AFTER)
 
-        everything = frozenset(served)
-        only_suspects = frozenset(map(suspects, queues))
+        # What may kill the process has no submission beside it, which would come back only in an hour.
+        queues_of: dict[Takes, frozenset[str] | None] = {
+            "all": None, "suspects": frozenset(map(suspects, queues)), "none": frozenset()
+        }  # fmt: skip
 
-        def quarantine(quarantined: bool) -> None:
-            # What may kill the process has no submission beside it, which would come back only in an hour.
-            pool.consume(only_suspects if quarantined else everything)
-
-        lease = Lease(settings, offer, bells(worker.app), quarantine, pool.fail)
+        lease = Lease(settings, offer, bells(worker.app), lambda takes: pool.consume(queues_of[takes]), pool.fail)
         worker.app.lease = lease
         if settings.worker.health_port is not None:
             _open_probes(settings, pool, lease, silence)
@@ -147,7 +149,7 @@ class Lease:
     """What the process opens, and its place in the fleet.
 
     offer: asked at every heartbeat. bells: queue -> Celery's own message, "" where the broker is another server.
-    quarantine: told, when that changes, whether the process runs suspects only. fail: told why the process must end.
+    take: told, when that changes, what to take. fail: told why the process must end.
     """
 
     def __init__(
@@ -155,13 +157,13 @@ class Lease:
         settings: Settings,
         offer: Callable[[], Offer],
         bells: Mapping[str, str],
-        quarantine: Callable[[bool], None],
+        take: Callable[[Takes], None],
         fail: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._offer = offer
         self._bells = bells
-        self._quarantine = quarantine
+        self._take = take
         self._fail = fail
         self._open = AsyncExitStack()
         self._parts: WorkerParts | None = None
@@ -171,6 +173,7 @@ class Lease:
         self._strange: frozenset[str] = frozenset()
         self._registered = False
         self._quarantined = False
+        self._takes: Takes = "all"
         self._closing = False
 
     @property
@@ -253,6 +256,14 @@ class Lease:
             except Exception:
                 # Tried again in a second; until one is answered nothing is renewed, and the lease may end.
                 log.exception("heartbeat_failed")
+            self._choose()
+
+    def _choose(self) -> None:
+        deaf = time.monotonic() - self.heard > DEAF_AFTER
+        takes: Takes = "none" if deaf else "suspects" if self._quarantined else "all"
+        if takes != self._takes:
+            self._takes = takes
+            self._take(takes)
 
     async def say(self) -> None:
         """One heartbeat, and what it asks for."""
@@ -301,9 +312,8 @@ class Lease:
         for job_id, why in beat.stop.items():
             log.info("job_stopping", job_id=job_id, why=why)
             parts.runner.stop(job_id)
-        if beat.quarantined != self._quarantined:
-            self._quarantined = beat.quarantined
-            self._quarantine(beat.quarantined)
+        self._quarantined = beat.quarantined
+        self._choose()
         if beat.held is not None:
             self._listed = began
             await self._compare(beat.held)

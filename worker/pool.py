@@ -164,6 +164,7 @@ class TaskPool(BasePool):
         self._acked = 0
         self._paused = False
         self._wanted: frozenset[str] | None = None
+        self._before: frozenset[str] | None = None
         self.app.steps["consumer"].add(Slots)
 
     # What the owner may know and do. Any thread.
@@ -206,15 +207,17 @@ class TaskPool(BasePool):
         """What the loop's thread does at this moment, innermost call last: names and lines, no values."""
         return _stack(sys._current_frames().get(self._thread.ident or 0))
 
-    def consume(self, queues: Collection[str]) -> None:
+    def consume(self, queues: Collection[str] | None) -> None:
         """From now on take messages of exactly these queues; of none, if there are none. Returns at once.
+
+        None: of those that were consumed before the first call, or before the last that said None.
 
         Survives reconnects. What was taken before is run. A message that the broker hands out at this very moment from
         a queue that is dropped goes back to where it was (Redis), or counts as taken before (AMQP). On Redis a queue
         that is added is listened to within a second. A queue that the application does not know is declared with the
         options of the first one that it does.
         """
-        wanted = frozenset(queues)
+        wanted = None if queues is None else frozenset(queues)
         if wanted != self._wanted:
             self._wanted = wanted
             if self._hub is not None:
@@ -527,9 +530,13 @@ class TaskPool(BasePool):
     def _fit_queues(self, begin: bool = True) -> None:
         """Bring what is consumed in line with what is wanted. On the hub thread. begin: consume what is added."""
         consumer, wanted = self._consumer, self._wanted
-        if wanted is None or consumer is None or consumer.task_consumer is None or self._closing:
+        if consumer is None or consumer.task_consumer is None or self._closing:
             return
-        taken = {queue.name for queue in consumer.task_consumer.queues}
+        taken = frozenset(queue.name for queue in consumer.task_consumer.queues)
+        if wanted is None:
+            wanted, self._before = self._before or taken, None
+        elif self._before is None:
+            self._before = taken
         for name in sorted(taken - wanted):
             consumer.cancel_task_queue(name)
         added = sorted(wanted - taken)

@@ -67,7 +67,8 @@ async def livez() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """Whether a job can be taken; `missing` names what is not there: `store`, `broker`, `workers`.
+    """Whether a job can be taken; `missing` names what is not there: `store`, `broker`, `workers`, or `workers:QUEUE`
+    where there are workers, and none for a queue that an agent uses.
 
     503 only without the store. Without a broker or without workers jobs are taken, and wait: then the answer is 200 and
     `status` is `degraded`, since taking the shim out of service would turn a delay into refusals. `broker` is shown
@@ -81,14 +82,17 @@ async def readyz(request: Request) -> Response:
     if broker is not None:
         found["broker"] = "ok" if broker_answers else "away"
     if workers is not None:
-        found["workers"] = workers
+        found["workers"] = len(workers)
     missing = [name for name, state in found.items() if state in ("away", 0)]
+    if workers:
+        used = {agent.queue for agent in request.app.state.registry}
+        missing += [f"workers:{queue}" for queue in sorted(used.difference(*workers))]
     status = "unavailable" if workers is None else "degraded" if missing else "ok"
     return _answer(503 if workers is None else 200, {"status": status, "missing": missing, **found})
 
 
-async def _workers(stores: Stores) -> int | None:
-    """How many have a lease that runs; None if the store does not answer."""
+async def _workers(stores: Stores) -> list[frozenset[str]] | None:
+    """The queues of each whose lease runs; None if the store does not answer."""
     try:
         async with asyncio.timeout(2 * PATIENCE):
             return await stores.jobs.workers_alive()

@@ -35,7 +35,7 @@ from celeriac.errors import (
     Unreachable,
 )
 from celeriac.jobs.dispatch import RUN_JOB
-from celeriac.jobs.model import Claim, Ended, Ending, Job, JobError, Parked, State, Untold
+from celeriac.jobs.model import AGENT_UNKNOWN, Claim, Ended, Ending, Job, JobError, Parked, State, Untold
 from celeriac.jobs.store import new_nonce
 from celeriac.llm.model import Message, ModelClient
 from celeriac.logs import bound, get_logger
@@ -46,9 +46,6 @@ T = TypeVar("T")
 
 #: Seconds that a run which was cut off may take to say so: the process may be stopping.
 LAST_WORDS: Final = 4.0
-#: A worker that does not know a job's agent leaves it to others for this long: a deploy is rolling.
-AGENT_UNKNOWN: Final = timedelta(seconds=5)
-
 CANCELLED: Final = JobError("cancelled", "the job was cancelled")
 
 #: What time may cure: the job is tried again.
@@ -265,7 +262,7 @@ class Runner:
             return self._summarise(claim, ended.state, time.monotonic() - began, made, ended=ended)
         if made is None:
             log.warning("agent_unknown", reason="no such agent here: left to other workers")
-            parked = await self._write(run, lambda: jobs.park(claim, "agent_unknown", AGENT_UNKNOWN, exclude=True))
+            parked = await self._write(run, lambda: jobs.leave_to_others(claim))
             error = None
         else:
             parked = await self._write(run, lambda: jobs.park(claim, "retry", made.delay, retry=True))
@@ -274,7 +271,10 @@ class Runner:
             return self._summarise(
                 claim, State.PARKED, time.monotonic() - began, error=error, resume_at=parked.resume_at
             )
-        return self._summarise(claim, parked, time.monotonic() - began, error=CANCELLED)
+        if parked == State.FAILED:
+            log.error("agent_unknown", reason=AGENT_UNKNOWN.message)
+        error = AGENT_UNKNOWN if parked == State.FAILED else CANCELLED
+        return self._summarise(claim, parked, time.monotonic() - began, error=error)
 
     async def _write(self, run: Run, write: Callable[[], Awaitable[T]]) -> T:
         """Repeat until it is stored, or fenced for good. A store that lost history is reminded first."""

@@ -13,7 +13,7 @@ if not again then
     stop_waiting(r, r.stop, bells)
     return {'nothing', r.stop, bells}
   end
-  local deadline, excluded = get(a.id, 'deadline', 'excluded')
+  local deadline, excluded, unknown_since = get(a.id, 'deadline', 'excluded', 'unknown_since')
   if deadline and tonumber(deadline) <= now then
     stop_waiting(r, 'expired', bells)
     return {'nothing', 'expired', bells}
@@ -27,11 +27,9 @@ if not again then
     to_ready(r)
     return {'nothing', 'quarantine', bells}
   end
-  -- A worker that does not know its agent is not asked again at once.
   if excluded == a.worker then
     leave_place(r)
-    to_parked(r, 'agent_unknown', now + 5000)
-    return {'nothing', 'excluded', bells}
+    return {'nothing', leave_to_knowing(r, a.worker, unknown_since, bells) and 'excluded' or 'given_up', bells}
   end
   leave_place(r)
   move(r, 'running')

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from celeriac.jobs.canvas import Canvas
 from celeriac.logs import get_logger
-from celeriac.settings import Settings
+from celeriac.settings import SUBMIT as SUBMIT
+from celeriac.settings import SUSPECTS, Settings
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 RUN_JOB: Final = "celeriac.run_job"
-#: The task that takes jobs from Celery's own callers, and the queue that carries it.
-SUBMIT: Final = "celeriac.submit"
-
-#: Jobs that crashed their workers are rung for on a queue of their own, which only a quarantined worker consumes.
-SUSPECTS: Final = ".suspects"
 
 
 def suspects(queue: str) -> str:

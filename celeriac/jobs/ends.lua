@@ -12,7 +12,7 @@ local function let_go(r)
       end
     end)
   end
-  call('HDEL', K.job(r.id), 'worker', 'nonce')
+  call('HDEL', K.job(r.id), 'worker', 'nonce', 'unknown_since')
 end
 
 local function release(r, op, answer)
@@ -99,7 +99,8 @@ local function keep_for(id, ms)
   if idem then call('PEXPIRE', K.idempotency(tenant, idem), ms) end
 end
 
--- How long things are kept, with every script that may end a job (`a.keep`): result, dead, context, idempotency, in ms.
+-- How long things are kept, with every script that may end a job (`a.keep`): result, dead, context, idempotency, and a job
+-- whose agent nobody knows (unknown), in ms.
 local function keep_ms(r)
   local ms = get(r.id, 'dead') and a.keep.dead or a.keep.result
   local idem, created = get(r.id, 'idempotency', 'created')
@@ -145,6 +146,7 @@ local function end_job(r, state, bells, run)
   call('PUBLISH', K.ended(), r.id)
 end
 
+local UNKNOWN = 5000 -- ms that a worker leaves a job whose agent it does not know to others
 local STOPPED = {
   cancelled = '["cancelled","the job was cancelled"]',
   expired = '["expired","the job had not ended by its deadline"]',
@@ -160,6 +162,20 @@ end
 local function stop_waiting(r, state, bells)
   leave_place(r)
   stop_job(r, state, bells)
+end
+
+-- A worker that does not know its agent is not asked again at once: others may know it, while a deploy rolls. Where none
+-- did for too long, it fails. since: when this was first found, or nil. Answers until when it waits, or nil.
+local function leave_to_knowing(r, worker, since, bells, run)
+  since = tonumber(since or now)
+  if now - since >= a.keep.unknown then
+    end_job(r, 'failed', bells, run)
+    call('HSET', K.job(r.id), 'error', AGENT_UNKNOWN)
+    return nil
+  end
+  call('HSET', K.job(r.id), 'excluded', worker, 'unknown_since', since)
+  to_parked(r, 'agent_unknown', now + UNKNOWN)
+  return now + UNKNOWN
 end
 
 -- A request to stop a running job: its worker hears of it at its next heartbeat, and whoever comes next obeys it.

@@ -1,4 +1,19 @@
--- Shared by submit and replay: a new job takes its place. Behind its context, parked until its time, or ready.
+-- Shared by submit and replay, before which it stands.
+local MOST_FULL = 0.9 -- of Redis's memory: from here on new work is refused, since what runs has more to write
+
+-- Looked at once a second: it costs as much as a submission.
+local function no_room()
+  local room = call('GET', K.room())
+  if not room then
+    local memory = call('INFO', 'memory')
+    local most = tonumber(string.match(memory, '\nmaxmemory:(%d+)'))
+    room = most > 0 and tonumber(string.match(memory, '\nused_memory:(%d+)')) >= MOST_FULL * most and '0' or '1'
+    call('SET', K.room(), room, 'PX', 1000)
+  end
+  return room == '0' and redis.error_reply('OOM Redis is nearly full')
+end
+
+-- A new job takes its place. Behind its context, parked until its time, or ready.
 local function enter(r, context, holder, bells)
   local run_at = tonumber(call('HGET', K.job(r.id), 'run_at') or 0)
   if holder then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -80,7 +81,8 @@ def lua() -> str:
     moves = ", ".join(f"{p} = {{{', '.join(f'{t} = true' for t in sorted(to))}}}" for p, to in MOVES.items())
     seen = ", ".join(f"{place} = '{state}'" for place, state in SEEN_AS.items())
     again = ", ".join(f"{state} = true" for state in sorted(REPLAYABLE))
-    return f"local MOVES = {{{moves}}}\nlocal SEEN_AS = {{{seen}}}\nlocal REPLAYABLE = {{{again}}}\n"
+    unknown = f"local AGENT_UNKNOWN = '{json.dumps([AGENT_UNKNOWN.code, AGENT_UNKNOWN.message])}'\n"
+    return f"local MOVES = {{{moves}}}\nlocal SEEN_AS = {{{seen}}}\nlocal REPLAYABLE = {{{again}}}\n{unknown}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,10 @@ class JobError:
 
     code: str
     message: str
+
+
+#: The end of a job that waited for too long for a worker that knows its agent.
+AGENT_UNKNOWN: Final = JobError("agent_unknown", "no worker knew its agent for as long as a job is kept for one")
 
 
 @dataclass(frozen=True, slots=True)

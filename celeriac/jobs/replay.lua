@@ -10,6 +10,8 @@ if request == a.request then return {'accepted', afresh, waits_for(a.id) or '', 
 if r.place ~= 'ended' then return {'not', SEEN_AS[r.place]} end
 if not REPLAYABLE[state] then return {'not', state} end
 
+local full = no_room()
+if full then return full end
 local bells, fresh = {}, a.fresh
 local holder = r.context and context_holder(r.tenant, r.context)
 if r.context and version then
@@ -25,7 +27,7 @@ if fresh then
   call('HDEL', K.job(a.id), 'steps', 'read_version')
 end
 call('HDEL', K.job(a.id), 'state', 'ended', 'error', 'answer', 'model', 'usage', 'appended', 'dead', 'crashes',
-  'crash_steps', 'deadline', 'run_at', 'excluded', 'stop')
+  'crash_steps', 'deadline', 'run_at', 'excluded', 'unknown_since', 'stop')
 -- A crash counts unless a step was made since: those that were made before do not count for it.
 call('HSET', K.job(a.id), 'retries', 0, 'place', 'new', 'crash_steps', get(a.id, 'steps') or 0, 'replayed',
   a.request .. (fresh and ' 1' or ' 0'))

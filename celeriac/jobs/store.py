@@ -18,6 +18,7 @@ from celeriac.connections import ALWAYS, NEW_WORK, READ, Redis, Scripts, answeri
 from celeriac.errors import Conflict, Fenced, Invalid, KeyReused
 from celeriac.jobs.dispatch import Ringer
 from celeriac.jobs.model import (
+    AGENT_UNKNOWN,
     PRIORITIES,
     SEEN_AS,
     Accepted,
@@ -67,14 +68,23 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """How long things are kept. result: an ended job. dead: a dead letter. context: a conversation without jobs."""
+    """How long things are kept. result: an ended job. dead: a dead letter. context: a conversation without jobs.
+    unknown_agent: a job whose agent no worker knows, until it fails.
+    """
 
     result: timedelta
     dead: timedelta
     context: timedelta
+    unknown_agent: timedelta
 
     def as_argument(self) -> dict[str, int]:
-        times = {"result": self.result, "dead": self.dead, "context": self.context, "idempotency": KEY_TTL}
+        times = {
+            "result": self.result,
+            "dead": self.dead,
+            "context": self.context,
+            "unknown": self.unknown_agent,
+            "idempotency": KEY_TTL,
+        }
         return {name: _ms(time) for name, time in times.items()}
 
 
@@ -262,11 +272,17 @@ class JobStore:
                 break
         return Page(tuple(found), before.lstrip("(") or None)
 
-    async def workers_alive(self) -> int:
-        """Workers whose lease runs."""
+    async def workers_alive(self) -> Sequence[frozenset[str]]:
+        """For each worker whose lease runs, the queues that it serves."""
         async with answering():
             seconds, micros = await self._redis.time()
-            return int(await self._redis.zcount(keys.spell("workers"), seconds * 1000 + micros // 1000, "+inf"))
+            names: Any = await self._redis.zrange(
+                keys.spell("workers"), seconds * 1000 + micros // 1000, "+inf", byscore=True
+            )
+            asked = self._redis.pipeline(transaction=False)
+            for name in names:
+                asked.hget(keys.spell("worker", worker=name.decode()), "queues")
+            return [frozenset((_text(queues) or "").split(",")) for queues in await asked.execute()]
 
     async def claim(self, job_id: str, worker: str, nonce: str) -> Claim | Untold | None:
         """Take the job for this worker, or None: a bell for a job that is claimed, ended or gone rings for nothing.
@@ -283,6 +299,8 @@ class JobStore:
             await self._ringer.ring(rest[1])
             if rest[0] == b"excluded":
                 log.warning("agent_unknown", job_id=job_id, reason="no such agent here, and nobody else took it yet")
+            elif rest[0] == b"given_up":
+                log.error("agent_unknown", job_id=job_id, reason=AGENT_UNKNOWN.message)
             return None
         flat = rest[0]
         # The names are the same for every job, and a worker may hold thousands of records.
@@ -336,22 +354,27 @@ class JobStore:
         await self._ringer.ring(bells)
         return Ended(State(state.decode()), int(cost), int(in_doubt), None if appended == b"" else appended == b"1")
 
-    async def park(
-        self, claim: Claim, reason: str, delay: timedelta, *, retry: bool = False, exclude: bool = False
-    ) -> Parked | State:
-        """Let go of the slot for a while. retry: it counts as a try. exclude: not for this worker again.
+    async def park(self, claim: Claim, reason: str, delay: timedelta, *, retry: bool = False) -> Parked | State:
+        """Let go of the slot for a while. retry: it counts as a try.
 
         Answers the state in which the job ended instead, where it was asked to stop. Raises Fenced where this run no
         longer holds the job.
         """
+        return await self._let_go(claim, reason=reason, delay=_ms(delay), retry=retry, unknown=False)
+
+    async def leave_to_others(self, claim: Claim) -> Parked | State:
+        """This worker does not know the job's agent: it is parked for five seconds, and not for this worker again.
+
+        Answers FAILED where no worker has known it for as long as it is kept for one. Else as `park`.
+        """
+        return await self._let_go(claim, reason="", delay=0, retry=False, unknown=True)
+
+    async def _let_go(self, claim: Claim, **how: Any) -> Parked | State:
         said, *rest = await self._park(
             id=claim.id,
             worker=claim.worker,
             nonce=claim.nonce,
-            reason=reason,
-            delay=_ms(delay),
-            retry=retry,
-            exclude=exclude,
+            **how,
             keep=self._keep,
         )
         if said == b"fenced":

@@ -18,6 +18,8 @@ if key then
     if fingerprint then return {fingerprint == a.fingerprint and 'known' or 'reused', known, created} end
   end
 end
+local full = no_room()
+if full then return full end
 -- By this clock, and after the key: a repetition may come when its times are over.
 local run_at, deadline = given('run_at'), given('deadline')
 if given('expires_in') then deadline = math.min(deadline or math.huge, now + a.expires_in) end

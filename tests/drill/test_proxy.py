@@ -121,7 +121,7 @@ async def test_the_answer_of_a_named_script_is_swallowed_and_its_work_is_done(pr
         with pytest.raises(Exception, match="does not answer"):
             await fleet.register("w1", ["celeriac"], 1, "", {"celeriac": ""})
         assert len(swallow.answers) == 1
-        assert await stores.jobs.workers_alive() == 1
+        assert await stores.jobs.workers_alive() == [{"celeriac"}]
     finally:
         await stores.close()
         await line.aclose()

@@ -117,7 +117,7 @@ class Queue:
 
     def everything(self) -> dict[str, bytes]:
         """The store as it stands, to compare or to go back to."""
-        soon_gone = {"celeriac:recount", "celeriac:upkeep", "celeriac:quiet"}
+        soon_gone = {"celeriac:recount", "celeriac:upkeep", "celeriac:quiet", "celeriac:room"}
         names = [name for name in self.redis.scan_iter(count=1000) if name not in soon_gone]
         return {name: text for name in names if (text := self.raw.dump(name))}
 

@@ -17,7 +17,7 @@ from celeriac.keys import KEYS, PREFIX
 #: Keys that stay, and hold a number, a name or a text: their size does not grow with the work.
 STAY: Final = {"seq", "turn", "protocol", "limits", "bell", "beats", "round", "alarmed", "free", "picks", "went_back"}
 #: Keys that age, whatever they hold.
-AGE: Final = {"recount", "upkeep", "quiet"}
+AGE: Final = {"recount", "upkeep", "quiet", "room"}
 COMPANY: Final = {2: 32, 3: 4, 4: 1}
 #: Not the store's: the clock of these tests, and Celery's results, which age.
 OTHERS: Final = re.compile(r"test:.*|celery-task-meta-.*|_kombu\..*")

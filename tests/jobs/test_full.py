@@ -47,6 +47,36 @@ async def test_a_full_redis_refuses_new_work_whole(queue: Queue) -> None:
 
 
 @pytest.mark.usefixtures("full")
+async def test_a_redis_that_is_nearly_full_takes_no_new_job(queue: Queue) -> None:
+    """From 90 % on: what runs needs the rest. What was taken before is said to be taken, and new calls are made."""
+    await queue.worker()
+    taken = await queue.submit(idempotency_key="k")
+    failed = await queue.claim(await queue.submit())
+    await queue.finish(failed, state=State.FAILED, answer=None, error=JobError("timeout", "no"))
+    used = queue.redis.info("memory")["used_memory"]
+
+    async def with_memory(full: float) -> None:
+        queue.redis.config_set("maxmemory", int(used / full))
+        queue.redis.delete("celeriac:room")  # a second later
+
+    await with_memory(0.95)
+    before = queue.everything()
+    with pytest.raises(StoreFull):
+        await queue.submit(context_id="c")
+    with pytest.raises(StoreFull):
+        await queue.jobs.replay(failed.id, "default")
+    assert queue.everything() == before
+    assert (await queue.submit(id="another", idempotency_key="k")).id == taken.id
+    assert (await queue.submit(id=taken.id)).id == taken.id
+    claim = await queue.claim(taken)
+    await queue.stores.journal.admit(claim, "c1", 5, {})
+    await queue.finish(claim)
+    await with_memory(0.8)
+    assert await queue.jobs.replay(failed.id, "default")
+    await queue.submit()
+
+
+@pytest.mark.usefixtures("full")
 async def test_in_a_full_redis_everything_else_goes_on(queue: Queue) -> None:
     """Else an answer that was paid for could not be stored, or all workers would look dead."""
     await queue.worker()

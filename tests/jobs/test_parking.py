@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from celeriac.contexts.store import encode_turn
-from celeriac.jobs.model import Parked, State
+from celeriac.jobs.model import AGENT_UNKNOWN, Parked, State
 from celeriac.llm.model import Message
 from tests.jobs.conftest import Queue
 
@@ -91,7 +91,7 @@ async def test_a_worker_that_does_not_know_the_agent_is_not_asked_again(queue: Q
     """Others are, while a deploy rolls; where there are none, it is asked every five seconds in vain."""
     await queue.worker("old")
     job = await queue.submit()
-    await queue.jobs.park(await queue.claim(job, "old"), "agent_unknown", timedelta(seconds=5), exclude=True)
+    await queue.jobs.leave_to_others(await queue.claim(job, "old"))
     await queue.pass_time(5, "old")
     assert await queue.try_claim(job, "old") is None
     found = await queue.job(job)
@@ -99,6 +99,46 @@ async def test_a_worker_that_does_not_know_the_agent_is_not_asked_again(queue: Q
     await queue.worker("new")
     await queue.pass_time(5, "old", "new")
     await queue.finish(await queue.claim(job, "new"))
+
+
+@pytest.mark.parametrize("workers", [("old",), ("old", "older")])
+async def test_a_job_whose_agent_nobody_knows_fails_in_the_end(queue: Queue, workers: tuple[str, ...]) -> None:
+    """After an hour in which each worker said so, or the only one had it again and again. A retry begins a new hour."""
+    for worker in workers:
+        await queue.worker(worker)
+    job = await queue.submit()
+
+    async def an_hour_in_vain() -> None:
+        for wait in (5, 3590, 5, 0):
+            assert await queue.state(job) != State.FAILED
+            for worker in workers:
+                claim = await queue.try_claim(job, worker)
+                if claim is not None:
+                    left = await queue.jobs.leave_to_others(claim)
+                    assert await queue.jobs.leave_to_others(claim) == left, "sent again"
+            queue.later((wait - min(wait, 5)) * 1000)
+            await queue.pass_time(min(wait, 5), *workers)
+
+    await an_hour_in_vain()
+    found = await queue.job(job)
+    assert (found.state, found.error, found.dead) == (State.FAILED, AGENT_UNKNOWN, False)
+    assert await queue.jobs.replay(job.id, "default")
+    await an_hour_in_vain()
+    assert await queue.state(job) == State.FAILED
+
+
+async def test_the_hour_of_an_unknown_agent_begins_anew_once_a_worker_knew_it(queue: Queue) -> None:
+    """A job that runs and is tried again does not fail because a worker did not know its agent long ago."""
+    await queue.worker("old")
+    await queue.worker("new")
+    job = await queue.submit()
+    await queue.jobs.leave_to_others(await queue.claim(job, "old"))
+    await queue.pass_time(5, "old", "new")
+    await queue.jobs.park(await queue.claim(job, "new"), "retry", timedelta(hours=2), retry=True)
+    queue.later(2 * 3_600_000)
+    await queue.pass_time(5, "old", "new")
+    assert await queue.try_claim(job, "old") is None
+    assert await queue.state(job) == State.PARKED
 
 
 @pytest.mark.parametrize("hours", [0.1, 3])
@@ -111,7 +151,7 @@ async def test_a_clock_that_goes_back_does_not_make_a_parked_job_wait_longer(que
     jobs = [await queue.submit() for _ in range(3)]
     await queue.jobs.park(await queue.claim(jobs[0]), "retry", timedelta(seconds=30), retry=True)
     await queue.jobs.park(await queue.claim(jobs[1]), "retry", timedelta(seconds=3600), retry=True)
-    await queue.jobs.park(await queue.claim(jobs[2], "unknowing"), "agent_unknown", timedelta(seconds=5), exclude=True)
+    await queue.jobs.leave_to_others(await queue.claim(jobs[2], "unknowing"))
     scheduled = await queue.submit(run_at=at(queue, 60))
     await queue.fleet.upkeep()
     queue.later(int(-hours * 3_600_000))

@@ -36,6 +36,24 @@ BREAKS = {
 }
 
 
+async def five_jobs(queue: Queue, place: str) -> list[str]:
+    """In this place, and their bells gone."""
+    facts = {"expires_in": timedelta(seconds=10)} if place == "deadlines" else {}
+    ids = [(await queue.submit(**facts)).id for _ in range(5)]
+    for id in ids:
+        if place == "held":
+            await queue.claim(id)
+        elif place == "parked":
+            await queue.jobs.park(await queue.claim(id), "retry", timedelta(seconds=10))
+        elif place == "suspects":
+            queue.redis.hset(f"celeriac:job:{id}", "crashes", 2)
+            queue.redis.zadd("celeriac:suspects:celeriac:2", {id: 1})
+    if place == "suspects":
+        queue.redis.delete("celeriac:ready:celeriac:1:default", "celeriac:rotation:celeriac:1")
+    queue.redis.delete("celeriac")
+    return ids
+
+
 @pytest.mark.parametrize(("place", "how"), [(place, how) for place, ways in BREAKS.items() for how in ways])
 async def test_a_broken_record_is_set_aside_while_the_page_goes_on(
     queue: Queue, place: str, how: str, capsys: pytest.CaptureFixture[str]
@@ -43,20 +61,7 @@ async def test_a_broken_record_is_set_aside_while_the_page_goes_on(
     """Wherever it turns up; it is said once, and the jobs before and after it recover."""
     queue.planted = True
     await queue.worker("w1", slots=0 if place in {"ready", "suspects"} else 10)
-    facts = {"expires_in": timedelta(seconds=10)} if place == "deadlines" else {}
-    ids = [(await queue.submit(**facts)).id for _ in range(5)]
-    if place == "held":
-        for id in ids:
-            await queue.claim(id)
-    elif place == "parked":
-        for id in ids:
-            await queue.jobs.park(await queue.claim(id), "retry", timedelta(seconds=10))
-    elif place == "suspects":
-        for id in ids:
-            queue.redis.hset(f"celeriac:job:{id}", "crashes", 2)
-            queue.redis.zadd("celeriac:suspects:celeriac:2", {id: 1})
-        queue.redis.delete("celeriac:ready:celeriac:1:default", "celeriac:rotation:celeriac:1")
-    queue.redis.delete("celeriac")
+    ids = await five_jobs(queue, place)
     broken, others = ids[2], [*ids[:2], *ids[3:]]
     if place == "held":
         await queue.jobs.cancel(broken, None)
@@ -99,19 +104,7 @@ async def test_a_record_of_a_newer_release_stays_where_it_is(
     """Two releases serve one store during a deploy: a place that this one does not know is not broken."""
     queue.planted = True
     await queue.worker("w1", slots=0 if place in {"ready", "suspects"} else 10)
-    facts = {"expires_in": timedelta(seconds=10)} if place == "deadlines" else {}
-    ids = [(await queue.submit(**facts)).id for _ in range(5)]
-    for id in ids:
-        if place == "held":
-            await queue.claim(id)
-        elif place == "parked":
-            await queue.jobs.park(await queue.claim(id), "retry", timedelta(seconds=10))
-        elif place == "suspects":
-            queue.redis.hset(f"celeriac:job:{id}", "crashes", 2)
-            queue.redis.zadd("celeriac:suspects:celeriac:2", {id: 1})
-    if place == "suspects":
-        queue.redis.delete("celeriac:ready:celeriac:1:default", "celeriac:rotation:celeriac:1")
-    queue.redis.delete("celeriac")
+    ids = await five_jobs(queue, place)
     newer, others = ids[0], ids[1:]
     queue.redis.hset(f"celeriac:job:{newer}", "place", "paused")
     record = queue.record(newer)

@@ -267,14 +267,21 @@ def test_the_shim_imports_no_provider_sdk_and_no_celery(own_valkey: Valkey, tmp_
     assert {"fastapi", "celeriac"} <= loaded
 
 
-def test_readiness_names_what_is_missing(own_valkey: Valkey) -> None:
-    """Without workers jobs are taken and wait: that is said, and is no reason to take the shim out of service. Without
-    the store nothing is taken."""
-    with running(Shim(own_valkey.url)) as shim:
+def test_readiness_names_what_is_missing(own_valkey: Valkey, tmp_path: Path) -> None:
+    """Without workers, or without those of a queue that an agent uses, jobs are taken and wait: that is said, and is no
+    reason to take the shim out of service. Without the store nothing is taken."""
+    agents = tmp_path / "agents.toml"
+    agents.write_text('[agents.a]\ndescription = "A"\nlanes = ["openai/gpt-5-mini"]\nqueue = "slow"\n')
+    redis = own_valkey.client()
+    with running(Shim(own_valkey.url, CELERIAC_AGENTS_FILE=str(agents))) as shim:
         answer = shim.http.get("/readyz")
         assert answer.status_code == 200
         assert answer.json() == {"status": "degraded", "missing": ["workers"], "store": "ok", "workers": 0}
-        own_valkey.client().zadd("celeriac:workers", {"somebody": (time.time() + 60) * 1000})
+        redis.zadd("celeriac:workers", {"somebody": (time.time() + 60) * 1000})
+        redis.hset("celeriac:worker:somebody", "queues", "celeriac,fast")
+        some = {"status": "degraded", "missing": ["workers:slow"], "store": "ok", "workers": 1}
+        assert (shim.http.get("/readyz").status_code, shim.http.get("/readyz").json()) == (200, some)
+        redis.hset("celeriac:worker:somebody", "queues", "celeriac,slow")
         assert shim.http.get("/readyz").json() == {"status": "ok", "missing": [], "store": "ok", "workers": 1}
         own_valkey.stop()
         answer = shim.http.get("/readyz")

@@ -16,12 +16,15 @@ import httpx2
 import pytest
 from celery import Celery
 
+from tests.conftest import Valkey
 from tests.processes import ROOT, Process, Worker, free_port, wait_until
 from tests.story.conftest import House
 
 OWN_TASKS = "tests.story.own_tasks"
 #: Short, so that the stories are, and long enough for one heartbeat a second on a busy machine.
 LEASE = 3.0
+#: What a blocking pop of Celery's waits for at most.
+A_POP = 1.0
 
 
 class Probed:
@@ -221,6 +224,29 @@ def test_a_store_that_is_away_gets_no_worker_killed(house: House) -> None:
         worker.becomes("/readyz", set(), 60)
     assert alive
     assert not any(alive)
+
+
+def test_a_worker_that_does_not_hear_from_the_store_takes_no_bells(house: House, own_valkey: Valkey) -> None:
+    """It could do nothing with them, and others might: a broker that is another server keeps them."""
+    broker = {"CELERIAC_BROKER_URL": own_valkey.url}
+    shim = house.shim(**broker)
+    house.worker(**broker)
+    celery = Celery(broker=own_valkey.url, set_as_current=False)
+
+    def consumed() -> set[str] | None:
+        said = celery.control.inspect(timeout=2).active_queues()
+        return {queue["name"] for queues in said.values() for queue in queues} if said else None
+
+    assert consumed() == {"celeriac", "celeriac.submit"}
+    house.valkey.stop()
+    wait_until(lambda: consumed() == set(), "the worker to take nothing")
+    celery.send_task("celeriac.run_job", ("nobody",), task_id="nobody", queue="celeriac")
+    time.sleep(2 * A_POP)
+    assert own_valkey.client().llen("celeriac") == 1
+    house.valkey.start()
+    wait_until(lambda: consumed() == {"celeriac", "celeriac.submit"}, "the worker to take bells again")
+    assert shim.job(shim.submit()["id"], wait=30)["state"] == "succeeded"
+    wait_until(lambda: own_valkey.client().llen("celeriac") == 0, "the bell to be taken")
 
 
 def test_a_worker_tells_when_it_starts_and_when_it_stops(house: House) -> None:

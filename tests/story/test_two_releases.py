@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -76,3 +77,19 @@ def test_a_job_whose_agent_a_worker_does_not_know_is_left_to_one_that_knows_it(h
     assert shim.job(shim.submit()["id"], wait=30)["state"] == "succeeded", "what both know, both run"
     assert house.bill()["calls"] == 4
     assert old.running()
+
+
+def test_a_job_whose_agent_no_worker_knows_fails_in_the_end(house: House, tmp_path: Path) -> None:
+    """It does not wait for ever: its error says why, the log is an alert, and a retry may succeed."""
+    new = tmp_path / "agents.toml"
+    new.write_text(SHIPPED_AGENTS.read_text() + NOVEL)
+    env = {"CELERIAC_AGENTS_FILE": str(new)}
+    shim, old = house.shim(**env), house.worker("-n", "old@%h", CELERIAC_JOBS__UNKNOWN_AGENT_TTL="10")
+    id = shim.submit(agent="novel")["id"]
+    job = shim.job(id, wait=60)
+    assert (job["state"], job["error"]["code"], job["dead"]) == ("failed", "agent_unknown", False)
+    wait_until(lambda: re.search(r"error.*agent_unknown", old.output()), "the alert")
+    old.stop()
+    house.worker("-n", "new@%h", **env)
+    assert shim.http.post(f"/v1/jobs/{id}/retry").status_code == 202
+    assert shim.job(id, wait=60)["state"] == "succeeded"

@@ -276,15 +276,13 @@ app.task(waiting, base=AsyncTask, bind=True, name="pool_app.waits_late", acks_la
 
 @app.task(base=AsyncTask, ignore_result=True)
 async def follows_the_queues(key: str) -> None:
-    """Consumes what the list `queues:{key}` says, one set of names after the other, until it says nothing."""
+    """Consumes what the list `queues:{key}` says, one set of names after the other; null: what it did at first."""
     pool: TaskPool = app.pool_of_the_worker  # type: ignore[attr-defined]  # put there by Owner
     while True:
         told = await asyncio.to_thread(marks.blpop, [f"queues:{key}"], 0)
         queues = json.loads(told[1])
-        if queues is None:
-            return
         pool.consume(queues)
-        mark(f"{key}:told", ",".join(queues))
+        mark(f"{key}:told", ",".join(queues or ()))
 
 
 @app.task(base=AsyncTask)

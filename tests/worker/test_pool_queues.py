@@ -34,6 +34,12 @@ class Steered:
         return str(self.celery.send_task(f"pool_app.{task}", args, queue=queue).id)
 
     def consumes(self, *queues: str) -> None:
+        self._tell(queues)
+
+    def consumes_as_before(self) -> None:
+        self._tell(None)
+
+    def _tell(self, queues: tuple[str, ...] | None) -> None:
         self.valkey.client().rpush("queues:steer", json.dumps(queues))
         self._told += 1
         wait_until(lambda: self.valkey.client().llen("mark:steer:told") >= self._told, "the task to obey")
@@ -105,6 +111,22 @@ def test_no_queue_at_all_is_possible(steered: Steered) -> None:
     assert steered.celery.control.ping(destination=[steered.worker.name], timeout=5)
     steered.consumes("celery")
     wait_until(lambda: steered.began("none"), "the message that waited")
+
+
+@pytest.mark.parametrize("steered", BOTH, ids=NAMES, indirect=True)
+def test_what_was_consumed_before_is_taken_up_again(steered: Steered) -> None:
+    """A queue that an operator added while the worker ran as well."""
+    steered.celery.control.add_consumer("added", destination=[steered.worker.name], reply=True)
+    for others in ((), ("quarantine",)):
+        steered.consumes("quarantine")
+        steered.consumes(*others)
+    steered.consumes_as_before()
+    for queue in ("celery", "added"):
+        steered.send("waits", queue, 0, queue=queue)
+        wait_until(lambda queue=queue: steered.began(queue), f"the message in {queue}")
+    steered.send("waits", "quarantine", 0, queue="quarantine")
+    time.sleep(A_POP)
+    assert steered.began("quarantine") == []
 
 
 def test_a_new_queue_is_like_the_first(steered: Steered) -> None:
