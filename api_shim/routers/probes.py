@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
@@ -91,7 +92,7 @@ async def readyz(request: Request) -> Response:
     return _answer(503 if workers is None else 200, {"status": status, "missing": missing, **found})
 
 
-async def _workers(stores: Stores) -> list[frozenset[str]] | None:
+async def _workers(stores: Stores) -> Sequence[frozenset[str]] | None:
     """The queues of each whose lease runs; None if the store does not answer."""
     try:
         async with asyncio.timeout(2 * PATIENCE):
