@@ -20,6 +20,8 @@ import structlog
 from structlog.contextvars import bind_contextvars, bound_contextvars, merge_contextvars
 from structlog.typing import EventDict, WrappedLogger
 
+from celeriac.settings import RUN_JOB, SUBMIT
+
 bound = bound_contextvars
 bind = bind_contextvars
 
@@ -60,7 +62,15 @@ def _described(error: BaseException) -> str:
 OURS = frozenset({"celeriac", "tasks", "worker", "api_shim", "ops"})
 
 #: Tasks whose Celery id is a job's.
-JOB_TASKS = frozenset({"celeriac.run_job", "celeriac.submit"})
+JOB_TASKS = frozenset({RUN_JOB, SUBMIT})
+#: Celery's loggers that say of each task that it came and how it went.
+OF_TASKS = ("celery.worker.strategy", "celery.app.trace")
+
+
+def _not_twice(record: logging.LogRecord) -> bool:
+    """Of a run of a job, `job_started` and `job_ended` say that and more; a line costs as much as a query to Redis."""
+    data = getattr(record, "data", None)
+    return record.levelno > logging.INFO or not isinstance(data, dict) or data.get("name") != RUN_JOB
 
 
 def _celery_task(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -130,6 +140,8 @@ def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) ->
             "loggers": {name: {"level": "WARNING"} for name in QUIET},
         }
     )
+    for name in OF_TASKS:
+        (logging.getLogger(name).removeFilter if level == "DEBUG" else logging.getLogger(name).addFilter)(_not_twice)
     logging.captureWarnings(True)
     structlog.configure(
         processors=[

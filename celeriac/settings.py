@@ -47,6 +47,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
 
+#: The task that runs a job whose bell was rung.
+RUN_JOB = "celeriac.run_job"
 #: The task that takes jobs from Celery's own callers, and the queue that carries it.
 SUBMIT = "celeriac.submit"
 #: Jobs that crashed their workers are rung for on a queue of their own, which only a quarantined worker consumes.

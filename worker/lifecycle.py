@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -31,16 +32,22 @@ log = get_logger(__name__)
 #: heard from the store for so long takes none either: it could do nothing with them.
 DEAF_AFTER: Final = 3.0
 
+#: As `gc.set_threshold` takes it.
+COLLECT: Final = (50_000, 20, 10)
+
 #: What a worker takes from the broker.
 Takes = Literal["all", "suspects", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What the process can take right now. slots: jobs at once, busy ones included. taking: it takes bells at all."""
+    """What the process can take right now. slots: jobs at once, busy ones included. taking: it takes bells at all.
+    waiting: messages that it took and has not begun with.
+    """
 
     slots: int
     taking: bool
+    waiting: int
 
 
 class Lifecycle(bootsteps.StartStopStep):
@@ -76,7 +83,8 @@ class Lifecycle(bootsteps.StartStopStep):
 
         def offer() -> Offer:
             # Without slots and not taking: it drains. With slots and not taking: something is wrong.
-            return Offer(0 if pool.stopping else pool.limit, taking=not pool.stopping and silence() < DEAF_AFTER)
+            taking = not pool.stopping and silence() < DEAF_AFTER
+            return Offer(0 if pool.stopping else pool.limit, taking, pool.waiting)
 
         # What may kill the process has no submission beside it, which would come back only in an hour.
         queues_of: dict[Takes, frozenset[str] | None] = {
@@ -93,6 +101,7 @@ class Lifecycle(bootsteps.StartStopStep):
             worker.app.runner, worker.app.intake = parts.runner, parts.intake
             watchdog = open_watchdog(settings, parts.stores)
             pool.on_stall.append(lambda late: watchdog.watch(lease.worker, lease.heard, late, pool.stack))
+            collect_rarely()
 
         async def closing(pool: TaskPool) -> None:
             await lease.close()
@@ -129,6 +138,17 @@ def _open_probes(settings: Settings, pool: TaskPool, lease: Lease, silence: Call
         where = f"{settings.worker.health_host}:{settings.worker.health_port}"
         log.critical("worker_cannot_start", reason=f"CELERIAC_WORKER__HEALTH_PORT: {where}: {error.strerror}")
         raise SystemExit(EX_FAILURE) from error
+
+
+def collect_rarely() -> None:
+    """Let the garbage collector look at what jobs make only when much has come together: it saves a tenth of their CPU.
+
+    At its default it looks whenever there are 700 objects more than before, which is a job or two. What is there now
+    stays, and is never looked at again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT)
 
 
 def job_queues(app: Any) -> list[str]:
@@ -290,6 +310,7 @@ class Lease:
                 parts.runner.worker,
                 offer.slots,
                 taking=offer.taking,
+                unclaimed=offer.waiting + parts.runner.claiming,
                 list_held=list_held,
                 writes=parts.runner.writes,
             )

@@ -143,6 +143,7 @@ class TaskPool(BasePool):
         #: thus before `stall`, and until it ends. In the thread that watches, where they may wait for a second or so.
         self.on_stall: list[Callable[[float], object]] = []
         self._jobs: dict[int, Job] = {}
+        self._handed_over = self._entered = 0
         self._pids = itertools.count(1)
         # On the loop thread only.
         self._waiting: deque[Job] = deque()
@@ -176,8 +177,8 @@ class TaskPool(BasePool):
 
     @property
     def waiting(self) -> int:
-        """Tasks that were taken and have no slot yet: none, unless the broker prefetches."""
-        return len(self._waiting)
+        """Tasks that were taken and have not begun: the loop is busy, or the broker prefetches."""
+        return len(self._waiting) + self._handed_over - self._entered
 
     @property
     def free(self) -> int:
@@ -326,11 +327,13 @@ class TaskPool(BasePool):
         call = functools.partial(target, *args, **(kwargs or {}))
         job = Job(self, next(self._pids), self.app.tasks[args[0]], call, options)
         self._jobs[job.pid] = job
+        self._handed_over += 1
         self.loop.call_soon_threadsafe(self._enqueue, job)
         return job
 
     def _enqueue(self, job: Job) -> None:
         self._waiting.append(job)
+        self._entered += 1
         self._fill()
 
     def _fill(self) -> None:

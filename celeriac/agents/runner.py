@@ -144,6 +144,10 @@ class Runner:
     def running(self) -> int:
         return len(self._runs)
 
+    @property
+    def claiming(self) -> int:
+        return len(self._claiming)
+
     def known(self) -> set[str]:
         """The jobs that this worker runs, or is about to."""
         return self._claiming | self._runs.keys()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from celeriac.jobs.canvas import Canvas
 from celeriac.logs import get_logger
+from celeriac.settings import RUN_JOB as RUN_JOB
 from celeriac.settings import SUBMIT as SUBMIT
 from celeriac.settings import SUSPECTS, Settings
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from celery import Celery
 
 log = get_logger(__name__)
-
-RUN_JOB: Final = "celeriac.run_job"
 
 
 def suspects(queue: str) -> str:

@@ -105,16 +105,24 @@ class Fleet:
         await self._ringer.ring(bells)
 
     async def heartbeat(
-        self, worker: str, slots: int, *, taking: bool, list_held: bool = False, writes: int = 0
+        self,
+        worker: str,
+        slots: int,
+        *,
+        taking: bool,
+        unclaimed: int = 0,
+        list_held: bool = False,
+        writes: int = 0,
     ) -> Beat:
         """Renew the lease; now and then this worker does the upkeep too.
 
-        writes: claims and releases of this worker that the store has answered.
+        unclaimed: bells that it took and has not claimed a job by. writes: claims and releases of this worker that the
+        store has answered.
 
         Raises Fenced where the store gave the worker up, HistoryLost where the store has lost history.
         """
         said, *rest = await self._heartbeat(
-            worker=worker, slots=slots, taking=taking, lease=self._lease, list=list_held
+            worker=worker, slots=slots, taking=taking, unclaimed=unclaimed, lease=self._lease, list=list_held
         )
         beats = rest[0] if said == b"gone" else rest[1]
         seen, self._beats = self._beats, beats

@@ -1,7 +1,30 @@
--- Upkeep: what others missed. Bells that nobody answered are rung again, at growing intervals and only into room; free
+-- Upkeep: what others missed. Bells that nobody has are rung again, at growing intervals and only into room; free
 -- slots get their bells; the totals are counted anew and tenants below their limit let in again once per lease.
 -- a: lease (ms). Answers {bells to publish, what was set aside since this was last said}. Two at once do no harm.
 local bells = {}
+
+-- Bells that workers took and have not claimed by yet, by group. What one that is silent had may be lost.
+local unclaimed
+local function unclaimed_of(queue)
+  if not unclaimed then
+    unclaimed = {}
+    for _, worker in ipairs(call('ZRANGEBYSCORE', K.workers(), now + a.lease - PATIENCE, '+inf')) do
+      local group, count = of_worker(worker, 'queues', 'unclaimed')
+      if group then unclaimed[group] = (unclaimed[group] or 0) + tonumber(count or 0) end
+    end
+  end
+  local count = 0
+  for group, theirs in pairs(unclaimed) do
+    if theirs > 0 and serves(group, queue) then
+      -- As many as can be are those of the other queues: a bell too many does no harm.
+      for _, other in ipairs(queues_of(group)) do
+        if other ~= queue then theirs = theirs - math.max(0, call('ZCARD', K.rung(other)) - call('LLEN', other)) end
+      end
+      count = count + math.max(0, theirs)
+    end
+  end
+  return count
+end
 
 local function ring_again(queue)
   -- A time that lies further ahead than it may is from another clock.
@@ -10,8 +33,9 @@ local function ring_again(queue)
   end
   local template = call('EXISTS', K.bell(queue)) == 1
   each_due(K.rung(queue), 200, function(id, r)
-    -- A list that holds every bell was only slow: another one would be for nothing.
-    if template and call('LLEN', queue) >= call('ZCARD', K.rung(queue)) then return 'stop' end
+    -- Where the list and the workers have every bell, they are only slow: another one would be for nothing.
+    local there = (template and call('LLEN', queue) or 0) + unclaimed_of(queue)
+    if there >= call('ZCARD', K.rung(queue)) then return 'stop' end
     if r and r.place == 'rung' then
       if not try(id, 'rung', function()
         local rings = call('HINCRBY', K.job(id), 'rings', 1)

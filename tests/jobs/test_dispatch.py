@@ -204,6 +204,49 @@ async def test_a_slow_group_gets_no_second_bell(queue: Queue) -> None:
     assert len(queue.rung()) == 1
 
 
+@pytest.mark.parametrize("template", [True, False])
+async def test_a_bell_that_a_busy_worker_took_and_has_not_answered_is_not_rung_again(
+    queue: Queue, template: bool
+) -> None:
+    """A loop with too much to do would get more to do. It says how many it has; one bell more than that was lost."""
+    queue.bells = queue.bells if template else {}
+    await queue.worker("w1", queues=("celeriac", "slow"))
+    jobs = [await queue.submit() for _ in range(3)]
+    await queue.submit(queue="slow")
+
+    async def rings(unclaimed: int) -> list[str]:
+        queue.redis.delete("celeriac", "slow")  # all were taken
+        before = [queue.record(job)["rings"] for job in jobs]
+        for _ in range(60):
+            queue.later(1000)
+            await queue.fleet.heartbeat("w1", 10, taking=True, unclaimed=unclaimed)
+            await queue.fleet.upkeep()
+            if [queue.record(job)["rings"] for job in jobs] != before:
+                return [job.id for job in jobs if queue.record(job)["rings"] == "2"]
+        return []
+
+    assert await rings(4) == []
+    # Nobody knows which one it was. Where the broker's list can be counted, they are rung one after the other.
+    assert len(await rings(3)) == (1 if template else 3)
+
+
+async def test_what_a_silent_worker_took_is_rung_again(queue: Queue) -> None:
+    """It may have died with its bells: three seconds without a heartbeat are enough, long before its lease ends."""
+    await queue.worker("w1", slots=1)
+    await queue.worker("w2", slots=1)
+    job = await queue.submit()
+    queue.redis.delete("celeriac")
+    await queue.fleet.heartbeat("w1", 1, taking=True, unclaimed=1)
+    for _ in range(2):
+        queue.later(1400)
+        await queue.fleet.heartbeat("w2", 1, taking=True)
+        await queue.fleet.upkeep()
+    assert queue.rung() == []
+    queue.later(1400)
+    await queue.fleet.upkeep()
+    assert queue.rung() == [job.id]
+
+
 async def test_with_a_broker_of_its_own_the_caller_gets_the_bells(queue: Queue) -> None:
     """Without a template nothing is pushed into the store's Redis."""
     queue.bells = {}

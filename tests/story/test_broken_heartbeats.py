@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 
 import pytest
 import redis
 
+from celeriac.drill.proxy import Proxy
 from celeriac.jobs.model import PROTOCOL
 from celeriac.jobs.store import new_nonce
 from celeriac.settings import load_settings
@@ -74,3 +76,24 @@ async def test_a_job_that_a_worker_holds_without_knowing_it_is_handed_back(house
     assert (job["state"], job["attempts"], job["crashes"]) == ("succeeded", 2, 0)
     assert "job_disowned" in worker.output()
     assert "worker_given_up" not in worker.output()
+
+
+async def test_a_worker_says_how_many_bells_it_has_not_answered(house: House) -> None:
+    """Else they would be rung again and again while it is busy. The claim that gets no answer is one."""
+    client = house.valkey.client()
+    shim = house.shim()
+    async with Proxy(house.valkey.port) as proxy:
+        await asyncio.to_thread(house.worker, CELERIAC_REDIS_URL=proxy.url)
+        [name] = client.zrange("celeriac:workers", 0, -1)
+
+        async def says(unclaimed: str) -> None:
+            await asyncio.to_thread(
+                wait_until, lambda: client.hget(f"celeriac:worker:{name}", "unclaimed") == unclaimed, "the heartbeat"
+            )
+
+        proxy.swallow(script="claim", cut=False)
+        id = shim.submit()["id"]
+        await says("1")
+        assert client.hget(f"celeriac:worker:{name}", "running") == "1", "its answer was swallowed, not the claim"
+        await says("0")
+        assert (await asyncio.to_thread(shim.job, id, 30))["state"] == "succeeded"

@@ -152,19 +152,31 @@ def test_provider_libraries_stay_quiet_at_any_level() -> None:
 
 
 CELERY = """
-theirs.info("succeeded", extra={{"data": {{"name": {name!r}, "id": "job-1", "args": "('prompt',)"}}}})
+logging.getLogger({logger!r}).{level}("succeeded", extra={{
+    "data": {{"name": {name!r}, "id": "job-1", "args": "('prompt',)"}}
+}})
 """
+TRACE, STRATEGY = "celery.app.trace", "celery.worker.strategy"
 
 
 def test_celerys_lines_about_a_job_name_it() -> None:
     """By job_id, as ours do; the arguments that Celery hands along stay out."""
-    [line] = lines(CELERY.format(name="celeriac.run_job"))
+    [line] = lines(CELERY.format(logger=TRACE, level="warning", name="celeriac.run_job"))
     assert (line["task"], line["job_id"]) == ("celeriac.run_job", "job-1")
     assert "prompt" not in json.dumps(line)
 
 
+@pytest.mark.parametrize("logger", [TRACE, STRATEGY])
+def test_that_a_job_came_and_how_it_went_is_said_once(logger: str) -> None:
+    """By our own lines. Celery's are there at DEBUG, and of every other task."""
+    said = CELERY.format(logger=logger, level="info", name="celeriac.run_job")
+    assert lines(said) == []
+    assert len(lines(said, level="DEBUG")) == 1
+    assert len(lines(CELERY.format(logger=logger, level="info", name="celeriac.submit"))) == 1
+
+
 def test_celerys_lines_about_another_task_do_not_pretend_to_name_a_job() -> None:
     """The id of a webhook's message is no job's."""
-    [line] = lines(CELERY.format(name="celeriac.deliver_webhook"))
+    [line] = lines(CELERY.format(logger=TRACE, level="info", name="celeriac.deliver_webhook"))
     assert line["task"] == "celeriac.deliver_webhook"
     assert "job_id" not in line

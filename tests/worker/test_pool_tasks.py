@@ -213,3 +213,13 @@ def test_a_task_that_blocks_the_loop_is_named(standing: Standing) -> None:
     stats = pool_stats(standing)
     assert (stats["stalls"], stats["max-concurrency"]) == (before + 1, 20)
     wait_until(lambda: pool_stats(standing)["loop-lag"] < 0.5, "the lag to be over")
+
+
+def test_tasks_that_the_loop_has_not_begun_with_are_counted_as_waiting(standing: Standing) -> None:
+    """Handed to a loop that is busy with another: they were taken from the broker, and nobody has heard of them yet."""
+    blocking = standing.send("blocks", 2.0)
+    waiting = [standing.send("add", 1, n) for n in range(3)]
+    wait_until(lambda: pool_stats(standing)["waiting"] == 3, "three to wait")
+    assert [result.get(timeout=PATIENCE) for result in waiting] == [1, 2, 3]
+    blocking.get(timeout=PATIENCE)
+    assert pool_stats(standing)["waiting"] == 0
