@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import sys
 from types import FrameType
+from typing import Final
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api_shim.app import create_app
 from celeriac import logs
@@ -18,6 +20,40 @@ from celeriac.stores import check_redis
 from celeriac.telemetry import open_sentry
 
 log = get_logger(__name__)
+
+
+#: Seconds that the head of a request may take to arrive: who sends half of one must not hold a connection for ever.
+HEAD_WITHIN: Final = 10.0
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that ends if the head of a request does not arrive in time; uvicorn would wait without end."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's own
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._wait_for_head()
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        self._stop_waiting()
+        self._late = self.loop.call_later(HEAD_WITHIN, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
 
 
 class Server(uvicorn.Server):
@@ -46,6 +82,7 @@ def main() -> int:
         app,
         host=settings.shim.host,
         port=settings.shim.port,
+        http=Connection,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -545,6 +545,31 @@ def test_a_name_that_is_no_unicode_is_refused_like_any_other(shim: Shim, body: b
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
 
 
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_half_a_head_is_not_waited_for_without_end(shim: Shim, asked_before: bool) -> None:
+    """The connection ends after ten seconds, however the rest drips in. One that waits for its answer does not."""
+    url = urlsplit(shim.url)
+    job = shim.submit()["id"]
+    with (
+        socket.create_connection((url.hostname or "", url.port or 0), timeout=20) as line,
+        socket.create_connection((url.hostname or "", url.port or 0), timeout=20) as waiting,
+    ):
+        waiting.sendall(f"GET /v1/jobs/{job}?wait=13 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        if asked_before:
+            line.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            answered = b""
+            while not answered.endswith(b'{"status":"ok"}'):
+                answered += line.recv(65536)
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            for piece in [b"GET /livez HTTP/1.1\r\n", *(b"X-A: b\r\n" for _ in range(8))]:
+                line.sendall(piece)
+                time.sleep(1)
+        assert line.recv(65536) == b""
+        assert 9 < time.monotonic() - began < 15
+        assert waiting.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
 def test_half_a_body_is_not_waited_for_without_end(shim: Shim, framing: str) -> None:
     """408 after ten seconds, in the words of every refusal, however the rest drips in; then the connection ends."""
