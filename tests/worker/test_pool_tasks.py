@@ -73,7 +73,8 @@ def test_what_ended_is_let_go_without_garbage_collection(standing: Standing) -> 
             failure_of(standing.send("fails"))
             failure_of(standing.send("rejected"))
             standing.call("retry_twice")
-        assert standing.call("collect", False) < 3
+        # Ten of each kind, and the last few may be on their way out at this moment.
+        assert standing.call("collect", False) < 8
     finally:
         standing.call("collect", True)
 
