@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator
+from typing import Any, Final
 
 from fastapi import Depends, FastAPI
 from fastapi_swagger import patch_fastapi
@@ -16,6 +17,7 @@ from api_shim import errors
 from api_shim.auth import Keys
 from api_shim.middleware import Around, HttpMetrics
 from api_shim.routers import agents, contexts, jobs, probes
+from api_shim.schemas import Problem
 from celeriac.agents.registry import read_agents
 from celeriac.connections import patiently
 from celeriac.errors import Misconfigured
@@ -29,6 +31,32 @@ log = get_logger(__name__)
 PATIENCE = 3.0
 
 DESCRIPTION = "Hand over an agent job, poll for its answer. Never lost, never paid twice, never over budget."
+
+
+#: What every route of a tenant may answer besides what it is for.
+REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
+    400: {"model": Problem, "description": "The body cannot be read as JSON"},
+    401: {"model": Problem, "description": "No key, or a wrong one"},
+    422: {"model": Problem, "description": "The request is not valid; `errors` says where and what to do"},
+    503: {
+        "model": Problem,
+        "description": "The job store is away or full; try again after `Retry-After`. With `maybe_accepted` it may "
+        "have been done all the same: a submission is safe to send again with the same `Idempotency-Key`.",
+    },
+}
+
+
+class Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI knows one media type a route; refusals have another."""
+        if self.openapi_schema is None:
+            for path in super().openapi()["paths"].values():
+                for operation in path.values():
+                    for status, response in operation["responses"].items():
+                        content = response.get("content", {})
+                        if status >= "400" and "application/json" in content:
+                            content["application/problem+json"] = content.pop("application/json")
+        return super().openapi()
 
 
 async def _look(stores: Stores, settings: Settings) -> None:
@@ -54,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
             look.cancel()
         await stores.close()
 
-    app = FastAPI(
+    app = Api(
         title="Celeriac",
         description=DESCRIPTION,
         version="1",
@@ -75,7 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     errors.install(app)
     for module in (jobs, contexts, agents):
-        app.include_router(module.router, dependencies=[Depends(errors.known_query)])
+        app.include_router(module.router, dependencies=[Depends(errors.known_query)], responses=REFUSALS)
     app.include_router(probes.router)
     patch_fastapi(app, redirect_from_root_to_docs=True)
     if settings.shim.cors_origins:

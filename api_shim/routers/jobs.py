@@ -33,19 +33,7 @@ from celeriac.settings import NAME
 from celeriac.stores import Stores
 
 log = get_logger(__name__)
-router = APIRouter(
-    prefix="/v1/jobs",
-    tags=["jobs"],
-    responses={
-        401: {"model": Problem, "description": "No key, or a wrong one"},
-        422: {"model": Problem, "description": "The request is not valid; `errors` says where and what to do"},
-        503: {
-            "model": Problem,
-            "description": "The job store is away; try again after `Retry-After`. With `maybe_accepted` it may have "
-            "been done all the same: a submission is safe to send again with the same `Idempotency-Key`.",
-        },
-    },
-)
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(description="As the 202 named it.", max_length=64)]
 

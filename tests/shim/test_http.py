@@ -212,8 +212,15 @@ def test_answers_carry_headers_that_browsers_obey(shim: Shim) -> None:
 
 def test_the_openapi_document_names_the_routes(shim: Shim) -> None:
     """What callers generate their clients from."""
-    paths = shim.http.get("/openapi.json").json()["paths"]
+    document = shim.http.get("/openapi.json").json()
+    paths = document["paths"]
     assert {"/v1/jobs", "/v1/jobs/{job_id}", "/v1/contexts/{context_id}", "/v1/agents", "/readyz"} <= paths.keys()
+    assert "Problem" in document["components"]["schemas"]
+    for path, operations in paths.items():
+        for operation in operations.values():
+            refusals = {s: [*r["content"]] for s, r in operation["responses"].items() if s >= "400"}
+            assert set(refusals) >= ({"400", "401", "422", "503"} if path.startswith("/v1/") else set())
+            assert all(types == ["application/problem+json"] for types in refusals.values())
 
 
 def test_a_request_id_is_kept_or_made(shim: Shim) -> None:
