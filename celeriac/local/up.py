@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import importlib
 import os
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from celeriac.errors import Misconfigured, NotStarted
-from celeriac.local import ports, stack
+from celeriac.local import model, ports, stack
 from celeriac.local.first_job import Job, first_job, told
 from celeriac.local.output import Output
 from celeriac.local.stack import Embedded, Stack
@@ -31,7 +30,7 @@ def up(settings: Settings, say: Print) -> None:
     anything is started, `NotStarted` once everything that was started has stopped again.
     """
     settings = stack.with_free_ports(settings)
-    ours = stack.embedded(settings, has_model=_has_model())
+    ours = stack.embedded(settings, model.missing)
     if mistakes := list(ports.mistakes(stack.ports_of(settings, ours))):
         raise Misconfigured("\n".join(mistakes))
     with _alone_in(settings.local.directory):
@@ -69,7 +68,7 @@ def demo(settings: Settings) -> Job | None:
         local = settings.local.model_copy(update={"directory": Path(directory)})
         settings = settings.model_copy(update={"local": local, "broker_url": None})
         settings = stack.with_free_ports(settings, every=True)
-        plan = stack.build(settings, replace(stack.embedded(settings, has_model=_has_model()), redis=True))
+        plan = stack.build(settings, replace(stack.embedded(settings, model.missing), redis=True))
         return asyncio.run(_demo(plan, _first_key(settings)))
 
 
@@ -91,14 +90,6 @@ def _supervisor(plan: Stack) -> Supervisor:
     if plan.note:
         supervisor.say(plan.note)
     return supervisor
-
-
-def _has_model() -> bool:
-    # By name: the module belongs to the local model server, and without its wheels there may be none.
-    try:
-        return bool(importlib.import_module("celeriac.local.model").available())
-    except ImportError:
-        return False
 
 
 def _first_key(settings: Settings) -> str | None:

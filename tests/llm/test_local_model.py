@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -17,7 +18,7 @@ from celeriac.local import model as local
 
 from .conftest import WIRES, Case, adapter
 
-needs_model = pytest.mark.skipif(not local.available(), reason="no wheel of the local model for this platform")
+needs_model = pytest.mark.skipif(bool(local.missing()), reason="no wheel of the local model for this platform")
 COMMAND = [sys.executable, "-m", "celeriac.local.model", "--port", "0"]
 
 
@@ -83,3 +84,24 @@ def test_without_its_packages_it_says_so_in_one_line() -> None:
     assert ran.returncode == local.NOT_AVAILABLE
     assert ran.stderr.count("\n") == 1
     assert "xllamacpp" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("raise ImportError('libgomp.so.1: cannot open shared object file')", "libgomp.so.1"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "it ended with -4"),
+    ],
+    ids=["a library is missing", "made for another processor"],
+)
+def test_a_wheel_that_does_not_load_here_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str
+) -> None:
+    """It fits the platform by its name, and that is all: who asks lives on, and knows why."""
+    (tmp_path / "xllamacpp.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(local, "not_installed", str)
+    said = local.missing()
+    assert said.startswith("no local model: xllamacpp does not load here (")
+    assert why in said
+    assert ("install libgomp1" in said) == ("libgomp" in why)

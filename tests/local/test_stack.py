@@ -21,9 +21,9 @@ def _nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def built(*, has_model: bool = True, **overrides: object) -> Stack:
-    settings = load_settings(**overrides)
-    return stack.build(settings, stack.embedded(settings, has_model=has_model))
+def built(*, no_model: str = "", **overrides: object) -> Stack:
+    settings = stack.with_free_ports(load_settings(**overrides))
+    return stack.build(settings, stack.embedded(settings, lambda: no_model))
 
 
 def told(plan: Stack, name: str) -> dict[str, str]:
@@ -67,16 +67,16 @@ def test_a_provider_of_the_operators_own_is_used(given: str) -> None:
 
 def test_where_no_model_runs_a_script_answers_and_it_is_said() -> None:
     """What to set for a real one, too."""
-    plan = built(has_model=False)
+    plan = built(no_model="no local model: a library is missing")
     assert "model" not in plan.names
     assert told(plan, "worker")["CELERIAC_SCRIPTED"] == "1"
-    assert plan.note.startswith("No wheel of the local model server fits this platform")
+    assert plan.note.startswith("no local model: a library is missing: jobs are answered by the scripted model")
     assert "OPENAI_API_KEY" in plan.note
 
 
 def test_a_script_that_was_asked_for_is_no_news() -> None:
     """No model is started for it."""
-    plan = built(scripted=True)
+    plan = built(scripted=True, no_model="not asked")
     assert ("model" in plan.names, plan.note) == (False, "")
 
 
@@ -102,7 +102,17 @@ def test_a_port_of_zero_becomes_a_free_one() -> None:
 def test_free_ports_leave_the_settings_what_they_were() -> None:
     """Whether a Redis was named, above all."""
     settings = stack.with_free_ports(load_settings(), every=True)
-    assert stack.embedded(settings, has_model=True).redis
+    assert stack.embedded(settings, str).redis
+
+
+def test_every_port_is_free_where_that_was_asked_for() -> None:
+    """The worker's own too; and a taken one is found before anything is started."""
+    wanted = load_settings(worker={"health_port": 1005})
+    settings = stack.with_free_ports(wanted, every=True)
+    assert settings.worker.health_port not in {None, 0, 1005}
+    ports = {port.setting: port.number for port in stack.ports_of(settings, stack.embedded(settings, str))}
+    assert ports["CELERIAC_WORKER__HEALTH_PORT"] == settings.worker.health_port
+    assert len(set(ports.values())) == len(ports) == 5
 
 
 def test_without_a_valkey_for_this_platform_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
