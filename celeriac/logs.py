@@ -65,6 +65,8 @@ OURS = frozenset({"celeriac", "tasks", "worker", "api_shim", "ops"})
 JOB_TASKS = frozenset({RUN_JOB, SUBMIT})
 #: Celery's loggers that say of each task that it came and how it went.
 OF_TASKS = ("celery.worker.strategy", "celery.app.trace")
+#: And the one that tells of messages which are no task of ours.
+OF_MESSAGES = "celery.worker.consumer.consumer"
 
 
 def _not_twice(record: logging.LogRecord) -> bool:
@@ -81,6 +83,20 @@ def _celery_task(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         if data["name"] in JOB_TASKS:
             event.setdefault("job_id", data.get("id"))
     return event
+
+
+def _loud_enough(record: logging.LogRecord) -> bool:
+    """Whoever imports a provider's SDK with OPENAI_LOG or ANTHROPIC_LOG set sets its level anew."""
+    quiet = record.levelno < logging.WARNING and record.name.startswith(QUIET)
+    return not quiet
+
+
+def _without_body(record: logging.LogRecord) -> bool:
+    """Of a message that it cannot take Celery says all that was in it: what is left here is why."""
+    if isinstance(record.msg, str) and isinstance(record.args, tuple) and "body" in record.msg:
+        why = record.msg.partition("\n")[0].partition(" [")[0]
+        record.msg, record.args = f"{why} It was discarded.", record.args[: why.count("%")]
+    return True
 
 
 _facts: dict[str, str] = {}
@@ -135,11 +151,20 @@ def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) ->
                     "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
                 }
             },
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "celeriac", "stream": sys.stderr}},
+            "filters": {"quiet": {"()": lambda: _loud_enough}},
+            "handlers": {
+                "stderr": {
+                    "class": "logging.StreamHandler",
+                    "formatter": "celeriac",
+                    "filters": ["quiet"],
+                    "stream": sys.stderr,
+                }
+            },
             "root": {"level": level, "handlers": ["stderr"]},
             "loggers": {name: {"level": "WARNING"} for name in QUIET},
         }
     )
+    logging.getLogger(OF_MESSAGES).addFilter(_without_body)
     for name in OF_TASKS:
         (logging.getLogger(name).removeFilter if level == "DEBUG" else logging.getLogger(name).addFilter)(_not_twice)
     logging.captureWarnings(True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
+
 from celeriac.jobs.dispatch import SUBMIT
 from tests.celery_native.conftest import Town, get
 from tests.processes import Worker, wait_until
@@ -63,3 +65,25 @@ def test_a_worker_may_leave_submissions_to_others(town: Town) -> None:
     town.worker("-Q", f"celeriac,{SUBMIT}", "-n", "both@%h")
     assert get(result)["state"] == "succeeded"
     assert SUBMIT not in only_jobs.output()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"task": "celeriac.sumbit"}, "Received unregistered task of type 'celeriac.sumbit'"),
+        ({"eta": "soon"}, "Received invalid task message"),
+    ],
+)
+def test_a_message_that_is_no_task_is_told_without_what_is_in_it(town: Town, wrong: dict[str, str], said: str) -> None:
+    """A slip of the pen in a caller's code must not put its prompts into our log."""
+    worker = town.worker()
+    with town.client.producer_or_acquire() as producer:
+        producer.publish(
+            [["my-secret-prompt"], {}, {}],
+            routing_key=SUBMIT,
+            serializer="json",
+            headers={"task": SUBMIT, "id": "1", "argsrepr": "my-secret-prompt"} | wrong,
+        )
+    wait_until(lambda: said in worker.output(), "the line")
+    assert "It was discarded." in worker.output()
+    assert "my-secret-prompt" not in worker.output()

@@ -151,6 +151,15 @@ def test_provider_libraries_stay_quiet_at_any_level() -> None:
     assert [line["event"] for line in written] == ["mine"]
 
 
+@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+def test_what_a_shell_has_set_makes_no_sdk_talk(sdk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sets its own loggers to DEBUG when it is imported, which is after ours were set."""
+    monkeypatch.setenv(f"{sdk.upper()}_LOG", "debug")
+    program = f"import {sdk}; logging.getLogger('{sdk}._base_client').debug('the prompt')"
+    written = lines(f'{program}; logging.getLogger("httpx2").debug("the prompt"); log.info("mine")')
+    assert [line["event"] for line in written] == ["mine"]
+
+
 CELERY = """
 logging.getLogger({logger!r}).{level}("succeeded", extra={{
     "data": {{"name": {name!r}, "id": "job-1", "args": "('prompt',)"}}
