@@ -20,7 +20,7 @@ from tasks.base import Application
 from worker import control as control  # replaces Celery's own commands
 from worker.events import EventBatches
 from worker.lifecycle import Lifecycle
-from worker.submissions import Submissions
+from worker.submissions import Submissions, write_when_full
 
 
 def stop(reason: object) -> None:
@@ -45,6 +45,8 @@ def make_app(settings: Settings) -> Celery:
         task_publish_retry=True,
         task_publish_retry_policy={"max_retries": 30, "interval_start": 0.2, "interval_step": 0.2, "interval_max": 2},
     )
+    if settings.broker_is_store:
+        write_when_full()
     app.steps["worker"].add(Lifecycle)
     app.steps["consumer"].add(EventBatches)
     app.steps["consumer"].add(Submissions)

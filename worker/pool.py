@@ -68,6 +68,8 @@ Hook = Callable[["TaskPool"], Awaitable[object]]
 
 #: Seconds between two ticks of the hub, and between two looks at what else the main thread waits for.
 HUB_TICK = 0.5
+#: Seconds until a change of queues that the broker refused is tried again.
+QUEUES_AGAIN = 1.0
 #: Seconds that a worker whose loop has crashed gets to leave in good order.
 CRASH_GRACE = 10.0
 
@@ -531,13 +533,26 @@ class TaskPool(BasePool):
         self._paused = full
 
     def _fit_queues(self, begin: bool = True) -> None:
-        """Bring what is consumed in line with what is wanted. On the hub thread. begin: consume what is added."""
-        consumer, wanted = self._consumer, self._wanted
+        """Bring what is consumed in line with what is wanted. On the hub thread. begin: consume what is added.
+
+        What a broker refuses is tried again: it must not end the worker. One that is lost is connected to anew.
+        """
+        consumer = self._consumer
         if consumer is None or consumer.task_consumer is None or self._closing:
             return
+        try:
+            self._change_queues(consumer, begin)
+        except consumer.connection_errors:
+            raise
+        except Exception as error:
+            logger.error("The queues could not be changed, and are tried again: %r", error)
+            self._hub.call_later(QUEUES_AGAIN, self._fit_queues)
+
+    def _change_queues(self, consumer: Any, begin: bool) -> None:
+        wanted, as_before = self._wanted, self._wanted is None
         taken = frozenset(queue.name for queue in consumer.task_consumer.queues)
         if wanted is None:
-            wanted, self._before = self._before or taken, None
+            wanted = self._before or taken
         elif self._before is None:
             self._before = taken
         for name in sorted(taken - wanted):
@@ -550,6 +565,8 @@ class TaskPool(BasePool):
             consumer.task_consumer.consume()
         if added:
             logger.info("Consuming from %s", ", ".join(sorted(wanted)))
+        if as_before:  # done, and only now forgotten
+            self._before = None
 
     def _select(self, name: str) -> Any:
         """The queue of this name, among those that a new connection consumes."""

@@ -1,8 +1,8 @@
-"""Submissions on Redis are taken and given back also when Redis is full.
+"""What kombu writes into Redis itself, written also when Redis is full: else Celery's worker would end.
 
-kombu notes what it has taken and nobody acknowledged yet in two keys, and a full Redis refuses that: Celery's worker
-then ends, and the message is gone, since it was popped before. But what is noted was just taken out of a list, so it
-needs no room: scripts that a full Redis does not refuse do the same.
+It notes which queues there are when a worker starts, reconnects, or begins to consume another queue: a few short names.
+And it notes in two keys which submissions it has taken and nobody has acknowledged yet; those were just taken out of a
+list, so that they need no room. Scripts that a full Redis does not refuse do the same.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from types import MethodType
 from typing import Any, Final
 
 from celery import bootsteps
-from kombu.transport import virtual
+from kombu.transport import redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
+from redis.exceptions import OutOfMemoryError
 
 from celeriac.connections import ALWAYS
+from celeriac.logs import get_logger
+
+log = get_logger(__name__)
 
 #: KEYS: index, messages. ARGV: tag, now, message.
 TAKE: Final = f"""{ALWAYS}
@@ -30,6 +34,42 @@ if redis.call('HDEL', KEYS[2], ARGV[1]) == 1 then
   for i = 3, #KEYS do redis.call(ARGV[2], KEYS[i], ARGV[3]) end
 end
 """
+
+
+#: KEYS: sets. ARGV: member.
+BIND: Final = f"{ALWAYS}for i = 1, #KEYS do redis.call('SADD', KEYS[i], ARGV[1]) end"
+
+
+def write_when_full() -> None:
+    """For every connection of this process from now on: Celery makes several, and hands out none of them in time."""
+    redis.Channel._queue_bind = _queue_bind
+    redis.Channel._refresh_binding = property(_refresh_binding)
+    redis.QoS.restore_visible = _restore_visible
+
+
+_bind_with_expiry, _restore_what_is_due = redis.Channel._queue_bind, redis.QoS.restore_visible
+
+
+def _refresh_binding(channel: Any) -> Any:
+    return channel._create_client().register_script(f"{ALWAYS}{redis.REFRESH_BINDING}")
+
+
+def _restore_visible(qos: Any, *args: Any, **options: Any) -> Any:
+    try:
+        return _restore_what_is_due(qos, *args, **options)
+    except OutOfMemoryError:  # it takes a lock for that
+        log.warning("submissions_not_restored", reason="the store is full; tried again in some minutes")
+
+
+def _queue_bind(channel: Any, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+    if queue in channel._expires:
+        _bind_with_expiry(channel, exchange, routing_key, pattern, queue)
+        return
+    if channel.typeof(exchange).type == "fanout":
+        channel._fanout_queues[queue] = (exchange, routing_key.replace("#", "*"))
+    sets = (channel.keyprefix_queue % exchange, channel.keyprefix_binding_permanent % exchange)
+    with channel.conn_or_acquire() as client:
+        client.eval(BIND, 2, *sets, channel.sep.join([routing_key or "", pattern or "", queue or ""]))
 
 
 class Submissions(bootsteps.StartStopStep):

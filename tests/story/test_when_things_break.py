@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.processes import ROOT, Worker, wait_until
+from tests.processes import ROOT, Shim, Worker, wait_until
 from tests.story.conftest import House
 
 
@@ -159,3 +161,43 @@ def test_an_operators_mistake_stops_the_worker_at_its_start(house: House, env: d
     assert said in worker.output()
     assert "Traceback" not in worker.output()
     worker.stop()
+
+
+def suspect(house: House, shim: Shim) -> str:
+    """A job that has crashed two processes, ready in a moment."""
+    id = shim.submit(run_at=(datetime.now(UTC) + timedelta(seconds=2)).isoformat())["id"]
+    house.valkey.client().hset(f"celeriac:job:{id}", "crashes", 2)
+    return str(id)
+
+
+def quarantined(house: House) -> bool:
+    return house.valkey.client().scard("celeriac:quarantined") == 1
+
+
+def test_a_full_redis_ends_no_worker_and_lets_new_ones_start(house: House) -> None:
+    """One that has to consume another queue lives, one that starts comes up: what kombu notes is written all the same."""
+    shim, redis = house.shim(), house.valkey.client()
+    first = house.worker("-n", "first@%h")
+    id = suspect(house, shim)
+    redis.config_set("maxmemory", 1)
+    second = house.worker("-n", "second@%h")
+    wait_until(lambda: quarantined(house), "one of them to be quarantined")
+    worker = first if redis.smembers("celeriac:quarantined") & names(first) else second
+    wait_until(lambda: "Consuming from celeriac.suspects" in worker.output(), "it to consume the suspects' queue")
+    redis.config_set("maxmemory", 0)
+    assert shim.job(id, wait=60)["state"] == "succeeded"
+    assert (first.running(), second.running()) == (True, True)
+
+
+def names(worker: Worker) -> set[str]:
+    return set(re.findall(r"worker_registered.*worker=(\S+)", worker.output()))
+
+
+def test_a_broker_that_refuses_a_queue_ends_no_worker(house: House) -> None:
+    """It is said, and tried again."""
+    shim, worker = house.shim(), house.worker()
+    house.valkey.client().set("_kombu.binding.celeriac.suspects", "nonsense")
+    id = suspect(house, shim)
+    wait_until(lambda: "The queues could not be changed" in worker.output(), "it to be refused")
+    assert shim.job(id, wait=60)["state"] == "succeeded"
+    assert shim.job(shim.submit()["id"], wait=60)["state"] == "succeeded", "and the other queues are consumed again"
