@@ -143,7 +143,8 @@ class JobOut(BaseModel):
     reason: str | None = Field(
         None,
         description="Why it is parked. `scheduled`: its `run_at` is to come. `retry`: it met an error that time may "
-        "cure, and is tried again. `agent_unknown`: the worker that had it does not know its agent.",
+        "cure, and is tried again. `agent_unknown`: the worker that had it does not know its agent; where no worker "
+        "knows it for `CELERIAC_JOBS__UNKNOWN_AGENT_TTL`, it fails with this as its error's code.",
     )
     resume_at: datetime | None = Field(None, description="When a parked job goes on.")
     steps: int = Field(0, description="How many finished steps are stored. A job that goes on does not repeat them.")

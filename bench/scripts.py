@@ -98,7 +98,7 @@ class Measure:
         try:
             bells = templates(celery_app(self._settings), [QUEUE])
             with self._counted("register"):
-                await fleet.register("w", [QUEUE], SLOTS, "agents", bells)
+                await fleet.register("w", [QUEUE], SLOTS, (), bells)
             for _ in range(rounds):
                 await self._round(stores, fleet)
         finally:

@@ -54,6 +54,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "free": ("free", "hash: group of workers (its queues) -> free slots", "while a group has workers"),
     "beats": ("beats", "counter: heartbeats; never goes back unless the store lost history", "for ever"),
     # Upkeep.
+    "miscounted": ("miscounted", "string: a job was lost that may have been busy", "until upkeep has counted anew"),
     "recount": ("recount", "string: the totals were counted anew", "one lease"),
     "upkeep": ("upkeep", "string: the worker that does the upkeep", "under a second"),
     "durable": ("durable", "string: written with every write that waits for the disk", "for ever"),

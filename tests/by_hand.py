@@ -78,7 +78,7 @@ def _run(
         stores = open_stores(settings)
         fleet, line = open_fleet(settings, stores, name="test")
         name = new_nonce()
-        await fleet.register(name, ["celeriac"], 100, "a", dict(templates(celery_app(settings), ["celeriac"])))
+        await fleet.register(name, ["celeriac"], 100, (), dict(templates(celery_app(settings), ["celeriac"])))
         claim = await stores.jobs.claim(job_id, name, new_nonce())
         assert claim is not None
         await do(stores, fleet, claim)

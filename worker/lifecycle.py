@@ -129,6 +129,7 @@ def _open_probes(settings: Settings, pool: TaskPool, lease: Lease, silence: Call
             stalls=pool.stalls,
             running=pool.running,
             slots=pool.limit,
+            taking=lease.takes != "none",
         )
 
     try:
@@ -254,7 +255,7 @@ class Lease:
                 name,
                 queues,
                 self._offer().slots,
-                parts.registry.digest,
+                [agent.name for agent in parts.registry],
                 self._bells,
                 limits(jobs.max_running_per_tenant, jobs.tenant_limits, limited),
             )
@@ -277,6 +278,11 @@ class Lease:
                 # Tried again in a second; until one is answered nothing is renewed, and the lease may end.
                 log.exception("heartbeat_failed")
             self._choose()
+
+    @property
+    def takes(self) -> Takes:
+        """What it takes from the broker at this moment."""
+        return self._takes
 
     def _choose(self) -> None:
         deaf = time.monotonic() - self.heard > DEAF_AFTER
@@ -338,6 +344,9 @@ class Lease:
         if beat.held is not None:
             self._listed = began
             await self._compare(beat.held)
+        # Last: it may take its time, and nobody waits for it.
+        if beat.upkeep:
+            await parts.fleet.upkeep()
 
     async def _compare(self, held: frozenset[str]) -> None:
         """Hand back what the store believes that we run. Twice in a row, since a claim may be under way."""

@@ -54,7 +54,7 @@ PATIENCE: Final = 3.0
 @dataclass(frozen=True, slots=True)
 class Signs:
     """How the worker is, at one moment. worker: "" before it registered. Durations are seconds; `blocked` is how long
-    the loop has been, `loop_lag` how late it is or was last."""
+    the loop has been, `loop_lag` how late it is or was last. taking: it takes messages, for the store answers it."""
 
     worker: str
     registered: bool
@@ -66,6 +66,7 @@ class Signs:
     stalls: int
     running: int
     slots: int
+    taking: bool
 
 
 class Suspicion:
@@ -132,6 +133,8 @@ class Health:
             failing["loop"] = f"blocked for {now.blocked:.0f} s"
         if now.hub_silent > DEAF_AFTER:
             failing["consuming"] = f"no message could be taken for {now.hub_silent:.0f} s"
+        elif not now.taking:
+            failing["consuming"] = f"it takes no message while the store is silent, for {now.heartbeat_age:.0f} s now"
         if now.heartbeat_age > self._lease or not now.registered:
             failing["heartbeat"] = f"none for {now.heartbeat_age:.0f} s: it has lost its lease"
         return failing
@@ -178,7 +181,7 @@ class Pages:
             "status": "failing" if failing else "ok",
             "failing": failing,
             "worker": now.worker,
-            "consuming": now.hub_silent <= DEAF_AFTER and not now.stopping,
+            "consuming": now.taking and now.hub_silent <= DEAF_AFTER and not now.stopping,
             "loop_blocked_seconds": round(now.blocked, 1),
             "heartbeat_age_seconds": round(now.heartbeat_age, 1),
         }

@@ -12,7 +12,8 @@ from types import MethodType
 from typing import Any, Final
 
 from celery import bootsteps
-from kombu.transport import redis, virtual
+from kombu.transport import redis as kombus
+from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import OutOfMemoryError
@@ -21,6 +22,8 @@ from celeriac.connections import ALWAYS
 from celeriac.logs import get_logger
 
 log = get_logger(__name__)
+#: The stubs leave out what is not public there.
+redis: Any = kombus
 
 #: KEYS: index, messages. ARGV: tag, now, message.
 TAKE: Final = f"""{ALWAYS}

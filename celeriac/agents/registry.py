@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -45,11 +44,10 @@ class _AgentTable(BaseModel):
 
 
 class Registry:
-    """Agents by name. digest: the same for the same agents, whatever file they came from."""
+    """Agents by name."""
 
     def __init__(self, agents: Mapping[str, Agent]) -> None:
         self._agents = dict(sorted(agents.items()))
-        self.digest = hashlib.sha256(repr(list(self._agents.values())).encode()).hexdigest()[:16]
 
     def __iter__(self) -> Iterator[Agent]:
         return iter(self._agents.values())

@@ -29,7 +29,9 @@ if not again then
   end
   if excluded == a.worker then
     leave_place(r)
-    return {'nothing', leave_to_knowing(r, a.worker, unknown_since, bells) and 'excluded' or 'given_up', bells}
+    local waits = leave_to_knowing(r, a.worker, unknown_since, bells)
+    dispatch(r.queue, 1, bells)
+    return {'nothing', waits and 'excluded' or 'given_up', bells, r.agent}
   end
   leave_place(r)
   move(r, 'running')

@@ -146,7 +146,8 @@ local function end_job(r, state, bells, run)
   call('PUBLISH', K.ended(), r.id)
 end
 
-local UNKNOWN = 5000 -- ms that a worker leaves a job whose agent it does not know to others
+-- ms that a worker leaves a job whose agent it does not know to others: at first, and at most when nobody knew it for long
+local UNKNOWN, LONGEST_UNKNOWN = 5000, 30000
 local STOPPED = {
   cancelled = '["cancelled","the job was cancelled"]',
   expired = '["expired","the job had not ended by its deadline"]',
@@ -164,18 +165,25 @@ local function stop_waiting(r, state, bells)
   stop_job(r, state, bells)
 end
 
--- A worker that does not know its agent is not asked again at once: others may know it, while a deploy rolls. Where none
--- did for too long, it fails. since: when this was first found, or nil. Answers until when it waits, or nil.
+local function known_somewhere(agent)
+  for _, worker in ipairs(call('ZRANGEBYSCORE', K.workers(), now, '+inf')) do
+    if string.find(',' .. (of_worker(worker, 'agents') or '') .. ',', ',' .. agent .. ',', 1, true) then return true end
+  end
+end
+
+-- A worker that does not know its agent is not asked again at once: others may know it, while a deploy rolls. Where it is
+-- long ago and nobody alive does, it fails. since: when this was first found, or nil. Answers until when it waits, or nil.
 local function leave_to_knowing(r, worker, since, bells, run)
-  since = tonumber(since or now)
-  if now - since >= a.keep.unknown then
+  since = math.min(tonumber(since or '') or now, now)
+  if now - since >= a.keep.unknown and not known_somewhere(r.agent) then
     end_job(r, 'failed', bells, run)
     call('HSET', K.job(r.id), 'error', AGENT_UNKNOWN)
     return nil
   end
+  local later = now + math.max(UNKNOWN, math.min(LONGEST_UNKNOWN, math.floor((now - since) / 4)))
   call('HSET', K.job(r.id), 'excluded', worker, 'unknown_since', since)
-  to_parked(r, 'agent_unknown', now + UNKNOWN)
-  return now + UNKNOWN
+  to_parked(r, 'agent_unknown', later)
+  return later
 end
 
 -- A request to stop a running job: its worker hears of it at its next heartbeat, and whoever comes next obeys it.

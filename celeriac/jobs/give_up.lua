@@ -37,7 +37,7 @@ for _, worker in ipairs(call('ZRANGE', K.dying(), 0, 199)) do
         fates[#fates + 1] = id
         fates[#fates + 1] = fate
       end)
-    elseif not r and call('EXISTS', K.job(id)) == 1 then set_aside(id, 'held') end
+    elseif not r then miss(id, 'held') end
     -- What a newer release owns keeps its dying worker until that has taken it.
     if not (r and r.newer) then
       left, moved = left - 1, true

@@ -41,12 +41,13 @@ class HistoryLost(CeleriacError):
 @dataclass(frozen=True, slots=True)
 class Beat:
     """What a heartbeat was told. stop: job -> why ("cancelled", "expired"). held: the jobs that the store says it runs,
-    None where that was not asked. quarantined: it is to run suspects only.
+    None where that was not asked. quarantined: it is to run suspects only. upkeep: it is to do a round of that now.
     """
 
     stop: Mapping[str, str]
     held: frozenset[str] | None
     quarantined: bool
+    upkeep: bool
 
 
 class Fleet:
@@ -77,11 +78,11 @@ class Fleet:
         worker: str,
         queues: Iterable[str],
         slots: int,
-        agents: str,
+        agents: Iterable[str],
         templates: Mapping[str, str],
         limits: Mapping[str, int] | None = None,
     ) -> None:
-        """Enter under a name that was never used. agents: a hash of those it knows. templates: as `dispatch.templates`,
+        """Enter under a name that was never used. agents: those it knows. templates: as `dispatch.templates`,
         or queue -> "" where the script cannot ring. limits: "t:TENANT", "t:*" and "a:AGENT" -> most jobs at once.
 
         Raises Misconfigured where the fleet already speaks a newer protocol.
@@ -91,7 +92,7 @@ class Fleet:
             queues=",".join(sorted(queues)),
             slots=slots,
             protocol=PROTOCOL,
-            agents=agents,
+            agents=",".join(agents),
             lease=self._lease,
             limits=dict(limits or {}),
             bells=dict(templates),
@@ -114,7 +115,7 @@ class Fleet:
         list_held: bool = False,
         writes: int = 0,
     ) -> Beat:
-        """Renew the lease; now and then this worker does the upkeep too.
+        """Renew the lease.
 
         unclaimed: bells that it took and has not claimed a job by. writes: claims and releases of this worker that the
         store has answered.
@@ -135,12 +136,11 @@ class Fleet:
         upkeep, _, quarantined, stop, held, stored = rest
         if stored < writes:
             raise HistoryLost(f"the store forgot {writes - stored} of our writes", writes=stored)
-        if upkeep and self._does_upkeep:
-            await self.upkeep()
         return Beat(
             stop={id.decode(): why.decode() for id, why in zip(stop[::2], stop[1::2], strict=True)},
             held=frozenset(id.decode() for id in held) if list_held else None,
             quarantined=bool(quarantined),
+            upkeep=bool(upkeep) and self._does_upkeep,
         )
 
     async def upkeep(self) -> None:

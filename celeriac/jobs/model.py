@@ -141,7 +141,7 @@ class JobError:
 
 
 #: The end of a job that waited for too long for a worker that knows its agent.
-AGENT_UNKNOWN: Final = JobError("agent_unknown", "no worker knew its agent for as long as a job is kept for one")
+AGENT_UNKNOWN: Final = JobError("agent_unknown", "no worker knows its agent, for as long as a job is kept for one")
 
 
 @dataclass(frozen=True, slots=True)

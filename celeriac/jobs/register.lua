@@ -1,6 +1,6 @@
 -- Register: a worker enters under a new name and takes bells from now on.
--- a: worker, queues (names joined by commas, sorted), slots, protocol, agents, lease (ms), limits (t:tenant, t:*, a:agent ->
--- most jobs at once), bells (queue -> template, or queue -> "" where the broker is another server).
+-- a: worker, queues (names joined by commas, sorted), slots, protocol, agents (names joined by commas), lease (ms), limits
+-- (t:tenant, t:*, a:agent -> most jobs at once), bells (queue -> template, or queue -> "" where the broker is another server).
 -- Answers {"registered", beats, bells}, or {"refused"} where the fleet already speaks a newer protocol.
 if a.protocol < (tonumber(call('GET', K.protocol())) or 0) then return {'refused'} end
 local beats = call('INCR', K.beats())

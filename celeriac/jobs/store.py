@@ -282,7 +282,9 @@ class JobStore:
             asked = self._redis.pipeline(transaction=False)
             for name in names:
                 asked.hget(keys.spell("worker", worker=name.decode()), "queues")
-            return [frozenset((_text(queues) or "").split(",")) for queues in await asked.execute()]
+            answers = await asked.execute(raise_on_error=False)
+            # A record that makes no sense serves nothing; upkeep sees to it.
+            return [frozenset((_text(q) or "").split(",") if isinstance(q, bytes) else ()) for q in answers]
 
     async def claim(self, job_id: str, worker: str, nonce: str) -> Claim | Untold | None:
         """Take the job for this worker, or None: a bell for a job that is claimed, ended or gone rings for nothing.
@@ -298,9 +300,10 @@ class JobStore:
         if said == b"nothing":
             await self._ringer.ring(rest[1])
             if rest[0] == b"excluded":
-                log.warning("agent_unknown", job_id=job_id, reason="no such agent here, and nobody else took it yet")
+                why = "no such agent here, and nobody else took it yet"
+                log.warning("agent_unknown", job_id=job_id, agent=rest[2].decode(), reason=why)
             elif rest[0] == b"given_up":
-                log.error("agent_unknown", job_id=job_id, reason=AGENT_UNKNOWN.message)
+                log.error("agent_unknown", job_id=job_id, agent=rest[2].decode(), reason=AGENT_UNKNOWN.message)
             return None
         flat = rest[0]
         # The names are the same for every job, and a worker may hold thousands of records.

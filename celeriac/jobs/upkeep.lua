@@ -44,9 +44,31 @@ local function ring_again(queue)
       end) then call('ZREM', K.rung(queue), id) end
     else
       call('ZREM', K.rung(queue), id)
-      if not r and call('EXISTS', K.job(id)) == 1 then set_aside(id, 'rung') end
+      if not r then miss(id, 'rung') end
     end
   end)
+end
+
+-- A record that was lost while its job was busy took with it whose it was: all that is busy is counted anew.
+if call('DEL', K.miscounted()) == 1 then
+  local busy = {}
+  local function count(ids, place)
+    for _, id in ipairs(ids) do
+      local r = read(id)
+      if r and r.place == place then
+        for _, whose in ipairs({'t:' .. r.tenant, 'a:' .. r.agent}) do busy[whose] = (busy[whose] or 0) + 1 end
+      end
+    end
+  end
+  for _, where in ipairs(call('HKEYS', K.picks())) do
+    for _, queue in ipairs({where, suspects_of(where)}) do count(call('ZRANGE', K.rung(queue), 0, -1), 'rung') end
+  end
+  for _, workers in ipairs({K.workers(), K.dying()}) do
+    for _, worker in ipairs(call('ZRANGE', workers, 0, -1)) do count(call('SMEMBERS', K.held(worker)), 'running') end
+  end
+  call('DEL', K.busy())
+  for whose, number in pairs(busy) do call('HSET', K.busy(), whose, number) end
+  call('DEL', K.recount())
 end
 
 if call('SET', K.recount(), '1', 'NX', 'PX', a.lease) then

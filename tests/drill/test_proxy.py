@@ -119,7 +119,7 @@ async def test_the_answer_of_a_named_script_is_swallowed_and_its_work_is_done(pr
         swallow = proxy.swallow(script="register", cut=cut)
         assert await stores.jobs.get("nobody", "default") is None, "another script is not meant"
         with pytest.raises(Exception, match="does not answer"):
-            await fleet.register("w1", ["celeriac"], 1, "", {"celeriac": ""})
+            await fleet.register("w1", ["celeriac"], 1, (), {"celeriac": ""})
         assert len(swallow.answers) == 1
         assert await stores.jobs.workers_alive() == [{"celeriac"}]
     finally:

@@ -74,9 +74,10 @@ class Queue:
         slots: int = 10,
         queues: tuple[str, ...] = ("celeriac",),
         limits: dict[str, int] | None = None,
+        agents: tuple[str, ...] = (),
     ) -> str:
         bells = {name: self.bells.get(name, "") for queue in queues for name in (queue, f"{queue}.suspects")}
-        await self.fleet.register(name, queues, slots, "agents", bells, limits)
+        await self.fleet.register(name, queues, slots, agents, bells, limits)
         self.slots[name] = slots
         return name
 

@@ -15,7 +15,20 @@ from celeriac.jobs.model import ENDS, SEEN_AS, Place
 from celeriac.keys import KEYS, PREFIX
 
 #: Keys that stay, and hold a number, a name or a text: their size does not grow with the work.
-STAY: Final = {"seq", "turn", "protocol", "limits", "bell", "beats", "round", "alarmed", "free", "picks", "went_back"}
+STAY: Final = {
+    "seq",
+    "turn",
+    "protocol",
+    "limits",
+    "bell",
+    "beats",
+    "round",
+    "alarmed",
+    "free",
+    "picks",
+    "went_back",
+    "miscounted",
+}
 #: Keys that age, whatever they hold.
 AGE: Final = {"recount", "upkeep", "quiet", "room"}
 COMPANY: Final = {2: 32, 3: 4, 4: 1}

@@ -111,7 +111,7 @@ class Machine(RuleBasedStateMachine):
         process = Process(f"w{self.name()}", queues)
         templates = {name: self.bells[name] for queue in queues for name in (queue, f"{queue}.suspects")}
         for _ in range(2):
-            self.do(self.queue.fleet.register(process.name, queues, process.slots, "agents", templates, LIMITS))
+            self.do(self.queue.fleet.register(process.name, queues, process.slots, ["assistant"], templates, LIMITS))
         self.processes.append(process)
         return process
 

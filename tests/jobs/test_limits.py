@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from celeriac.jobs.lease import limits
-from celeriac.jobs.model import Accepted, State
+from celeriac.jobs.model import Accepted, Place, State
 from tests.jobs.conftest import Queue
 
 
@@ -169,3 +169,27 @@ async def test_a_job_that_a_dead_worker_ran_counts_no_more(queue: Queue) -> None
     await queue.worker("w2", limits={"t:default": 1})
     await queue.given_up("w2")
     assert queue.rung()[1:] == [other.id]
+
+
+@pytest.mark.parametrize("how", ["gone", "no sense"])
+@pytest.mark.parametrize("place", ["rung", "running"])
+async def test_a_record_that_is_lost_while_its_job_is_busy_leaves_its_place_to_others(
+    queue: Queue, place: str, how: str
+) -> None:
+    """Its tenant's limit would be one lower for ever: what is busy is counted anew."""
+    queue.planted = True
+    for worker in ("w1", "w2"):
+        await queue.worker(worker, limits={"t:*": 2})
+    lost, other = await queue.submit(), await queue.submit()
+    await queue.claim(other, "w2")
+    if place == "running":
+        await queue.claim(lost, "w1")
+    key = f"celeriac:job:{lost.id}"
+    queue.redis.delete(key) if how == "gone" else queue.redis.hset(key, "priority", "x")
+    queue.redis.delete("celeriac")
+    waiting = await queue.submit()
+    assert queue.record(waiting)["place"] == Place.READY
+    await queue.pass_time(30, "w2")
+    assert queue.record(waiting)["place"] == Place.RUNG
+    assert queue.redis.hget("celeriac:busy", "t:default") == "2"
+    assert not queue.redis.exists("celeriac:miscounted")

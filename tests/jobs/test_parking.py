@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from celeriac.contexts.store import encode_turn
-from celeriac.jobs.model import AGENT_UNKNOWN, Parked, State
+from celeriac.jobs.model import AGENT_UNKNOWN, Parked, Place, State
 from celeriac.llm.model import Message
 from tests.jobs.conftest import Queue
 
@@ -109,15 +109,15 @@ async def test_a_job_whose_agent_nobody_knows_fails_in_the_end(queue: Queue, wor
     job = await queue.submit()
 
     async def an_hour_in_vain() -> None:
-        for wait in (5, 3590, 5, 0):
+        for wait in (5, 3590, 30, 0):
             assert await queue.state(job) != State.FAILED
             for worker in workers:
                 claim = await queue.try_claim(job, worker)
                 if claim is not None:
                     left = await queue.jobs.leave_to_others(claim)
                     assert await queue.jobs.leave_to_others(claim) == left, "sent again"
-            queue.later((wait - min(wait, 5)) * 1000)
-            await queue.pass_time(min(wait, 5), *workers)
+            queue.later((wait - min(wait, 30)) * 1000)
+            await queue.pass_time(min(wait, 30), *workers)
 
     await an_hour_in_vain()
     found = await queue.job(job)
@@ -125,6 +125,61 @@ async def test_a_job_whose_agent_nobody_knows_fails_in_the_end(queue: Queue, wor
     assert await queue.jobs.replay(job.id, "default")
     await an_hour_in_vain()
     assert await queue.state(job) == State.FAILED
+
+
+async def test_a_job_whose_agent_somebody_knows_does_not_fail(queue: Queue) -> None:
+    """Who knows it has no slot for it, for more than an hour: it waits for that one."""
+    await queue.worker("old")
+    await queue.worker("new", slots=0, agents=("novel", "assistant"))
+    job = await queue.submit()
+    await queue.jobs.leave_to_others(await queue.claim(job, "old"))
+    await queue.fleet.upkeep()
+    queue.later(3_600_000)
+    for worker in ("old", "new"):
+        await queue.fleet.heartbeat(worker, queue.slots[worker], taking=True)
+    await queue.pass_time(60, "old", "new")
+    assert await queue.try_claim(job, "old") is None
+    assert await queue.state(job) == State.PARKED
+    await queue.given_up("old")
+    await queue.try_claim(job, "old")
+    await queue.pass_time(30, "old")
+    await queue.try_claim(job, "old")
+    assert await queue.state(job) == State.FAILED, "it has gone"
+
+
+@pytest.mark.parametrize("since", ["soon", "99999999999"])
+async def test_nonsense_of_when_an_agent_was_first_unknown_loses_no_job(queue: Queue, since: str) -> None:
+    """Another clock's time, or none at all: the hour begins anew."""
+    await queue.worker("old")
+    job = await queue.submit()
+    await queue.jobs.leave_to_others(await queue.claim(job, "old"))
+    queue.redis.hset(f"celeriac:job:{job.id}", "unknown_since", since)
+    await queue.pass_time(5, "old")
+    assert await queue.try_claim(job, "old") is None
+    assert await queue.state(job) == State.PARKED
+    assert queue.record(job)["unknown_since"] == str(queue.now)
+
+
+async def test_jobs_of_an_unknown_agent_do_not_hold_up_the_others(queue: Queue) -> None:
+    """However many come back to the head of the line: each that is left to others makes room for the next."""
+    await queue.worker("old", slots=3)
+    unknown = [await queue.submit(agent="novel") for _ in range(40)]
+    known = await queue.submit()
+    for _ in range(200):
+        rung = next((job for job in [*unknown, known] if queue.record(job)["place"] == Place.RUNG), None)
+        if rung is None or rung.id == known.id:
+            break
+        if claim := await queue.try_claim(rung, "old"):
+            await queue.jobs.leave_to_others(claim)
+    for job in unknown:
+        queue.redis.hset(f"celeriac:job:{job.id}", "excluded", "old")
+    await queue.pass_time(5, "old")
+    for _ in range(200):
+        rung = next((job for job in unknown if queue.record(job)["place"] == Place.RUNG), None)
+        if queue.record(known)["place"] == Place.RUNG or rung is None:
+            break
+        assert await queue.try_claim(rung, "old") is None
+    await queue.claim(known, "old")
 
 
 async def test_the_hour_of_an_unknown_agent_begins_anew_once_a_worker_knew_it(queue: Queue) -> None:

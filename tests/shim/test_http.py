@@ -288,6 +288,10 @@ def test_readiness_names_what_is_missing(own_valkey: Valkey, tmp_path: Path) -> 
         redis.hset("celeriac:worker:somebody", "queues", "celeriac,fast")
         some = {"status": "degraded", "missing": ["workers:slow"], "store": "ok", "workers": 1}
         assert (shim.http.get("/readyz").status_code, shim.http.get("/readyz").json()) == (200, some)
+        redis.delete("celeriac:worker:somebody")
+        redis.set("celeriac:worker:somebody", "nonsense")
+        assert (shim.http.get("/readyz").status_code, shim.http.get("/readyz").json()) == (200, some)
+        redis.delete("celeriac:worker:somebody")
         redis.hset("celeriac:worker:somebody", "queues", "celeriac,slow")
         assert shim.http.get("/readyz").json() == {"status": "ok", "missing": [], "store": "ok", "workers": 1}
         own_valkey.stop()

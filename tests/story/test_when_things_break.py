@@ -175,7 +175,7 @@ def quarantined(house: House) -> bool:
 
 
 def test_a_full_redis_ends_no_worker_and_lets_new_ones_start(house: House) -> None:
-    """One that has to consume another queue lives, one that starts comes up: what kombu notes is written all the same."""
+    """One that has to consume another queue lives, and one that starts comes up: what kombu notes is written."""
     shim, redis = house.shim(), house.valkey.client()
     first = house.worker("-n", "first@%h")
     id = suspect(house, shim)

@@ -47,13 +47,6 @@ def test_an_unknown_agent_names_those_that_there_are(tmp_path: Path) -> None:
     assert raised.value.remedy == "use one of: writer"
 
 
-def test_the_digest_follows_the_agents_and_not_the_file(tmp_path: Path) -> None:
-    """Workers compare it: a comment changes nothing, an instruction does."""
-    one = registry(tmp_path, GOOD).digest
-    assert registry(tmp_path, "# hello\n" + GOOD).digest == one
-    assert registry(tmp_path, GOOD + 'instructions = "Be brief."\n').digest != one
-
-
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [

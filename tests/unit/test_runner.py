@@ -28,7 +28,7 @@ async def runs(proxy: Proxy) -> AsyncIterator[Stores]:
     settings = load_settings(redis_url=proxy.url)
     stores = open_stores(settings)
     fleet, line = open_fleet(settings, stores, name="line")
-    await fleet.register("w1", ["celeriac"], 1, "", {"celeriac": ""})
+    await fleet.register("w1", ["celeriac"], 1, (), {"celeriac": ""})
     yield stores
     await stores.close()
     await line.aclose()

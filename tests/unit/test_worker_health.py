@@ -25,7 +25,7 @@ async def fleet(settings: Settings, stores: Stores) -> AsyncIterator[Fleet]:
 
 
 async def register(fleet: Fleet, name: str) -> None:
-    await fleet.register(name, ["celeriac"], 1, "agents", {"celeriac": ""})
+    await fleet.register(name, ["celeriac"], 1, (), {"celeriac": ""})
 
 
 def health(redis_url: str, **env: str) -> tuple[int, str]:

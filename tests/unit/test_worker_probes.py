@@ -26,6 +26,7 @@ WELL = Signs(
     stalls=0,
     running=3,
     slots=10,
+    taking=True,
 )
 LEASE = 15.0
 
@@ -62,6 +63,13 @@ def test_a_worker_that_is_well_is_alive_and_ready(patient: Patient) -> None:
     """For as long as one likes."""
     assert patient.dying(after=10 * RECONNECTED) == set()
     assert patient.unready() == set()
+
+
+def test_a_worker_that_takes_nothing_while_the_store_is_silent_is_not_ready(patient: Patient) -> None:
+    """Long before its lease is over; a restart would not help."""
+    patient.has(taking=False, heartbeat_age=6.0)
+    assert patient.unready() == {"consuming"}
+    assert patient.dying(after=10 * RECONNECTED) == set()
 
 
 def test_a_deaf_worker_is_dead_a_minute_after_its_broker_answers(patient: Patient, own_valkey: Valkey) -> None:
