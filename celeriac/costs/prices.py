@@ -59,7 +59,10 @@ class Prices:
     def __init__(self, *files: Path) -> None:
         self._rows: dict[tuple[str, str], Row] = {}
         for file in (SHIPPED, *files):
-            self._rows |= read(file)
+            for name, row in read(file).items():
+                # To the end, even if it was named before: among patterns the later one wins.
+                self._rows.pop(name, None)
+                self._rows[name] = row
         self._dearest: dict[str, Any] = {}
         self._bound_of = lru_cache(4096)(self._bound_for)
 

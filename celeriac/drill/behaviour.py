@@ -25,9 +25,10 @@ class Behaviour:
     headers: added to the answer's. body: sent in place of the answer. cut: this many bytes of the body are kept, though
     its length is announced in full. pad: so many spaces follow the body. drip: seconds between the bytes of the body.
     usage: replaces what the answer says about tokens; "missing" leaves it out, a mapping replaces single fields.
-    cached: input tokens read from a cache. output: output tokens billed, None for a count of the words. answer_model:
-    the model named in the answer. billed: whether the call goes on the bill; None for what a provider does: every call
-    that it read and did not refuse.
+    cached, cache_written: input tokens read from a cache, and written to one. output: output tokens billed, None for a
+    count of the words. reasoning_apart: OpenAI's APIs leave reasoning out of the output and in the total, as some who
+    speak them do. answer_model: the model named in the answer. billed: whether the call goes on the bill; None for what
+    a provider does: every call that it read and did not refuse.
     """
 
     model: str = ""
@@ -47,8 +48,10 @@ class Behaviour:
     reset: Reset | None = None
     usage: Any = None
     cached: int = 0
+    cache_written: int = 0
     output: int | None = None
     reasoning: int = 0
+    reasoning_apart: bool = False
     answer_model: str | None = None
     finish: Finish = "end"
     billed: bool | None = None

@@ -36,7 +36,7 @@ class ProviderClient:
             await self._ask("DELETE", path)
 
     async def bill(self, *, lines: bool = False) -> dict[str, Any]:
-        """calls, written, input, cache_read, output; with lines each call, as `provider.Line` says."""
+        """calls, written, input, cache_read, cache_write, output; with lines each call, as `provider.Line` says."""
         bill: dict[str, Any] = await self._ask("GET", "/bill?lines=1" if lines else "/bill")
         return bill
 

@@ -56,6 +56,7 @@ class Line:
     model: str
     input: int
     cache_read: int
+    cache_write: int
     output: int
     written: bool = False
     key: str = ""
@@ -123,7 +124,7 @@ class Provider:
         text = todo.text if todo.text is not None else f"You said: {prompt}"
         text, todo = wire.within_limit(api, body, text, todo)
         tokens = wire.tokens_of(len(raw), text, todo)
-        line = Line(name, api, model, tokens.input, tokens.cache_read, tokens.output)
+        line = Line(name, api, model, tokens.input, tokens.cache_read, tokens.cache_write, tokens.output)
         line.key, line.about, line.at = key[-4:], prompt[:ABOUT], time.time()
         self.open[name] = line
         if todo.is_billed:  # as a provider would: once it has the request, whether or not anybody waits for the answer
@@ -192,6 +193,7 @@ class Provider:
             "written": sum(line.written for line in self.bill),
             "input": sum(line.input for line in self.bill),
             "cache_read": sum(line.cache_read for line in self.bill),
+            "cache_write": sum(line.cache_write for line in self.bill),
             "output": sum(line.output for line in self.bill),
         }
         if lines:

@@ -81,6 +81,7 @@ class Tokens:
 
     input: int
     cache_read: int
+    cache_write: int
     output: int
     reasoning: int
 
@@ -116,7 +117,8 @@ def tokens_of(size: int, text: str, behaviour: Behaviour) -> Tokens:
     whole = max(1, size // 4)
     cached = min(behaviour.cached, whole)
     output = behaviour.output if behaviour.output is not None else max(1, len(text.split())) + behaviour.reasoning
-    return Tokens(whole - cached, cached, output, behaviour.reasoning)
+    written = min(behaviour.cache_written, whole - cached)
+    return Tokens(whole - cached - written, cached, written, output, behaviour.reasoning)
 
 
 def answer(
@@ -127,7 +129,7 @@ def answer(
     make = {"chat": _chat, "responses": _responses, "messages": _messages}[api]
     made = make(name, model, text, behaviour)
     if behaviour.usage != "missing":
-        made["usage"] = None if behaviour.usage == "null" else usage(api, tokens, behaviour.usage)
+        made["usage"] = None if behaviour.usage == "null" else usage(api, tokens, behaviour)
     return made
 
 
@@ -194,33 +196,36 @@ def _messages(name: str, model: str, text: str, behaviour: Behaviour) -> dict[st
     }
 
 
-def usage(api: Api, tokens: Tokens, lies: object) -> dict[str, Any]:
+def usage(api: Api, tokens: Tokens, behaviour: Behaviour) -> dict[str, Any]:
     """Tokens as each API counts them: OpenAI's input holds what was cached, Anthropic's does not."""
     said: dict[str, Any] = {"input": tokens.input, "cache_read": tokens.cache_read, "output": tokens.output}
-    if isinstance(lies, dict):
-        said |= lies
+    if isinstance(behaviour.usage, dict):
+        said |= behaviour.usage
     if api == "messages":
         return {
             "input_tokens": said["input"],
-            "cache_creation_input_tokens": 0,
+            "cache_creation_input_tokens": tokens.cache_write,
             "cache_read_input_tokens": said["cache_read"],
             "output_tokens": said["output"],
             "service_tier": "standard",
         }
-    whole = said["input"] + tokens.cache_read
+    whole = said["input"] + tokens.cache_read + tokens.cache_write
     spent = said["output"]
     total = whole + spent if isinstance(spent, (int, float)) else whole
+    if behaviour.reasoning_apart:
+        spent -= tokens.reasoning
+    cached = {"cached_tokens": said["cache_read"], "cache_write_tokens": tokens.cache_write}
     if api == "chat":
         return {
             "prompt_tokens": whole,
             "completion_tokens": spent,
             "total_tokens": total,
-            "prompt_tokens_details": {"cached_tokens": said["cache_read"], "audio_tokens": 0},
+            "prompt_tokens_details": {**cached, "audio_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": tokens.reasoning, "audio_tokens": 0},
         }
     return {
         "input_tokens": whole,
-        "input_tokens_details": {"cached_tokens": said["cache_read"], "cache_write_tokens": 0},
+        "input_tokens_details": cached,
         "output_tokens": spent,
         "output_tokens_details": {"reasoning_tokens": tokens.reasoning},
         "total_tokens": total,

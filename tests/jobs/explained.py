@@ -316,8 +316,12 @@ class Look:
                 yield f"{key.name} {key.parts}: ages is {key.ages}"
         turns = self.members("turns")
         for key in contexts:
-            if int(key.value.get("version", 0)) < len(turns.pop(tuple(key.parts.values()), [])):
+            said = turns.pop(tuple(key.parts.values()), [])
+            if int(key.value.get("version", 0)) < len(said):
                 yield f"context {key.parts} has more turns than changes"
+            messages = sum(int(turn.partition(":")[0]) for turn in said)
+            if int(key.value.get("messages", 0)) != messages:
+                yield f"context {key.parts} says {key.value.get('messages')} messages, and there are {messages}"
         if turns:
             yield f"turns without a context: {turns}"
 

@@ -355,6 +355,23 @@ class TestContexts:
         assert claim.turns == ()
         assert await queue.finish(claim, turn=TURN) is True
 
+    async def test_a_context_that_was_deleted_while_it_was_held_has_all_its_room_again(self, queue: Queue) -> None:
+        """What was deleted does not count: the new turns are trimmed no earlier than those of a new context."""
+        queue.jobs._max_messages, queue.jobs._max_bytes = 4, 2 * len(TURN)
+        await queue.worker()
+        for _ in range(2):
+            await queue.finish(await queue.claim(await queue.submit(context_id="c")), turn=TURN)
+        claim = await queue.claim(await queue.submit(context_id="c"))
+        await queue.stores.contexts.delete("default", "c")
+        meta = queue.redis.hgetall("celeriac:context:default:c")
+        assert (meta["messages"], meta["bytes"]) == ("0", "0")
+        await queue.finish(claim, turn=TURN)
+        for _ in range(2):
+            await queue.finish(await queue.claim(await queue.submit(context_id="c")), turn=TURN)
+        context = await queue.stores.contexts.get("default", "c")
+        assert context is not None
+        assert len(context.messages) == 4
+
     @pytest.mark.parametrize("steps", [0, 1])
     async def test_a_run_that_goes_on_from_its_journal_appends_to_the_turns_that_it_was_made_from(
         self, queue: Queue, steps: int

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from celeriac.drill.process import ProviderProcess
-from celeriac.errors import ContentRefused
+from celeriac.errors import BadCredentials, ContentRefused
 from celeriac.llm.anthropic import Anthropic
 from celeriac.llm.client import open_models
 from celeriac.llm.model import Lane, Message, ModelRequest, Usage
@@ -73,6 +73,38 @@ async def test_openai_itself_is_sent_its_own_words(http: httpx2.AsyncClient, pro
     assert "max_tokens" not in body
 
 
+async def test_openais_responses_are_sent_the_tier(http: httpx2.AsyncClient, provider: ProviderProcess) -> None:
+    """Else the project's own default decides what a call costs."""
+    request = ModelRequest(Lane("openai", "small"), TALK, api="responses")
+    await OpenAI(http, key=KEY, base_url=provider.openai_url, own=True).answer(request)
+    assert (await sent(provider))["service_tier"] == "default"
+    await OpenAI(http, key=KEY, base_url=provider.openai_url).answer(request)
+    assert "service_tier" not in await sent(provider)
+
+
+async def test_anthropic_itself_is_sent_the_tier(http: httpx2.AsyncClient, provider: ProviderProcess) -> None:
+    """Its own default is `auto`, which may be billed as priority; those who speak like it may not know the field."""
+    request = ModelRequest(Lane("anthropic", "small"), TALK)
+    await Anthropic(http, key=KEY, base_url=provider.url, own=True).answer(request)
+    assert (await sent(provider))["service_tier"] == "standard_only"
+    await Anthropic(http, key=KEY, base_url=provider.url).answer(request)
+    assert "service_tier" not in await sent(provider)
+
+
+@pytest.mark.parametrize(
+    ("url", "own"),
+    [
+        (None, True),
+        ("https://api.anthropic.com", True),
+        ("http://127.0.0.1:8081", False),
+        ("https://api.anthropic.com.evil.example", False),
+    ],
+)
+async def test_anthropic_is_known_by_its_host(http: httpx2.AsyncClient, url: str | None, own: bool) -> None:
+    """Where no URL is given, it is Anthropic itself."""
+    assert Anthropic(http, key=KEY, base_url=url)._own is own
+
+
 async def test_others_are_sent_only_what_all_of_them_take(http: httpx2.AsyncClient, provider: ProviderProcess) -> None:
     """Some refuse fields they do not know, and `max_tokens` is the one name they share."""
     await OpenAI(http, key=KEY, base_url=provider.openai_url).answer(ModelRequest(Lane("openai", "small"), TALK))
@@ -110,14 +142,22 @@ def test_openai_is_known_by_its_host(url: str, own: bool) -> None:
 
 async def test_usage_equals_the_bill_with_caching_and_reasoning(sdk: Case) -> None:
     """Each billed token is in exactly one class: OpenAI counts cached tokens as input too, Anthropic does not."""
-    await sdk.meets(text="a b c", cached=5, reasoning=4)
+    await sdk.meets(text="a b c", cached=5, cache_written=6, reasoning=4)
     answer = await sdk.answer(text="words " * 40)
     line = (await sdk.provider.bill(lines=True))["lines"][-1]
-    assert answer.usage == Usage(line["input"], line["cache_read"], 0, line["output"])
-    assert answer.usage.cache_read == 5
+    assert answer.usage == Usage(line["input"], line["cache_read"], line["cache_write"], line["output"])
+    assert (answer.usage.cache_read, answer.usage.cache_write) == (5, 6)
     assert answer.usage.output == 7
     assert answer.usage.reasoning == (0 if sdk.name == "messages" else 4)
     assert (answer.request_id, line["written"]) == (line["id"], True)
+
+
+async def test_reasoning_that_only_the_total_shows_is_output(sdk: Case) -> None:
+    """Some who speak OpenAI's APIs leave it out of the output, and bill it."""
+    await sdk.meets(text="a b c", reasoning=40, reasoning_apart=True)
+    answer = await sdk.answer()
+    line = (await sdk.provider.bill(lines=True))["lines"][-1]
+    assert answer.usage.output == line["output"] == 43
 
 
 @pytest.mark.parametrize("fault", ["refusal", "filter"])
@@ -157,6 +197,49 @@ async def test_redirects_are_not_followed(sdk: Case) -> None:
     assert (await sdk.provider.state())["seen"] == seen + 1
 
 
+async def test_a_providers_cookie_is_neither_kept_nor_passed_on(
+    provider: ProviderProcess, http: httpx2.AsyncClient
+) -> None:
+    """It would tie calls to each other. By name: cookies of a bare address are kept by nobody."""
+    url = provider.url.replace("127.0.0.1", "localhost")
+    client = adapter("chat", http, url)
+    for _ in range(2):
+        await provider.script({"headers": {"set-cookie": "who=you; Path=/"}})
+        await client.answer(ModelRequest(Lane("openai", "small"), TALK))
+        assert "cookie" not in (await provider.requests())[-1]["headers"]
+    await provider.script({"headers": {"set-cookie": "who=you; Path=/", "x-other": "passed on"}})
+    answer = await http.post(
+        f"{url}/v1/chat/completions", json={"model": "small", "messages": []}, headers={"x-api-key": KEY}
+    )
+    assert answer.headers["x-other"] == "passed on"
+    assert "set-cookie" not in answer.headers
+    assert not http.cookies
+
+
+async def test_an_idle_connection_is_closed_before_the_other_side_closes_it() -> None:
+    """Servers close theirs after 5 s: a request sent at that moment could be billed, and nobody would know."""
+    opened = 0
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        while await reader.readline():
+            while await reader.readline() != b"\r\n":
+                pass
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        ended.set()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, open_http(1) as http:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        for _ in range(3):
+            assert (await http.get(url)).content == b"{}"
+        assert opened == 1, "a connection in use is kept"
+        async with asyncio.timeout(5):
+            await ended.wait()
+
+
 async def test_proxies_of_the_environment_are_not_used(
     provider: ProviderProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,3 +262,19 @@ async def test_models_are_built_from_the_settings(provider: ProviderProcess) -> 
         assert answer.text.startswith("You said:")
         with pytest.raises(Exception, match="no key is set for anthropic"):
             await models.answer(ModelRequest(Lane("anthropic", "small"), TALK))
+
+
+async def test_in_prod_nothing_is_answered_from_a_script(provider: ProviderProcess) -> None:
+    """An agent with a lane scripted/echo would sell echoes as answers."""
+    settings = Settings(
+        _env_file=None,
+        env="prod",
+        openai_base_url=provider.openai_url,
+        openai_api_key=None,
+        anthropic_api_key=None,
+        shim={"api_keys": {"acme": "a-key-that-nobody-guesses-0123456789"}},
+    )
+    async with open_models(settings, 5) as models:
+        assert models.providers == ("openai",)
+        with pytest.raises(BadCredentials, match="no key is set for scripted"):
+            await models.answer(ModelRequest(Lane("scripted", "echo"), TALK))

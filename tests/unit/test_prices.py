@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import tomllib
+import unicodedata
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from celeriac.agents.registry import read_agents
 from celeriac.costs.money import nanos, usd
-from celeriac.costs.prices import Prices
+from celeriac.costs.prices import SHIPPED, Prices
 from celeriac.errors import Misconfigured
-from celeriac.llm.model import Lane, Usage
+from celeriac.llm.model import Lane, Message, ModelRequest, Usage
+from celeriac.settings import SHIPPED_AGENTS
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 OPENAI, ANTHROPIC = Lane("openai", "gpt-5-mini"), Lane("anthropic", "claude-sonnet-4-5")
+#: Models of one's own, each with another dearest class of input.
+OURS = [Lane("openai", "ours-input"), Lane("openai", "ours-cache_read"), Lane("anthropic", "ours-cache_write")]
+LANES = [*sorted({lane for agent in read_agents(SHIPPED_AGENTS) for lane in agent.lanes}, key=str), *OURS]
 
 
 def test_each_class_of_tokens_has_its_price() -> None:
@@ -89,3 +98,104 @@ def test_money_is_exact_on_the_wire() -> None:
     assert usd(123_456_789_012_345_678) == "123456789.012345678"
     assert nanos(Decimal("0.0000000001")) == 1
     assert nanos(Decimal("0.3")) == 300_000_000
+
+
+@pytest.fixture(scope="module")
+def with_ours(tmp_path_factory: pytest.TempPathFactory) -> Prices:
+    """What we ship, and the models of `OURS`."""
+    file = tmp_path_factory.mktemp("prices") / "prices.toml"
+    texts = []
+    for lane in OURS:
+        dollars = dict.fromkeys(("input", "cache_read", "cache_write", "output"), "0.7")
+        dollars[lane.model.removeprefix("ours-")] = "1.3"
+        texts.append(f'[{lane.provider}."{lane.model}"]\n' + "".join(f'{k} = "{v}"\n' for k, v in dollars.items()))
+    file.write_text("".join(texts))
+    return Prices(file)
+
+
+def most_input(request: ModelRequest) -> int:
+    """A byte is at least a token, also where the tokenizer normalises; around it up to 32 a text and 512 in all."""
+    texts = [request.instructions, *(message.text for message in request.messages)]
+    forms = [(text, unicodedata.normalize("NFKC", text)) for text in texts]
+    return sum(max(len(form.encode()) for form in pair) for pair in forms) + 32 * len(texts) + 512
+
+
+#: Rounded down, a prompt of 2^17 - 1 tokens would lose almost 4096 of them, and one of 2^17 + 1 a single one.
+BORDER = 2**17 - 32 * 2 - 512
+#: U+FDFA is a whole sentence: 3 bytes, and 33 after NFKC. A wide letter has 3, and 1 after it.
+PROMPTS = {
+    "nothing": "",
+    "below": "a" * (BORDER - 1),
+    "at": "a" * BORDER,
+    "above": "a" * (BORDER + 1),
+    "grows": "\ufdfa" * 3000,
+    "shrinks": "\uff21" * 3000,
+}
+
+
+@pytest.mark.parametrize("kind", ["input", "cache_read", "cache_write"])
+@pytest.mark.parametrize("lane", LANES, ids=str)
+@pytest.mark.parametrize("text", PROMPTS.values(), ids=PROMPTS)
+def test_no_call_costs_more_than_its_bound(with_ours: Prices, text: str, lane: Lane, kind: str) -> None:
+    """Booked before it is sent: the most tokens that its bytes can be, all in one class, and the whole output."""
+    request = ModelRequest(lane, (Message("user", text),), max_output_tokens=500)
+    most = most_input(request)
+    bound = with_ours.bound(request)
+    assert bound >= with_ours.price(lane, lane.model, Usage(**{kind: most}, output=500)).nanos
+    assert bound <= max(
+        with_ours.price(lane, lane.model, Usage(**{any_kind: most + most // 16}, output=500)).nanos
+        for any_kind in ("input", "cache_read", "cache_write")
+    ), "rounded up by more than a sixteenth: what could be paid would wait"
+
+
+PIECES = st.text(
+    st.sampled_from("a \n\0\u00e4\u0301\u4e2d\U0001f600\ufdfa\uff21") | st.characters(exclude_categories=["Cs"])
+)
+TEXTS = st.builds(lambda piece, times: piece * times, PIECES, st.integers(0, 3000))
+
+
+@given(
+    lane=st.sampled_from(LANES),
+    instructions=TEXTS,
+    texts=st.lists(TEXTS, min_size=1, max_size=4),
+    limit=st.integers(1, 10_000),
+    cuts=st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)),
+    spent=st.floats(0, 1),
+)
+@settings(deadline=None, derandomize=True)
+def test_no_mixture_of_classes_costs_more_than_the_bound(
+    with_ours: Prices,
+    lane: Lane,
+    instructions: str,
+    texts: list[str],
+    limit: int,
+    cuts: tuple[float, float, float],
+    spent: float,
+) -> None:
+    """Whatever part of the prompt was read from a cache or written to one, and however long the answer is."""
+    messages = tuple(Message("user", text) for text in texts)
+    request = ModelRequest(lane, messages, instructions, max_output_tokens=limit)
+    read, written, all_of_it = sorted(int(most_input(request) * cut) for cut in cuts)
+    usage = Usage(all_of_it - written, read, written - read, int(limit * spent))
+    assert with_ours.bound(request) >= with_ours.price(lane, lane.model, usage).nanos
+
+
+def test_the_operators_file_wins_over_ours_whatever_the_names(tmp_path: Path) -> None:
+    """Under our own pattern, under a wider one, and by the exact name."""
+    file = tmp_path / "prices.toml"
+    ours = next(model for model in tomllib.loads(SHIPPED.read_text())["openai"] if "*" in model)
+    model = ours.replace("*", "-q8")
+    assert Prices().price(OPENAI, model, Usage(input=1), AT).nanos != 7_000
+    for name in (ours, "*", model):
+        file.write_text(f'[openai."{name}"]\ninput = "7"\noutput = "9"\n')
+        assert Prices(file).price(OPENAI, model, Usage(input=1), AT).nanos == 7_000, name
+
+
+def test_of_two_patterns_the_later_one_wins(tmp_path: Path) -> None:
+    """Also where the pattern was named before, in our file or in an earlier one of the operator's."""
+    wide, narrow = '[openai."*"]\ninput = "1"\noutput = "1"\n', '[openai."smollm2-135m*"]\ninput = "2"\noutput = "2"\n'
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    first.write_text(wide + narrow)
+    assert Prices(first).price(OPENAI, "smollm2-135m", Usage(input=1), AT).nanos == 2_000
+    second.write_text(wide)
+    assert Prices(first, second).price(OPENAI, "smollm2-135m", Usage(input=1), AT).nanos == 1_000

@@ -69,6 +69,9 @@ def test_a_fault_of_the_shim_reaches_sentry_without_what_the_caller_said(
         assert events[0]["tags"]["service"] == "shim"
         assert events[0]["environment"] == env
         assert "secret" not in text
+        assert not (events[0].get("breadcrumbs") or {}).get("values"), (
+            "a line that was logged before says what it likes"
+        )
         if env == "prod":
             assert "secret" not in shim.output()
 
