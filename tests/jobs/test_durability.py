@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from celeriac import connections
 from celeriac.errors import Misconfigured, StoreUnavailable
 from celeriac.jobs.model import NewJob
 from celeriac.jobs.store import new_id
@@ -110,3 +111,18 @@ async def test_a_redis_that_cannot_promise_it_is_refused_at_the_start(
     made = stores(opened, own_valkey)
     with pytest.raises(Misconfigured, match=said):
         await check_redis(made.redis, settings)
+
+
+async def test_what_is_sent_again_is_not_safe_either_before_it_is_in_the_file(
+    opened: AsyncExitStack, own_valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes nothing, and its connection has written nothing: it waits for what the first one wrote."""
+    monkeypatch.setattr(connections, "DURABLE_WITHIN", 300)
+    own_valkey.client().config_set("appendfsync", "no")
+    wanted = job()
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable) as caught:
+            await stores(opened, own_valkey, durability="disk").jobs.submit(wanted)
+        assert (caught.value.maybe_accepted, caught.value.job_id) == (True, wanted.id)
+    own_valkey.client().config_set("appendfsync", "always")
+    assert (await stores(opened, own_valkey, durability="disk").jobs.submit(wanted)).id == wanted.id

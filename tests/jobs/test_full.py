@@ -10,7 +10,7 @@ import pytest
 from celeriac.contexts.store import encode_turn
 from celeriac.errors import StoreFull
 from celeriac.jobs.journal import Settlement
-from celeriac.jobs.model import JobError, Place, State
+from celeriac.jobs.model import JobError, Place, State, Untold
 from celeriac.llm.model import Message
 from tests.jobs.conftest import Queue
 
@@ -108,3 +108,21 @@ async def test_in_a_full_redis_everything_else_goes_on(queue: Queue) -> None:
     assert (await queue.job(lost.id)).crashes == 1
     assert len((await queue.jobs.list("default")).jobs) == 9
     await queue.given_up("w2")
+
+
+@pytest.mark.usefixtures("full")
+async def test_in_a_full_redis_celery_is_told_of_ends(queue: Queue) -> None:
+    """By the run that ended the job, or by a later one; that it was told is noted, or its record would never age."""
+    await queue.worker()
+    claim = await queue.claim(await queue.submit(ignore_result=False))
+    cancelled = await queue.submit(ignore_result=False)
+    fill(queue)
+    await queue.jobs.cancel(cancelled.id, None)
+    await queue.finish(claim)
+    assert claim.tell is not None
+    await queue.jobs.told(claim.id, claim.tell)
+    untold = await queue.try_claim(cancelled)
+    assert isinstance(untold, Untold)
+    await queue.jobs.told(cancelled.id, untold.job.replays)
+    assert not queue.redis.exists("celeriac:untold")
+    assert all(queue.redis.ttl(f"celeriac:job:{id}") > 0 for id in (claim.id, cancelled.id))

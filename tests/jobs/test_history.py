@@ -32,6 +32,21 @@ async def test_a_store_that_went_back_is_noticed_at_the_next_heartbeat(queue: Qu
     assert queue.redis.zscore("celeriac:workers", "w1") == queue.now + 15_000
 
 
+async def test_a_worker_whose_writes_were_lost_notices_though_others_have_beaten_since(queue: Queue) -> None:
+    """The count of beats is above what it heard last: its own claims and releases tell. It is told once."""
+    await queue.worker()
+    claims = [await queue.claim(await queue.submit()) for _ in range(2)]
+    then = queue.everything()
+    await queue.finish(claims[0])
+    await queue.fleet.heartbeat("w1", 10, taking=True, writes=3)
+    queue.rewind(then)
+    queue.redis.incrby("celeriac:beats", 100)
+    with pytest.raises(HistoryLost, match="forgot 1 of our writes") as raised:
+        await queue.fleet.heartbeat("w1", 10, taking=True, writes=3)
+    assert (raised.value.gone, raised.value.writes) == (False, 2)
+    await queue.fleet.heartbeat("w1", 10, taking=True, writes=raised.value.writes)
+
+
 async def test_a_store_that_forgot_the_worker_says_so_too(queue: Queue) -> None:
     """It has to come back under a new name before anything can be mended."""
     then = queue.everything()
@@ -109,6 +124,22 @@ async def test_a_job_that_stands_as_waiting_is_its_runs_again(queue: Queue, plac
     assert await queue.try_claim(job) is None
     assert await queue.state(job) == State.RUNNING
     assert await queue.finish(claim, turn=TURN if context else b"") is (True if context else None)
+
+
+async def test_a_limit_counts_a_job_that_was_adopted(queue: Queue) -> None:
+    """A job that stood as waiting had no place under it: now that it runs, its tenant's next one waits for its end."""
+    await queue.worker(limits={"t:default": 1})
+    job = await queue.submit()
+    await queue.jobs.park(await queue.claim(job), "retry", timedelta(seconds=5))
+    then = queue.everything()
+    await queue.pass_time(5, "w1")
+    claim = await queue.claim(job)
+    queue.rewind(then)
+    assert await queue.fleet.adopt(claim, "w1") == "taken"
+    other = await queue.submit()
+    assert queue.record(other)["place"] == "ready"
+    await queue.finish(claim)
+    assert queue.record(other)["place"] == "rung"
 
 
 async def test_a_job_that_the_store_forgot_is_restored_from_its_runs_copy(queue: Queue) -> None:

@@ -61,6 +61,32 @@ async def test_the_run_that_ends_a_job_tells(queue: Queue) -> None:
     assert (await told_to(queue, job)).job.state == State.SUCCEEDED
 
 
+@pytest.mark.parametrize("ends", ["unknown", "stopped"])
+async def test_the_run_that_ends_a_job_in_place_of_parking_it_tells(queue: Queue, ends: str) -> None:
+    """No worker has known its agent for too long, or it was asked to stop: no other run is rung for."""
+    await queue.worker()
+    await queue.worker("w2")
+    job = await submit(queue)
+    if ends == "unknown":
+        await queue.jobs.leave_to_others(await queue.claim(job))
+        queue.later(3_600_000)
+        await queue.beat("w2")
+        await queue.fleet.upkeep()
+    claim = await queue.claim(job, "w2")
+    if ends == "stopped":
+        await queue.jobs.cancel(job.id, None)
+    rung(queue)
+    if ends == "unknown":
+        assert await queue.jobs.leave_to_others(claim) == State.FAILED
+    else:
+        assert await queue.jobs.park(claim, "retry", timedelta(seconds=1)) == State.CANCELLED
+    assert rung(queue) == []
+    assert await queue.try_claim(job, "w2") is None
+    assert claim.tell is not None
+    await queue.jobs.told(job.id, claim.tell)
+    assert not queue.redis.exists("celeriac:untold")
+
+
 @pytest.mark.parametrize("facts", [{}, {"ignore_result": True, "canvas": Canvas("r")}], ids=["http", "celery"])
 async def test_of_a_job_that_nobody_asks_celery_about_nothing_is_told(queue: Queue, facts: dict[str, object]) -> None:
     """It costs nothing either."""

@@ -8,14 +8,16 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
+import redis
 
 from celeriac.agents import runner as module
 from celeriac.agents.registry import read_agents
 from celeriac.agents.runner import Runner
 from celeriac.costs.prices import Prices
 from celeriac.drill.proxy import Proxy
-from celeriac.jobs.model import NewJob, State
+from celeriac.jobs.model import AGENT_UNKNOWN, NewJob, State
 from celeriac.jobs.store import new_id
+from celeriac.llm.model import ModelRequest
 from celeriac.llm.scripted import Scripted
 from celeriac.settings import SHIPPED_AGENTS, load_settings
 from celeriac.stores import Stores, open_fleet, open_stores
@@ -41,8 +43,8 @@ def runner(runs: Stores, model: Scripted) -> Runner:
     return made
 
 
-async def submitted(stores: Stores) -> str:
-    job = NewJob(new_id(), "default", "assistant", "celeriac", (("user", "hi"),), context_id="trip")
+async def submitted(stores: Stores, agent: str = "assistant") -> str:
+    job = NewJob(new_id(), "default", agent, "celeriac", (("user", "hi"),), context_id="trip", ignore_result=False)
     return (await stores.jobs.submit(job)).id
 
 
@@ -137,6 +139,89 @@ async def test_an_older_run_of_the_same_job_is_cancelled_first(runs: Stores) -> 
     summary = await newer
     assert summary is not None
     assert summary.state == State.CANCELLED
+
+
+@pytest.mark.parametrize("how", ["answered", "stopped"])
+async def test_a_run_that_writes_its_end_is_left_in_peace(runs: Stores, proxy: Proxy, how: str) -> None:
+    """A stop comes too late, or again with the next heartbeat: it ends as what it was, and that is written once."""
+    answered = asyncio.Event()
+
+    async def answer(_: ModelRequest) -> str:
+        await answered.wait()
+        return "Paris"
+
+    model = Scripted(answer)
+    id, one = await submitted(runs), runner(runs, model)
+    run = asyncio.create_task(one.run(id))
+    await until(lambda: bool(model.requests))
+    [running] = one.runs()
+    proxy.hush()
+    if how == "answered":
+        answered.set()
+    else:
+        one.stop(id)
+    await until(lambda: running.ends)
+    one.stop(id)
+    await asyncio.sleep(0.1)
+    assert not run.done()
+    proxy.speak()
+    summary, job = await run, await runs.jobs.get(id, "default")
+    assert summary is not None
+    assert job is not None
+    assert summary.state == job.state == (State.SUCCEEDED if how == "answered" else State.CANCELLED)
+    assert (one.writes, one.released) == (2, [id])
+
+
+async def test_a_run_that_is_fenced_because_the_store_lost_history_is_adopted_and_finishes(
+    runs: Stores, valkey: Valkey
+) -> None:
+    """The end that it writes is the first that it hears of it; its answer is paid, and is not thrown away."""
+    answered = asyncio.Event()
+
+    async def answer(_: ModelRequest) -> str:
+        await answered.wait()
+        return "Paris"
+
+    model = Scripted(answer)
+    id, one, raw = await submitted(runs), runner(runs, model), redis.Redis(port=valkey.port)
+    fleet, line = open_fleet(load_settings(redis_url=valkey.url), runs, name="heart")
+
+    async def remind() -> None:
+        for run in one.runs():
+            assert await fleet.adopt(run.claim, one.worker) == "taken"
+            run.adopted += 1
+
+    one.recheck = remind
+    then = {name: raw.dump(name) for name in raw.scan_iter()}
+    run = asyncio.create_task(one.run(id))
+    await until(lambda: bool(model.requests))
+    raw.flushall()
+    for name, text in then.items():
+        raw.restore(name, 0, text)
+    answered.set()
+    summary, job = await run, await runs.jobs.get(id, "default")
+    await line.aclose()
+    assert summary is not None
+    assert job is not None
+    assert (summary.state, job.state, job.answer) == (State.SUCCEEDED, State.SUCCEEDED, "Paris")
+    assert len(model.requests) == 1
+
+
+async def test_a_job_that_fails_since_no_worker_knows_its_agent_is_told_to_celery_as_that(
+    runs: Stores, valkey: Valkey
+) -> None:
+    """Before it is too late it is parked, which is no error; nothing is asked of a model."""
+    model = Scripted("Paris")
+    id, one = await submitted(runs, agent="unheard-of"), runner(runs, model)
+    valkey.client().hset(f"celeriac:job:{id}", "unknown_since", 1)  # other workers have said so for long
+    summary, job = await one.run(id), await runs.jobs.get(id, "default")
+    assert summary is not None
+    assert job is not None
+    assert (summary.state, summary.error, summary.tell) == (State.FAILED, AGENT_UNKNOWN, 0)
+    assert (job.state, job.error) == (State.FAILED, AGENT_UNKNOWN)
+    parked = await one.run(await submitted(runs, agent="unheard-of"))
+    assert parked is not None
+    assert (parked.state, parked.error, model.requests) == (State.PARKED, None, [])
 
 
 async def until(condition: object) -> None:

@@ -1,0 +1,99 @@
+"""A worker's lease: what it compares with the store, and what it remembers for the store, heartbeat by heartbeat."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import redis
+
+from celeriac.drill.proxy import Proxy
+from celeriac.jobs.model import NewJob, State
+from celeriac.jobs.store import new_id, new_nonce
+from celeriac.settings import load_settings
+from tests.conftest import Valkey
+from worker.lifecycle import Lease, Offer
+
+
+@pytest.fixture
+async def lease(proxy: Proxy) -> AsyncIterator[Lease]:
+    """Of a worker with a model that echoes, over the proxy."""
+    settings = load_settings(redis_url=proxy.url, scripted=True)
+    opened = Lease(settings, lambda: Offer(4, True, 0), {"celeriac": ""}, lambda _: None, pytest.fail)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+async def submitted(lease: Lease) -> str:
+    job = NewJob(new_id(), "default", "assistant", "celeriac", (("user", "hi"),))
+    return (await lease.parts.stores.jobs.submit(job)).id
+
+
+async def compares(lease: Lease) -> None:
+    """A heartbeat of the kind that comes once per lease."""
+    lease._listed = float("-inf")
+    await lease.say()
+
+
+def place(valkey: Valkey, id: str) -> str | None:
+    found: str | None = valkey.client().hget(f"celeriac:job:{id}", "place")
+    return found
+
+
+async def test_a_job_is_handed_back_once_it_was_strange_twice_in_a_row(lease: Lease, valkey: Valkey) -> None:
+    """The list may be older than what the worker has begun or ended since: one look proves nothing."""
+    id = await submitted(lease)
+    runner = lease.parts.runner
+    assert await lease.parts.stores.jobs.claim(id, runner.worker, new_nonce()) is not None
+    await compares(lease)
+    assert place(valkey, id) == "running"
+    runner._claiming.add(id)
+    await compares(lease)
+    runner._claiming.clear()
+    await compares(lease)
+    assert place(valkey, id) == "running", "the second time was not the next one"
+    await compares(lease)
+    assert place(valkey, id) in {"ready", "rung"}
+
+
+async def test_a_claim_whose_answer_is_late_is_not_handed_back(lease: Lease, proxy: Proxy, valkey: Valkey) -> None:
+    """The store says that the worker holds it, the worker does not have it yet: it will, and runs it once."""
+    id = await submitted(lease)
+    swallow = proxy.swallow(script="claim", cut=False)
+    run = asyncio.create_task(lease.parts.runner.run(id))
+    await asyncio.wait_for(swallow.done.wait(), 10)
+    for _ in range(3):
+        await compares(lease)
+    assert place(valkey, id) == "running"
+    proxy.cut()
+    summary, job = await run, await lease.parts.stores.jobs.get(id, "default")
+    assert summary is not None
+    assert job is not None
+    assert (summary.state, job.attempts) == (State.SUCCEEDED, 1)
+
+
+async def test_what_may_be_lost_is_named_though_a_heartbeat_failed_in_between(
+    lease: Lease, proxy: Proxy, valkey: Valkey, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Redis was away and came back with an older file: the alarm names the jobs whose ends it may have forgotten."""
+    ids = [await submitted(lease) for _ in range(2)]
+    raw = redis.Redis(port=valkey.port)
+    await lease.say()
+    then = {name: raw.dump(name) for name in raw.scan_iter()}
+    for id in ids:
+        summary = await lease.parts.runner.run(id)
+        assert summary is not None
+        assert summary.state == State.SUCCEEDED
+    proxy.refuse()
+    await lease.say()
+    raw.flushall()
+    for name, text in then.items():
+        if text is not None:
+            raw.restore(name, 0, text)
+    proxy.accept()
+    assert "heartbeat_lost" in capsys.readouterr().out
+    await lease.say()
+    [alarm] = [line for line in capsys.readouterr().out.splitlines() if "store_lost_history" in line]
+    assert all(id in alarm for id in ids)
