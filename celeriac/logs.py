@@ -83,6 +83,12 @@ def _celery_task(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return event
 
 
+def _handed_on(logger: WrappedLogger, name: str, event: EventDict) -> tuple[tuple[EventDict], dict[str, Any]]:
+    """The exception of a line also where the standard library keeps it: Sentry's handler looks nowhere else."""
+    line, more = structlog.stdlib.ProcessorFormatter.wrap_for_formatter(logger, name, event)
+    return line, more | {"exc_info": event["exc_info"]} if "exc_info" in event else more
+
+
 _facts: dict[str, str] = {}
 
 
@@ -148,7 +154,7 @@ def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) ->
             structlog.stdlib.filter_by_level,
             *shared,
             structlog.processors.StackInfoRenderer(),
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+            _handed_on,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
