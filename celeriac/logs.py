@@ -67,6 +67,11 @@ JOB_TASKS = frozenset({RUN_JOB, SUBMIT})
 OF_TASKS = ("celery.worker.strategy", "celery.app.trace")
 
 
+def _not_what_was_sent(record: logging.LogRecord) -> bool:
+    """The SDKs set their own level when they are imported, from OPENAI_LOG and ANTHROPIC_LOG, and would log prompts."""
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] not in QUIET
+
+
 def _not_twice(record: logging.LogRecord) -> bool:
     """Of a run of a job, `job_started` and `job_ended` say that and more; a line costs as much as a query to Redis."""
     data = getattr(record, "data", None)
@@ -141,7 +146,14 @@ def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) ->
                     "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
                 }
             },
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "celeriac", "stream": sys.stderr}},
+            "handlers": {
+                "stderr": {
+                    "class": "logging.StreamHandler",
+                    "formatter": "celeriac",
+                    "stream": sys.stderr,
+                    "filters": [_not_what_was_sent],
+                }
+            },
             "root": {"level": level, "handlers": ["stderr"]},
             "loggers": {name: {"level": "WARNING"} for name in QUIET},
         }

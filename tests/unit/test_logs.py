@@ -151,6 +151,20 @@ def test_provider_libraries_stay_quiet_at_any_level() -> None:
     assert [line["event"] for line in written] == ["mine"]
 
 
+@pytest.mark.parametrize("sdk", ["openai", "anthropic"])
+def test_a_shell_cannot_make_them_talk(sdk: str) -> None:
+    """They are imported late, and then set their level by a variable of their own."""
+    written = lines(f"""
+import os
+os.environ["{sdk.upper()}_LOG"] = "debug"
+import {sdk}
+for name in ("{sdk}._base_client", "httpx2"):
+    logging.getLogger(name).debug("the prompt")
+log.info("mine", talks=logging.getLogger("{sdk}").level)
+""")
+    assert [(line["event"], line["talks"]) for line in written] == [("mine", 10)]
+
+
 CELERY = """
 logging.getLogger({logger!r}).{level}("succeeded", extra={{
     "data": {{"name": {name!r}, "id": "job-1", "args": "('prompt',)"}}
