@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from typing import Final
@@ -24,6 +25,10 @@ QUIET: Final = frozenset({"/livez", "/readyz", "/metrics"})
 
 #: Seconds that a body may take to arrive: who sends half of one must not hold a connection for ever.
 BODY_WITHIN: Final = 10.0
+#: What is still read of a body that is refused, while the answer is on its way: many clients read no answer before they
+#: have sent all, and find a closed connection instead. Seconds, and bytes at least.
+READ_ON_WITHIN: Final = 5.0
+READ_ON_BYTES: Final = 32 * 1024 * 1024
 
 HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -92,10 +97,7 @@ class Around:
 
     async def _within_limit(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._max:
-            response = await http_error(Request(scope), TooLarge(self._max))
-            await response(scope, receive, send)
-            return
+        announced = int(length) if length.isdecimal() else 0
         read, whole, until = 0, False, asyncio.get_running_loop().time() + BODY_WITHIN
 
         async def limited() -> Message:
@@ -112,7 +114,29 @@ class Around:
                 raise TooLarge(self._max)
             return message
 
-        await self._app(scope, limited, send)
+        async def answer(message: Message) -> None:
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if last and not whole and max(read, announced) > self._max:
+                await send({**message, "more_body": True})
+                await self._read_on(receive, max(0, announced - read))
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        if announced > self._max:
+            response = await http_error(Request(scope), TooLarge(self._max))
+            await response(scope, receive, answer)
+        else:
+            await self._app(scope, limited, answer)
+
+    async def _read_on(self, receive: Receive, expected: int) -> None:
+        """Read and drop the rest of a body, unless it is hopelessly long."""
+        left = max(READ_ON_BYTES, 8 * self._max)
+        if expected > left:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_ON_WITHIN):
+                while left > 0 and (message := await receive()).get("more_body", False):
+                    left -= len(message.get("body", b""))
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")

@@ -69,6 +69,11 @@ OF_TASKS = ("celery.worker.strategy", "celery.app.trace")
 OF_MESSAGES = "celery.worker.consumer.consumer"
 
 
+def _not_what_was_sent(record: logging.LogRecord) -> bool:
+    """The SDKs set their own level when they are imported, from OPENAI_LOG and ANTHROPIC_LOG, and would log prompts."""
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] not in QUIET
+
+
 def _not_twice(record: logging.LogRecord) -> bool:
     """Of a run of a job, `job_started` and `job_ended` say that and more; a line costs as much as a query to Redis."""
     data = getattr(record, "data", None)
@@ -85,18 +90,18 @@ def _celery_task(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return event
 
 
-def _loud_enough(record: logging.LogRecord) -> bool:
-    """Whoever imports a provider's SDK with OPENAI_LOG or ANTHROPIC_LOG set sets its level anew."""
-    quiet = record.levelno < logging.WARNING and record.name.startswith(QUIET)
-    return not quiet
-
-
 def _without_body(record: logging.LogRecord) -> bool:
     """Of a message that it cannot take Celery says all that was in it: what is left here is why."""
     if isinstance(record.msg, str) and isinstance(record.args, tuple) and "body" in record.msg:
         why = record.msg.partition("\n")[0].partition(" [")[0]
         record.msg, record.args = f"{why} It was discarded.", record.args[: why.count("%")]
     return True
+
+
+def _handed_on(logger: WrappedLogger, name: str, event: EventDict) -> tuple[tuple[EventDict], dict[str, Any]]:
+    """The exception of a line also where the standard library keeps it: Sentry's handler looks nowhere else."""
+    line, more = structlog.stdlib.ProcessorFormatter.wrap_for_formatter(logger, name, event)
+    return line, more | {"exc_info": event["exc_info"]} if "exc_info" in event else more
 
 
 _facts: dict[str, str] = {}
@@ -151,13 +156,12 @@ def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) ->
                     "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
                 }
             },
-            "filters": {"quiet": {"()": lambda: _loud_enough}},
             "handlers": {
                 "stderr": {
                     "class": "logging.StreamHandler",
                     "formatter": "celeriac",
-                    "filters": ["quiet"],
                     "stream": sys.stderr,
+                    "filters": [_not_what_was_sent],
                 }
             },
             "root": {"level": level, "handlers": ["stderr"]},
@@ -173,7 +177,7 @@ def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) ->
             structlog.stdlib.filter_by_level,
             *shared,
             structlog.processors.StackInfoRenderer(),
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+            _handed_on,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,

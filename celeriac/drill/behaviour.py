@@ -23,12 +23,13 @@ class Behaviour:
     before anything is said; jitter: up to so many more. text: the answer, None for an echo. status: anything but 200 is
     an error in the provider's own words, unless `body` is given. code: which error, where a status has several.
     headers: added to the answer's. body: sent in place of the answer. cut: this many bytes of the body are kept, though
-    its length is announced in full. pad: so many spaces follow the body. drip: seconds between the bytes of the body.
-    usage: replaces what the answer says about tokens; "missing" leaves it out, a mapping replaces single fields.
-    cached, cache_written: input tokens read from a cache, and written to one. output: output tokens billed, None for a
-    count of the words. reasoning_apart: OpenAI's APIs leave reasoning out of the output and in the total, as some who
-    speak them do. answer_model: the model named in the answer. billed: whether the call goes on the bill; None for what
-    a provider does: every call that it read and did not refuse.
+    its length is announced in full. pad: so many spaces follow the body. gzip: the body is compressed, whatever the
+    request accepts. drip: seconds between the bytes of the body. usage: replaces what the answer says about tokens;
+    "missing" leaves it out, a mapping replaces single fields. cached, cache_written: input tokens read from a cache,
+    and written to one. output: output tokens billed, None for a count of the words. reasoning_apart: OpenAI's APIs
+    leave reasoning out of the output and in the total, as some who speak them do. answer_model: the model named in
+    the answer. billed: whether the call goes on the bill; None for what a provider does: every call that it read and
+    did not refuse.
     """
 
     model: str = ""
@@ -43,6 +44,7 @@ class Behaviour:
     content_type: str = "application/json"
     cut: int | None = None
     pad: int = 0
+    gzip: bool = False
     drip: float = 0.0
     hang: bool = False
     reset: Reset | None = None

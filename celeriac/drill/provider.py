@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import json
 import random
 import signal
@@ -145,6 +146,8 @@ class Provider:
         else:
             status, content = 200, orjson.dumps(wire.answer(api, name, body, text, tokens, todo))
         content += b" " * todo.pad
+        if todo.gzip:
+            content, head = gzip.compress(content), head | {"content-encoding": "gzip"}
         if todo.cut is not None or todo.drip or todo.reset == "middle":
             await _write_badly(request, status, content, head, todo)
             line.written = todo.cut is None and todo.reset is None

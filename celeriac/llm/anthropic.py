@@ -47,6 +47,8 @@ class Anthropic(Adapter):
         self._sdk = anthropic.AsyncAnthropic(
             api_key=key, base_url=base_url or URL, max_retries=0, http_client=http, open_telemetry=False
         )
+        # And headers, the key among them, from ANTHROPIC_CUSTOM_HEADERS: no argument says "none".
+        self._sdk._custom_headers = {}
         self._own = urlsplit(base_url or URL).hostname == "api.anthropic.com" if own is None else own
 
     async def _ask(self, request: ModelRequest) -> httpx2.Response:

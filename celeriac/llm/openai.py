@@ -51,6 +51,9 @@ class OpenAI(Adapter):
     ) -> None:
         # The URL is always given: else the SDK would take OPENAI_BASE_URL from the environment, past our settings.
         self._sdk = openai.AsyncOpenAI(api_key=key, base_url=base_url or URL, max_retries=0, http_client=http)
+        # And whose call it is, from OPENAI_CUSTOM_HEADERS, OPENAI_ORG_ID and the like: no argument says "none".
+        self._sdk._custom_headers = {}
+        self._sdk.organization = self._sdk.project = self._sdk.admin_api_key = None
         self._own = is_openai(base_url or URL) if own is None else own
 
     async def _ask(self, request: ModelRequest) -> httpx2.Response:

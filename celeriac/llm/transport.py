@@ -55,7 +55,7 @@ current_wire: ContextVar[Wire | None] = ContextVar("celeriac_wire", default=None
 
 
 class Truncated(httpx2.ReadError):
-    """The answer ended before it was complete, or does not end."""
+    """The answer ended before it was complete, or does not end, or may unfold without end."""
 
 
 #: First match wins.
@@ -103,6 +103,8 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
             try:
                 wire.status, wire.headers = answer.status, answer.headers
                 wire.stage = "answered"
+                if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+                    raise Truncated("compressed, though we asked for plain: it may unfold to any size")
                 # Cookies would tie calls to each other; nothing here needs one.
                 headers = [(name, value) for name, value in answer.raw_headers if name.lower() != b"set-cookie"]
                 if answer.content_type == "text/event-stream":
@@ -133,11 +135,15 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
     chunks: list[bytes] = []
     size = 0
     async for chunk in answer.content.iter_any():
-        size += len(chunk)
-        if size > MAX_ANSWER_BYTES:
-            raise Truncated(f"more than {MAX_ANSWER_BYTES} bytes")
+        size = _bounded(size + len(chunk))
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _bounded(size: int) -> int:
+    if size > MAX_ANSWER_BYTES:
+        raise Truncated(f"more than {MAX_ANSWER_BYTES} bytes")
+    return size
 
 
 class _Stream(httpx2.AsyncByteStream):
@@ -146,8 +152,10 @@ class _Stream(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         failed: httpx2.TransportError
+        size = 0
         try:
             async for chunk in self._answer.content.iter_any():
+                size = _bounded(size + len(chunk))
                 yield chunk
             return
         except (aiohttp.ClientError, OSError) as error:

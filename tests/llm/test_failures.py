@@ -262,11 +262,13 @@ async def test_a_dripping_answer_ends_at_the_deadline(sdk: Case) -> None:
     assert time.monotonic() - began < 3
 
 
-async def test_an_answer_without_end_is_cut_off(sdk: Case) -> None:
-    """A body of any size would fill the memory of every job in the process."""
-    await sdk.meets(pad=17 * 1024 * 1024)
-    with pytest.raises(errors.BadAnswer):
+@pytest.mark.parametrize("way", [{}, {"content_type": "text/event-stream"}, {"gzip": True}], ids=str)
+async def test_an_answer_without_end_is_cut_off(sdk: Case, way: dict[str, Any]) -> None:
+    """A body of any size would fill the memory of every job in the process, however it is sent."""
+    await sdk.meets(pad=17 * 1024 * 1024, **way)
+    with pytest.raises(errors.BadAnswer) as caught:
         await sdk.answer()
+    assert caught.value.in_doubt
 
 
 @pytest.mark.parametrize(

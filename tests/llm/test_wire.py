@@ -21,7 +21,7 @@ from celeriac.llm.openai import OpenAI, is_openai
 from celeriac.llm.transport import open_http
 from celeriac.settings import Settings
 
-from .conftest import KEY, Case, adapter
+from .conftest import KEY, WIRES, Case, adapter
 
 TALK = (Message("user", "Hé \U0001f600 <&>"), Message("assistant", ""), Message("user", "  spaces\n\ttoo  "))
 
@@ -249,6 +249,26 @@ async def test_proxies_of_the_environment_are_not_used(
     async with open_http(1) as http:
         answer = await adapter("chat", http, provider.url).answer(ModelRequest(Lane("openai", "small"), TALK))
     assert answer.text
+
+
+FROM_SHELL = "authorization: Bearer FROMSHELL\nX-Api-Key: FROMSHELL\nx-more: FROMSHELL\nuser-agent: FROMSHELL"
+
+
+@pytest.mark.parametrize("name", WIRES)
+async def test_headers_and_keys_of_the_environment_are_not_used(
+    http: httpx2.AsyncClient, provider: ProviderProcess, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A call carries what it carries in an empty shell, to the same place: the SDKs would add all of these."""
+    await Case(name, adapter(name, http, provider.url), provider).answer()
+    for of in ("OPENAI", "ANTHROPIC"):
+        for what in ("API_KEY", "AUTH_TOKEN", "ADMIN_KEY", "ORG_ID", "ORGANIZATION_ID", "PROJECT_ID", "PROFILE"):
+            monkeypatch.setenv(f"{of}_{what}", "FROMSHELL")
+        monkeypatch.setenv(f"{of}_BASE_URL", "http://127.0.0.1:9")
+        monkeypatch.setenv(f"{of}_CUSTOM_HEADERS", FROM_SHELL)
+    await Case(name, adapter(name, http, provider.url), provider).answer()
+    plain, ours = [request["headers"] for request in (await provider.requests())[-2:]]
+    assert ours == plain
+    assert ours["authorization"] == f"...{KEY[-4:]}"
 
 
 async def test_models_are_built_from_the_settings(provider: ProviderProcess) -> None:

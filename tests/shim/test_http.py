@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import re
 import signal
@@ -187,6 +188,37 @@ def test_the_agents_are_listed(shim: Shim) -> None:
     agents = {agent["name"]: agent for agent in shim.http.get("/v1/agents").json()["agents"]}
     assert {"assistant", "summariser", "extractor"} <= agents.keys()
     assert agents["assistant"]["lanes"][0].startswith("openai/")
+
+
+@pytest.mark.parametrize("megabytes", [5, 20])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_who_sends_all_before_it_listens_hears_that_it_was_too_much(shim: Shim, megabytes: int, chunked: bool) -> None:
+    """As the standard library does: it is read on for a while, or it would find the connection broken."""
+    url = urlsplit(shim.url)
+    body = b" " * megabytes * 1024 * 1024
+    line = http.client.HTTPConnection(url.hostname or "", url.port, timeout=20)
+    with contextlib.closing(line):
+        pieces = (body[at : at + 65536] for at in range(0, len(body), 65536)) if chunked else body
+        line.request("POST", "/v1/jobs", pieces, {"Content-Type": "application/json"})
+        answer = line.getresponse()
+        assert (answer.status, json.loads(answer.read())["code"]) == (413, "too_large")
+        assert answer.getheader("connection") == "close"
+
+
+@pytest.mark.parametrize(("length", "seconds"), [(20 * 1024 * 1024, 5), (10**12, 0)])
+def test_who_announces_too_much_and_sends_nothing_is_let_go(shim: Shim, length: int, seconds: float) -> None:
+    """The refusal comes at once, the end of the connection a little later."""
+    url = urlsplit(shim.url)
+    with socket.create_connection((url.hostname or "", url.port or 0), timeout=20) as line:
+        began = time.monotonic()
+        line.sendall(f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
+        got = b""
+        while not got.endswith(b"}"):
+            got += line.recv(65536)
+        assert got.startswith(b"HTTP/1.1 413 ")
+        assert time.monotonic() - began < 3
+        assert line.recv(65536) == b""
+        assert seconds - 1 < time.monotonic() - began < seconds + 3
 
 
 def test_answers_carry_headers_that_browsers_obey(shim: Shim) -> None:

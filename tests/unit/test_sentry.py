@@ -64,7 +64,11 @@ def test_a_fault_of_the_shim_reaches_sentry_without_what_the_caller_said(
         assert (answer.status_code, answer.json()["code"]) == (500, "internal")
         events = wait_until(sentry.events, "the event")
         text = json.dumps(events)
-        assert "ValueError" in text
+        [fault] = events[0]["exception"]["values"]
+        assert (fault["type"], fault["value"]) == ("ValueError", "")
+        frames = fault["stacktrace"]["frames"]
+        assert "api_shim.routers.jobs" in {frame["module"] for frame in frames}
+        assert not any("vars" in frame for frame in frames)
         assert events[0]["tags"]["request_id"] == answer.json()["request_id"]
         assert events[0]["tags"]["service"] == "shim"
         assert events[0]["environment"] == env
