@@ -18,8 +18,6 @@ if key then
     if fingerprint then return {fingerprint == a.fingerprint and 'known' or 'reused', known, created} end
   end
 end
-local full = no_room()
-if full then return full end
 -- By this clock, and after the key: a repetition may come when its times are over.
 local run_at, deadline = given('run_at'), given('deadline')
 if given('expires_in') then deadline = math.min(deadline or math.huge, now + a.expires_in) end
@@ -29,6 +27,9 @@ if run_at and run_at > now + YEAR then return {'untimely', 'run_at far'} end
 if run_at and deadline and run_at >= deadline then return {'untimely', 'late'} end
 local holder = context and context_holder(a.tenant, context)
 if holder and a.if_busy == 'reject' then return {'busy', holder} end
+
+local full = no_room()
+if full then return full end
 
 local seq, bells = call('INCR', K.seq()), {}
 call('HSET', K.job(a.id), 'tenant', a.tenant, 'agent', a.agent, 'queue', a.queue, 'line', a.line, 'priority', a.priority,
