@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,14 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from celeriac.connections import unpack
 from celeriac.contexts.store import decode_turns, encode_turn
@@ -33,6 +40,8 @@ from tests.jobs.conftest import CLOCK, Queue
 from tests.jobs.explained import Look, faults
 
 QUEUES = ("celeriac", "slow")
+#: Ways in which a run ends.
+HOW = ("succeeded", "failed", "park", "retry", "give_back")
 LISTS = (*QUEUES, "celeriac.suspects", "slow.suspects")
 LIMITS = {"t:a": 3, "t:*": 6, "a:reviewer": 2}
 WHICH = st.integers(0, 1000)
@@ -72,6 +81,7 @@ class Machine(RuleBasedStateMachine):
 
     valkey: Valkey
     bells: dict[str, str]
+    ended: Counter[str]  # how often a run ended in each way that still held its job
 
     def __init__(self) -> None:
         super().__init__()
@@ -282,10 +292,25 @@ class Machine(RuleBasedStateMachine):
             self.claim(worker, which, twice=False)
             worker += 1
 
+    @rule(
+        tenant=st.sampled_from("ab"),
+        context=st.sampled_from([None, None, "x"]),
+        worker=WHICH,
+        how=st.sampled_from([None, *HOW]),
+        twice=st.booleans(),
+    )
+    def a_job_gets_going(self, tenant: str, context: str | None, worker: int, how: str | None, twice: bool) -> None:
+        """Else a run would hardly do anything: a job, its bell and a claim rarely follow each other by chance."""
+        usual: dict[str, Any] = {"agent": "assistant", "queue": "celeriac", "priority": "normal"}
+        self.submit(tenant, context, key=None, twice=False, starts=None, expires=None, **usual)
+        self.bell_is_answered(worker, 0)
+        if how and self.runs:
+            self.run_ends(len(self.runs) - 1, how, paid=twice, twice=twice)
+
+    @precondition(lambda self: self.runs)
     @rule(which=WHICH, bound=st.sampled_from([0, 5, 3 * 10**14]), twice=st.booleans())
     def call_is_admitted(self, which: int, bound: int, twice: bool) -> None:
-        if (run := self.pick(self.runs, which)) is None:
-            return
+        run = self.pick(self.runs, which)
         call, mine = self.name(), self.mine(run)
         record = self.record(run.claim.id)
         stopped = "stop" in record or int(record.get("deadline", self.queue.now + 1)) <= self.queue.now
@@ -306,16 +331,17 @@ class Machine(RuleBasedStateMachine):
             call.stands, call.nanos = stands, nanos if stands == "settled" else 0
         return settlement
 
+    @precondition(lambda self: self.calls)
     @rule(which=WHICH, stands=st.sampled_from(["settled", "doubt", "released"]), nanos=st.sampled_from([0, 7, 10**15]))
     def call_has_an_outcome(self, which: int, stands: str, nanos: int) -> None:
         """Whoever says it, and however late: the money lands, once."""
-        if (name := self.pick(self.calls, which)) is not None:
-            self.do(self.journal.settle(self.calls[name].run.claim, self.settled(name, stands, nanos)))
+        name = self.pick(self.calls, which)
+        self.do(self.journal.settle(self.calls[name].run.claim, self.settled(name, stands, nanos)))
 
+    @precondition(lambda self: self.runs)
     @rule(which=WHICH, paid=st.booleans(), twice=st.booleans())
     def step_is_committed(self, which: int, paid: bool, twice: bool) -> None:
-        if (run := self.pick(self.runs, which)) is None:
-            return
+        run = self.pick(self.runs, which)
         mine, text, step = self.mine(run), self.name(), run.steps
         settlement = self.settled(run.calls[-1], "settled", 3) if paid and run.calls else None
         for _ in range(1 + twice):
@@ -333,16 +359,17 @@ class Machine(RuleBasedStateMachine):
     def valkey_bytes(self, key: str) -> list[bytes]:
         return [text.encode() for text in self.redis.lrange(key, 0, -1)]
 
+    @precondition(lambda self: self.runs)
     @rule(
         which=WHICH,
-        how=st.sampled_from(["succeeded", "succeeded", "failed", "park", "retry", "give_back"]),
+        how=st.sampled_from(["succeeded", *HOW]),
         paid=st.booleans(),
         twice=st.booleans(),
     )
     def run_ends(self, which: int, how: str, paid: bool, twice: bool) -> None:
-        if (run := self.pick(self.runs, which)) is None:
-            return
+        run = self.pick(self.runs, which)
         mine, claim = self.mine(run), run.claim
+        self.ended[how] += mine
         stop = self.record(claim.id).get("stop")
         ends = how in {"succeeded", "failed"}
         settlement = self.settled(run.calls[-1], "settled", 3) if ends and paid and run.calls else None
@@ -464,15 +491,16 @@ def test_whatever_the_order_everything_is_explained_and_every_job_ends(valkey: V
     class Here(Machine):
         pass
 
-    Here.valkey, Here.bells = valkey, bells
+    Here.valkey, Here.bells, Here.ended = valkey, bells, Counter()
     chosen = hypothesis_settings()
     by_hand = hypothesis_settings.get_current_profile_name() == "long"
     run_state_machine_as_test(
         Here,
         settings=hypothesis_settings(
-            max_examples=chosen.max_examples if by_hand else 30,
+            max_examples=chosen.max_examples if by_hand else 60,
             stateful_step_count=chosen.stateful_step_count if by_hand else 50,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+    assert sum(Here.ended.values()) >= 10, "hardly a run was played"
