@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api_shim import errors
 from api_shim.auth import Keys
-from api_shim.middleware import Around, HttpMetrics
+from api_shim.middleware import Around, HttpMetrics, Within
 from api_shim.routers import agents, contexts, jobs, probes
 from api_shim.schemas import Problem
 from celeriac.agents.registry import read_agents
@@ -106,6 +106,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router, dependencies=[Depends(errors.known_query)], responses=REFUSALS)
     app.include_router(probes.router)
     patch_fastapi(app, redirect_from_root_to_docs=True)
+    app.add_middleware(Within, max_body_bytes=settings.shim.max_body_bytes)
     if settings.shim.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -115,5 +116,5 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "Idempotency-Key"],
             expose_headers=["Location", "Retry-After", "X-Request-ID", "Idempotency-Replayed"],
         )
-    app.add_middleware(Around, max_body_bytes=settings.shim.max_body_bytes, metrics=HttpMetrics(app.state.metrics))
+    app.add_middleware(Around, metrics=HttpMetrics(app.state.metrics))
     return app

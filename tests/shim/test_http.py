@@ -404,6 +404,20 @@ def test_browsers_of_named_origins_only_may_call(valkey: Valkey) -> None:
             assert name in got.headers["access-control-expose-headers"]
 
 
+def test_browsers_read_refusals_too(valkey: Valkey) -> None:
+    """Without the header they would report an error of CORS in place of the reason: 413; 500 for a broken record."""
+    with running(Shim(valkey.url, CELERIAC_SHIM__CORS_ORIGINS="https://app.example")) as shim:
+        shim.http.headers["Origin"] = "https://app.example"
+        job = shim.submit()["id"]
+        valkey.client().hset(f"celeriac:job:{job}", "created", "no number")
+        large, broken = shim.http.post("/v1/jobs", content=b" " * 1_100_000), shim.http.get(f"/v1/jobs/{job}")
+        assert (large.status_code, broken.status_code) == (413, 500)
+        for answer in (large, broken):
+            assert answer.headers["access-control-allow-origin"] == "https://app.example"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["x-request-id"] == answer.json()["request_id"]
+
+
 def test_browsers_may_send_credentials_where_the_operator_says_so(valkey: Valkey) -> None:
     """Only then."""
     env = {"CELERIAC_SHIM__CORS_ORIGINS": "https://app.example", "CELERIAC_SHIM__CORS_CREDENTIALS": "1"}
