@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 from types import FrameType
@@ -68,7 +69,12 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m api_shim",
+        description="Serve the HTTP shim until SIGTERM. `celeriac settings` lists the variables that set it up.",
+    )
+    parser.parse_args(arguments)
     try:
         settings = load_settings()
         logs.configure(settings.env, settings.log_level, service="shim")

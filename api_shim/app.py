@@ -30,7 +30,7 @@ log = get_logger(__name__)
 #: Seconds that the store gets for each answer. More than `DURABLE_WITHIN`, less than callers' own timeouts.
 PATIENCE = 3.0
 
-DESCRIPTION = "Hand over an agent job, poll for its answer. Never lost, never paid twice, never over budget."
+DESCRIPTION = "Hand over an agent job, poll for its answer. Never lost, never paid twice."
 
 
 #: What every route of a tenant may answer besides what it is for.

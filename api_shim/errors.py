@@ -167,11 +167,19 @@ def _field_problem(error: Mapping[str, Any]) -> dict[str, str]:
     elif kind == "extra_forbidden":
         message = "there is no such field"
     elif kind == "string_pattern_mismatch":
-        message = "has characters that are not allowed here, or too many"
+        message = _mismatch(error)
     elif not field and ": " in message:  # a rule over several fields names the one it means
         field, message = message.split(": ", 1)
     message, _, remedy = message.partition("; ")
     return {"field": field, "message": message, "remedy": remedy or REMEDIES.get(kind, _expected(error))}
+
+
+def _mismatch(error: Mapping[str, Any]) -> str:
+    if error.get("input") == "":
+        return "is empty"
+    if error["ctx"]["pattern"] == MODEL:
+        return "does not name a provider and one of its models"
+    return "has characters that are not allowed here, or too many"
 
 
 def _expected(error: Mapping[str, Any]) -> str:

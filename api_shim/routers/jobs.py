@@ -144,7 +144,7 @@ def _missing(job_id: str) -> NotFound:
     return NotFound(
         f"there is no job {job_id}",
         field="job_id",
-        remedy="ended jobs are kept for a day; take the id from the 202",
+        remedy="ended jobs are kept for CELERIAC_JOBS__RESULT_TTL, by default a day; take the id from the 202",
     )
 
 

@@ -37,7 +37,7 @@ class Commands(click.Group):
 @click.group(cls=Commands)
 @click.version_option(package_name="celeriac", message="%(prog)s %(version)s")
 def main() -> None:
-    """An agent-job queue on Celery and Redis: never lost, never paid twice, never over budget."""
+    """An agent-job queue on Celery and Redis: never lost, never paid twice."""
 
 
 main.add_command(jobs)

@@ -274,5 +274,5 @@ def test_the_openapi_document_tells_all_of_it(shim: Shim) -> None:
     for path, methods in paths.items():
         for method, operation in methods.items():
             if path.startswith("/v1/jobs"):
-                refused = operation["responses"]["422"]["content"]["application/json"]["schema"]
+                refused = operation["responses"]["422"]["content"]["application/problem+json"]["schema"]
                 assert refused["$ref"].endswith("/Problem"), f"{method} {path}"

@@ -8,6 +8,8 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -593,6 +595,32 @@ def test_so_does_every_other_route(shim: Shim, path: str, body: Any, field: str,
     answer = shim.http.post(path, json=body) if body else shim.http.get(path)
     [error] = answer.json()["errors"]
     assert (answer.status_code, error["field"], error["remedy"]) == (422, field, remedy)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"agent": ""}, "is empty"),
+        ({"context_id": ""}, "is empty"),
+        ({"model": "foo/bar"}, "does not name a provider and one of its models"),
+        ({"context_id": "a b"}, "has characters that are not allowed here, or too many"),
+    ],
+)
+def test_a_name_is_refused_for_what_is_wrong_with_it(shim: Shim, facts: dict[str, str], message: str) -> None:
+    """Its remedy says what would be right."""
+    answer = shim.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi"} | facts)
+    [error] = answer.json()["errors"]
+    assert (answer.status_code, [error["field"]], error["message"]) == (422, list(facts), message)
+    assert error["remedy"]
+
+
+def test_the_shim_says_what_it_is_and_refuses_what_it_does_not_know() -> None:
+    """It is set up by variables alone: an option that were ignored would be a surprise."""
+    command = [sys.executable, "-m", "api_shim"]
+    asked = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=60, check=True)
+    assert "celeriac settings" in asked.stdout
+    refused = subprocess.run([*command, "--port", "1"], capture_output=True, text=True, timeout=60, check=False)
+    assert (refused.returncode, "unrecognized arguments: --port 1" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("body", [b'{"\\ud800": 1}', b'{"agent": "a", "input": "b", "metadata": {"\\ud800": ""}}'])
