@@ -50,7 +50,13 @@ class Connection(HttpToolsProtocol):
 
     def _wait_for_head(self) -> None:
         self._stop_waiting()
-        self._late = self.loop.call_later(HEAD_WITHIN, self.transport.close)
+        self._late = self.loop.call_later(HEAD_WITHIN, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:  # the request before it is being answered
+            self._wait_for_head()
 
     def _stop_waiting(self) -> None:
         if self._late is not None:

@@ -37,6 +37,8 @@ DESCRIPTION = "Hand over an agent job, poll for its answer. Never lost, never pa
 REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     400: {"model": Problem, "description": "The body cannot be read as JSON"},
     401: {"model": Problem, "description": "No key, or a wrong one"},
+    408: {"model": Problem, "description": "The body did not arrive in time"},
+    413: {"model": Problem, "description": "The body is larger than CELERIAC_SHIM__MAX_BODY_BYTES"},
     422: {"model": Problem, "description": "The request is not valid; `errors` says where and what to do"},
     503: {
         "model": Problem,

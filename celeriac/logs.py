@@ -94,7 +94,9 @@ def _without_body(record: logging.LogRecord) -> bool:
     """Of a message that it cannot take Celery says all that was in it: what is left here is why."""
     if isinstance(record.msg, str) and isinstance(record.args, tuple) and "body" in record.msg:
         why = record.msg.partition("\n")[0].partition(" [")[0]
-        record.msg, record.args = f"{why} It was discarded.", record.args[: why.count("%")]
+        # What cannot be decoded is in the error that says so.
+        told = [type(arg).__name__ if "decode" in why else arg for arg in record.args[: why.count("%")]]
+        record.msg, record.args = f"{why} It was discarded.", tuple(told)
     return True
 
 

@@ -344,7 +344,7 @@ class Lease:
         if beat.held is not None:
             self._listed = began
             await self._compare(beat.held)
-        # Last: it may take its time, and nobody waits for it.
+        # Last: it may take its time.
         if beat.upkeep:
             await parts.fleet.upkeep()
 

@@ -560,8 +560,8 @@ class TaskPool(BasePool):
         added = sorted(wanted - taken)
         for name in added:
             consumer.task_consumer.add_queue(self._select(name))
-        # Where the worker is full, `_fit_prefetch` begins when it is not.
-        if added and begin and not self._paused:
+        # Where the worker is full, `_fit_prefetch` begins when it is not. What is consumed already is left as it is.
+        if begin and not self._paused:
             consumer.task_consumer.consume()
         if added:
             logger.info("Consuming from %s", ", ".join(sorted(wanted)))

@@ -2,9 +2,8 @@
 -- arrived, or what is left of a history that the store lost. No crash. a: id, worker, keep. Answers {"done", bells} or {"not"}.
 local r, bells = read(a.id), {}
 if r and r.newer then return {'not'} end
-if not r then miss(a.id, 'held') end
 if not r or r.place ~= 'running' or r.worker ~= a.worker then
-  call('SREM', K.held(a.worker), a.id)
+  if call('SREM', K.held(a.worker), a.id) == 1 then miss(a.id, 'held') end
   return {'not'}
 end
 doubt_open_calls(a.id)

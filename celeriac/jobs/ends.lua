@@ -165,9 +165,11 @@ local function stop_waiting(r, state, bells)
   stop_job(r, state, bells)
 end
 
-local function known_somewhere(agent)
+-- Whether a worker that lives and serves the job's queue knows its agent.
+local function known_somewhere(r)
   for _, worker in ipairs(call('ZRANGEBYSCORE', K.workers(), now, '+inf')) do
-    if string.find(',' .. (of_worker(worker, 'agents') or '') .. ',', ',' .. agent .. ',', 1, true) then return true end
+    local queues, agents = of_worker(worker, 'queues', 'agents')
+    if queues and serves(queues, r.queue) and serves(agents or '', r.agent) then return true end
   end
 end
 
@@ -175,7 +177,7 @@ end
 -- long ago and nobody alive does, it fails. since: when this was first found, or nil. Answers until when it waits, or nil.
 local function leave_to_knowing(r, worker, since, bells, run)
   since = math.min(tonumber(since or '') or now, now)
-  if now - since >= a.keep.unknown and not known_somewhere(r.agent) then
+  if now - since >= a.keep.unknown and not known_somewhere(r) then
     end_job(r, 'failed', bells, run)
     call('HSET', K.job(r.id), 'error', AGENT_UNKNOWN)
     return nil

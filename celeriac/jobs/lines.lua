@@ -31,12 +31,12 @@ end
 local function set_aside(id, where)
   call('ZADD', K.broken(), call('INCR', K.turn()), id .. ' in ' .. where)
   call('ZREMRANGEBYRANK', K.broken(), 0, -KEPT_BROKEN - 1)
-  call('SET', K.miscounted(), '1')
 end
 
--- A record that stood in an index is missing or makes no sense. Whom it was counted for is not known any more: upkeep counts.
+-- The record of a busy job is missing or makes no sense. Whom it was counted for is not known any more: upkeep counts.
 local function miss(id, where)
-  if call('EXISTS', K.job(id)) == 1 then set_aside(id, where) else call('SET', K.miscounted(), '1') end
+  if call('EXISTS', K.job(id)) == 1 then set_aside(id, where) end
+  call('SET', K.miscounted(), '1')
 end
 
 -- Do the work on one record; what fails in it must not stop the work on the others either.

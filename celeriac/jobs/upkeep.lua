@@ -49,7 +49,8 @@ local function ring_again(queue)
   end)
 end
 
--- A record that was lost while its job was busy took with it whose it was: all that is busy is counted anew.
+-- A record that was lost while its job was busy took with it whose it was, and a slot: all that is busy is counted anew.
+-- This once, all of it at a time: it is rare, and counts that change meanwhile would be wrong again.
 if call('DEL', K.miscounted()) == 1 then
   local busy = {}
   local function count(ids, place)
@@ -64,7 +65,18 @@ if call('DEL', K.miscounted()) == 1 then
     for _, queue in ipairs({where, suspects_of(where)}) do count(call('ZRANGE', K.rung(queue), 0, -1), 'rung') end
   end
   for _, workers in ipairs({K.workers(), K.dying()}) do
-    for _, worker in ipairs(call('ZRANGE', workers, 0, -1)) do count(call('SMEMBERS', K.held(worker)), 'running') end
+    for _, worker in ipairs(call('ZRANGE', workers, 0, -1)) do
+      local ids, suspected = call('SMEMBERS', K.held(worker)), 0
+      count(ids, 'running')
+      if of_worker(worker, 'running') then
+        for _, id in ipairs(ids) do
+          local r = read(id)
+          if r and level(r) then suspected = suspected + 1 end
+        end
+        call('HSET', K.worker(worker), 'running', #ids, 'suspects', suspected)
+        if suspected == 0 then call('HDEL', K.worker(worker), 'company') end
+      end
+    end
   end
   call('DEL', K.busy())
   for whose, number in pairs(busy) do call('HSET', K.busy(), whose, number) end

@@ -27,6 +27,9 @@ KEEPALIVE = 4.0
 #: A longer body is not an answer: the longest outputs on offer are about 1 MB.
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
+#: Headers of a compressed answer that are not true of an empty one, and what is never handed on.
+UNFIT = frozenset({b"content-encoding", b"content-length", b"transfer-encoding", b"set-cookie"})
+
 Stage = Literal["start", "queued", "connecting", "sent", "answered"]
 
 
@@ -104,7 +107,12 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
                 wire.status, wire.headers = answer.status, answer.headers
                 wire.stage = "answered"
                 if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-                    raise Truncated("compressed, though we asked for plain: it may unfold to any size")
+                    # Though we asked for plain: it may unfold to any size. Of a refusal the status says enough.
+                    if answer.status < 400:
+                        raise Truncated("compressed")
+                    answer.close()
+                    plain = [(k, v) for k, v in answer.raw_headers if k.lower() not in UNFIT]
+                    return httpx2.Response(answer.status, headers=plain, request=request)
                 # Cookies would tie calls to each other; nothing here needs one.
                 headers = [(name, value) for name, value in answer.raw_headers if name.lower() != b"set-cookie"]
                 if answer.content_type == "text/event-stream":

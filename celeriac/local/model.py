@@ -49,9 +49,12 @@ def missing() -> str:
     if why := not_installed():
         return why
     # In a process of its own: it may lack a library of the system, or be made for another processor and die of it.
-    loaded = subprocess.run(
-        (sys.executable, "-c", "import xllamacpp"), capture_output=True, text=True, timeout=60, check=False
-    )
+    try:
+        loaded = subprocess.run(
+            (sys.executable, "-c", "import xllamacpp"), capture_output=True, text=True, timeout=60, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "no local model: xllamacpp does not load within a minute"
     if loaded.returncode == 0:
         return ""
     why = (loaded.stderr.strip().splitlines() or [f"it ended with {loaded.returncode}"])[-1]

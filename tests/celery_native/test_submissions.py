@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
 
@@ -65,6 +67,24 @@ def test_a_worker_may_leave_submissions_to_others(town: Town) -> None:
     town.worker("-Q", f"celeriac,{SUBMIT}", "-n", "both@%h")
     assert get(result)["state"] == "succeeded"
     assert SUBMIT not in only_jobs.output()
+
+
+def test_a_message_that_is_no_utf8_is_told_without_what_is_in_it(town: Town) -> None:
+    """Python's own error holds all of it."""
+    worker = town.worker()
+    message = {
+        "body": base64.b64encode("[[\"my-secret-prompt caf\xe9\"], {}, {}]".encode("latin-1")).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"task": SUBMIT, "id": "1"},
+        "properties": {
+            "body_encoding": "base64", "delivery_tag": "1", "delivery_mode": 2, "priority": 0, "correlation_id": "1",
+            "delivery_info": {"exchange": SUBMIT, "routing_key": SUBMIT},
+        },
+    }  # fmt: skip
+    town.valkey.client().lpush(SUBMIT, json.dumps(message))
+    wait_until(lambda: "Can't decode message body: 'DecodeError' It was discarded." in worker.output(), "the line")
+    assert "my-secret-prompt" not in worker.output()
 
 
 @pytest.mark.parametrize(

@@ -193,3 +193,20 @@ async def test_a_record_that_is_lost_while_its_job_is_busy_leaves_its_place_to_o
     assert queue.record(waiting)["place"] == Place.RUNG
     assert queue.redis.hget("celeriac:busy", "t:default") == "2"
     assert not queue.redis.exists("celeriac:miscounted")
+
+
+async def test_a_record_that_is_lost_while_its_worker_lives_costs_it_no_slot(queue: Queue) -> None:
+    """The worker lets go of what it does not know: its slots are counted anew as well."""
+    queue.planted = True
+    await queue.worker("w1", slots=2)
+    lost = [await queue.submit() for _ in range(2)]
+    for job in lost:
+        await queue.claim(job)
+        queue.redis.delete(f"celeriac:job:{job.id}")
+    for job in lost:
+        assert await queue.fleet.disown("w1", job.id) is False
+    await queue.fleet.upkeep()
+    assert queue.redis.hget("celeriac:worker:w1", "running") == "0"
+    assert queue.redis.hget("celeriac:free", "celeriac") == "2"
+    for job in [await queue.submit() for _ in range(2)]:
+        await queue.claim(job)

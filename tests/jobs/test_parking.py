@@ -147,6 +147,21 @@ async def test_a_job_whose_agent_somebody_knows_does_not_fail(queue: Queue) -> N
     assert await queue.state(job) == State.FAILED, "it has gone"
 
 
+async def test_who_serves_another_queue_does_not_know_it(queue: Queue) -> None:
+    """It could not take the job."""
+    await queue.worker("old")
+    await queue.worker("elsewhere", queues=("slow",), agents=("assistant",))
+    job = await queue.submit()
+    await queue.jobs.leave_to_others(await queue.claim(job, "old"))
+    await queue.fleet.upkeep()
+    queue.later(3_600_000)
+    for worker in ("old", "elsewhere"):
+        await queue.fleet.heartbeat(worker, queue.slots[worker], taking=True)
+    await queue.pass_time(60, "old", "elsewhere")
+    assert await queue.try_claim(job, "old") is None
+    assert await queue.state(job) == State.FAILED
+
+
 @pytest.mark.parametrize("since", ["soon", "99999999999"])
 async def test_nonsense_of_when_an_agent_was_first_unknown_loses_no_job(queue: Queue, since: str) -> None:
     """Another clock's time, or none at all: the hour begins anew."""

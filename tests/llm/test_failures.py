@@ -271,6 +271,14 @@ async def test_an_answer_without_end_is_cut_off(sdk: Case, way: dict[str, Any]) 
     assert caught.value.in_doubt
 
 
+async def test_a_compressed_refusal_is_a_refusal(sdk: Case) -> None:
+    """Of a gateway that does not look at what we accept: its status and its time count, and nothing is in doubt."""
+    await sdk.meets(status=429, gzip=True, headers={"retry-after": "20"})
+    with pytest.raises(errors.RateLimited) as caught:
+        await sdk.answer()
+    assert (caught.value.status, caught.value.retry_after, caught.value.in_doubt) == (429, 20.0, False)
+
+
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [

@@ -639,7 +639,8 @@ def test_half_a_head_is_not_waited_for_without_end(shim: Shim, asked_before: boo
         socket.create_connection((url.hostname or "", url.port or 0), timeout=20) as line,
         socket.create_connection((url.hostname or "", url.port or 0), timeout=20) as waiting,
     ):
-        waiting.sendall(f"GET /v1/jobs/{job}?wait=13 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        # With half of the next one behind it already.
+        waiting.sendall(f"GET /v1/jobs/{job}?wait=13 HTTP/1.1\r\nHost: x\r\n\r\nGET /li".encode())
         if asked_before:
             line.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
             answered = b""
