@@ -56,7 +56,10 @@ class ValkeyContainer:
 
 
 class WorkerContainer:
-    """The same for the worker, `celery -A worker.app worker`. Its log is that of its last start."""
+    """The same for the worker, `celery -A worker.app worker`. Its log is that of its last start.
+
+    At DEBUG, where Celery's own lines about a run are, which pytest-celery looks for.
+    """
 
     name = id = "local"
 
@@ -65,7 +68,7 @@ class WorkerContainer:
         self._process = self._start()
 
     def _start(self) -> Worker:
-        return self._house.worker("-n", f"{self.worker_name()}@{self.id}")
+        return self._house.worker("-n", f"{self.worker_name()}@{self.id}", CELERIAC_LOG_LEVEL="DEBUG")
 
     def worker_name(self) -> str:
         return "worker"

@@ -10,7 +10,7 @@ from tests.story.conftest import House
 
 
 def test_a_job_is_a_celery_task_under_its_own_id(house: House, celery_setup: CeleryTestSetup) -> None:
-    """Inspection finds it by the job's id while it runs, and the worker logs its end as Celery does."""
+    """Inspection finds it by the job's id while it runs, and the worker logs its end as Celery does, with our facts."""
     shim, worker = house.shim(), celery_setup.worker
     house.scripted({"hang": True}, {"text": "Paris"})
     job = shim.submit()
@@ -23,6 +23,8 @@ def test_a_job_is_a_celery_task_under_its_own_id(house: House, celery_setup: Cel
     assert shim.job(job["id"], wait=30)["state"] == "cancelled"
     other = shim.submit()
     worker.assert_log_exists(f"{RUN_JOB}[{other['id']}] succeeded")
+    [line] = [line for line in worker.logs().splitlines() if f"{RUN_JOB}[{other['id']}] succeeded" in line]
+    assert all(fact in line for fact in (f"job_id={other['id']}", f"task={RUN_JOB}", "worker="))
     assert shim.job(other["id"])["answer"] == "Paris"
 
 
