@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -80,7 +81,8 @@ def _at_work(size: Size) -> Iterator[Row]:
     yield Row(f"The same; plain: prefork, {few}", "KB", mine.kb, prefork.kb)
     yield Row("Memory of the worker in all; plain: threads", "MB", mine.mb, theirs.mb)
     yield Row("CPU of a bare `AsyncOpenAI` call over our transport", "ms", call)
-    ratio = mine.cpu_ms / call
+    # Of rounds, for what else the machine does comes and goes: each is beside its own call.
+    ratio = statistics.median(load.cpu_ms / one for load, one in zip(ours, bare, strict=True))
     yield Row("CPU of the worker a job / of a bare call", "x", ratio, None, "at most 2.5", ratio <= 2.5)
 
 

@@ -75,7 +75,7 @@ def _not_what_was_sent(record: logging.LogRecord) -> bool:
 
 
 def _not_twice(record: logging.LogRecord) -> bool:
-    """Of a run of a job, `job_started` and `job_ended` say that and more; a line costs as much as a query to Redis."""
+    """Of a run of a job `job_ended` says that and more; a line costs as much as a query to Redis."""
     data = getattr(record, "data", None)
     return record.levelno > logging.INFO or not isinstance(data, dict) or data.get("name") != RUN_JOB
 

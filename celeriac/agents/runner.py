@@ -228,7 +228,7 @@ class Runner:
 
     async def _run(self, run: Run) -> Summary | None:
         claim, began = run.claim, time.monotonic()
-        log.info("job_started", attempt=claim.attempt, waited_seconds=claim.waited, steps_done=len(claim.journal))
+        log.debug("job_started", attempt=claim.attempt, waited_seconds=claim.waited, steps_done=len(claim.journal))
         calls = Calls(claim, self._models, self._stores.journal, self._prices, self.lease)
         try:
             made = await self._follow(claim, calls)
@@ -384,11 +384,11 @@ class Runner:
             tell=claim.tell,
             chords=tuple(claim.chords),
         )
-        facts = {k: v for k, v in summary.as_result().items() if k not in {"job_id", "agent", "waited_seconds"}}
+        facts = {k: v for k, v in summary.as_result().items() if k not in {"job_id", "agent"}}
         if state == State.PARKED:
             log.info("job_parked", resume_at=resume_at and resume_at.isoformat(), error=error and error.code)
         else:
-            log.info("job_ended", **facts, error=summary.error and summary.error.code)
+            log.info("job_ended", **facts, attempt=claim.attempt, error=summary.error and summary.error.code)
         return summary
 
 
