@@ -53,26 +53,26 @@ end
 -- This once, all of it at a time: it is rare, and counts that change meanwhile would be wrong again.
 if call('DEL', K.miscounted()) == 1 then
   local busy = {}
+  -- Answers how many of them are suspects.
   local function count(ids, place)
+    local suspected = 0
     for _, id in ipairs(ids) do
       local r = read(id)
+      if r and level(r) then suspected = suspected + 1 end
       if r and r.place == place then
         for _, whose in ipairs({'t:' .. r.tenant, 'a:' .. r.agent}) do busy[whose] = (busy[whose] or 0) + 1 end
       end
     end
+    return suspected
   end
   for _, where in ipairs(call('HKEYS', K.picks())) do
     for _, queue in ipairs({where, suspects_of(where)}) do count(call('ZRANGE', K.rung(queue), 0, -1), 'rung') end
   end
   for _, workers in ipairs({K.workers(), K.dying()}) do
     for _, worker in ipairs(call('ZRANGE', workers, 0, -1)) do
-      local ids, suspected = call('SMEMBERS', K.held(worker)), 0
-      count(ids, 'running')
+      local ids = call('SMEMBERS', K.held(worker))
+      local suspected = count(ids, 'running')
       if of_worker(worker, 'running') then
-        for _, id in ipairs(ids) do
-          local r = read(id)
-          if r and level(r) then suspected = suspected + 1 end
-        end
         call('HSET', K.worker(worker), 'running', #ids, 'suspects', suspected)
         if suspected == 0 then call('HDEL', K.worker(worker), 'company') end
       end

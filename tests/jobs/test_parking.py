@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from celeriac.contexts.store import encode_turn
-from celeriac.jobs.model import AGENT_UNKNOWN, Parked, Place, State
+from celeriac.jobs.model import AGENT_UNKNOWN, Accepted, Parked, Place, State
 from celeriac.llm.model import Message
 from tests.jobs.conftest import Queue
 
@@ -127,18 +127,24 @@ async def test_a_job_whose_agent_nobody_knows_fails_in_the_end(queue: Queue, wor
     assert await queue.state(job) == State.FAILED
 
 
+async def unknown_for_an_hour(queue: Queue, unknowing: str, other: str) -> Accepted:
+    """A job that one worker does not know, and has again after an hour in which the other has not taken it."""
+    job = await queue.submit()
+    await queue.jobs.leave_to_others(await queue.claim(job, unknowing))
+    await queue.fleet.upkeep()
+    queue.later(3_600_000)
+    for worker in (unknowing, other):
+        await queue.fleet.heartbeat(worker, queue.slots[worker], taking=True)
+    await queue.pass_time(60, unknowing, other)
+    assert await queue.try_claim(job, unknowing) is None
+    return job
+
+
 async def test_a_job_whose_agent_somebody_knows_does_not_fail(queue: Queue) -> None:
     """Who knows it has no slot for it, for more than an hour: it waits for that one."""
     await queue.worker("old")
     await queue.worker("new", slots=0, agents=("novel", "assistant"))
-    job = await queue.submit()
-    await queue.jobs.leave_to_others(await queue.claim(job, "old"))
-    await queue.fleet.upkeep()
-    queue.later(3_600_000)
-    for worker in ("old", "new"):
-        await queue.fleet.heartbeat(worker, queue.slots[worker], taking=True)
-    await queue.pass_time(60, "old", "new")
-    assert await queue.try_claim(job, "old") is None
+    job = await unknown_for_an_hour(queue, "old", "new")
     assert await queue.state(job) == State.PARKED
     await queue.given_up("old")
     await queue.try_claim(job, "old")
@@ -151,14 +157,7 @@ async def test_who_serves_another_queue_does_not_know_it(queue: Queue) -> None:
     """It could not take the job."""
     await queue.worker("old")
     await queue.worker("elsewhere", queues=("slow",), agents=("assistant",))
-    job = await queue.submit()
-    await queue.jobs.leave_to_others(await queue.claim(job, "old"))
-    await queue.fleet.upkeep()
-    queue.later(3_600_000)
-    for worker in ("old", "elsewhere"):
-        await queue.fleet.heartbeat(worker, queue.slots[worker], taking=True)
-    await queue.pass_time(60, "old", "elsewhere")
-    assert await queue.try_claim(job, "old") is None
+    job = await unknown_for_an_hour(queue, "old", "elsewhere")
     assert await queue.state(job) == State.FAILED
 
 
