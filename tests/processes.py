@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -20,10 +21,21 @@ import httpx2
 ROOT = Path(__file__).parent.parent
 
 
+#: Below the ports that Linux gives to whoever asks for any (32768 and up), and for each process of the tests its own
+#: thousand: who is told a port of these is alone with it until its server listens.
+_FIRST = 20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw10").removeprefix("gw"))
+_ports = itertools.cycle(range(_FIRST, _FIRST + 1_000))
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port on which nobody listens, and which no other test is told."""
+    for port in itertools.islice(_ports, 1_000):
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+            listener.listen(1)
+            return port
+    raise RuntimeError(f"no free port from {_FIRST} on")
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:

@@ -12,7 +12,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import pytest
 from kombu import Connection
+
+from tests.processes import free_port
 
 #: Debian's own program in /usr/sbin would run as another user, on the machine's own files.
 PROGRAMS = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
@@ -38,14 +39,6 @@ def program(names: tuple[str, ...] = PROGRAMS) -> str:
     pytest.fail(HOW_TO_GET_IT, pytrace=False)
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind((HOST, 0))
-        return [listener.getsockname()[1] for listener in listeners]
-
-
 class RabbitMQ:
     """A node with its own ports, files, cookie and port mapper, all of them the same over its restarts.
 
@@ -54,7 +47,7 @@ class RabbitMQ:
 
     def __init__(self) -> None:
         self._program = program()
-        self.port, self._distribution, self._mapper_port = free_ports(3)
+        self.port, self._distribution, self._mapper_port = (free_port() for _ in range(3))
         self.url = f"amqp://guest:guest@{HOST}:{self.port}//"
         self.directory = Path(tempfile.mkdtemp(prefix="celeriac-rabbitmq-"))
         self.process: subprocess.Popen[bytes] | None = None

@@ -111,8 +111,8 @@ async def _replaced(stage: Stage, worker: Kept) -> None:
 @scenario("a worker is stopped for longer than its lease, and wakes", short=True)
 async def zombies(stage: Stage) -> None:
     sleep = stage.size.lease * 1.5 + 1
-    # Answered while their worker sleeps, and asked again by the next one, who still waits when the first one wakes.
-    await stage.provider.script({"model": "slow", "times": 0, "delay": stage.size.lease / 2 + 1.5})
+    # Answered just before their worker wakes; the next asks again a lease after that fell asleep, and still waits then.
+    await stage.provider.script({"model": "slow", "times": 0, "delay": sleep - 0.5})
     slow = 45 if stage.size.short else 12
     async with stage.load(over=max(stage.size.over, 2 * sleep)) as load:
         for part in (0.15, 0.6):

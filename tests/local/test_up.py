@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from celeriac.local.ports import free
 from tests.local.programs import PATIENCE, alive, descendants
-from tests.processes import wait_until
+from tests.processes import free_port, wait_until
 
 DOORS = Path(__file__).parent / "doors"
 COMMAND = (sys.executable, "-m", "celeriac.cli")
@@ -35,7 +34,7 @@ class Up:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.redis_port, self.shim_port, self.flower_port = free("127.0.0.1", 3)
+        self.redis_port, self.shim_port, self.flower_port = (free_port() for _ in range(3))
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, **env: str) -> None:
