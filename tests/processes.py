@@ -138,7 +138,7 @@ class Worker(Process):
 
     def __init__(self, redis_url: str, *options: str, app: str = "worker.app", **env: str) -> None:
         super().__init__(
-            *(sys.executable, "-m", "celery", "-A", app, "worker", "--without-mingle", *options),
+            *(sys.executable, "-m", "celery", "-A", app, "worker", *options),
             env={"CELERIAC_REDIS_URL": redis_url} | env,
         )
 

@@ -75,11 +75,14 @@ class Lifecycle(bootsteps.StartStopStep):
         pool.stall = settings.worker.stall.total_seconds()
         # The watchdog acts at half a lease at the latest.
         pool.look = min(pool.look, settings.jobs.lease.total_seconds() / 16)
-        began = time.monotonic()
+        # Workers would ask each other for a second, at each start, what was revoked, and go on listening to each other.
+        # Which jobs were revoked the store knows.
+        worker.options |= {"without_mingle": True, "without_gossip": True}
+        registered = time.monotonic()
 
         def silence() -> float:
             ticked: float = pool.hub_ticked
-            return time.monotonic() - max(began, ticked)
+            return time.monotonic() - max(registered, ticked)
 
         def offer() -> Offer:
             # Without slots and not taking: it drains. With slots and not taking: something is wrong.
@@ -97,7 +100,9 @@ class Lifecycle(bootsteps.StartStopStep):
             _open_probes(settings, pool, lease, silence)
 
         async def opened(pool: TaskPool) -> None:
+            nonlocal registered
             parts = await lease.open()
+            registered = time.monotonic()
             worker.app.runner, worker.app.intake = parts.runner, parts.intake
             watchdog = open_watchdog(settings, parts.stores)
             pool.on_stall.append(lambda late: watchdog.watch(lease.worker, lease.heard, late, pool.stack))

@@ -1,6 +1,7 @@
 -- Quarantine: where suspects wait, a few of a group's workers run them and nothing else, until none is left.
 -- Answers bells to publish.
-local SILENT = 2000 -- ms, and at least a fifth of a lease: so long a worker may say nothing and still be a place for suspects
+local SILENT = 2000 -- ms, and at least a tenth of a lease: so long a worker may say nothing and still be a place for suspects
+local LATE = 1500 -- ms: one whose heartbeat is overdue may be dead, and is chosen only where no other is
 local bells = {}
 local function suspects_in(group)
   local waiting, out = 0, 0
@@ -18,7 +19,8 @@ for _, worker in ipairs(call('ZRANGE', K.workers(), 0, -1)) do
     of_worker(worker, 'queues', 'running', 'taking', 'suspects', 'lease')
   -- One that says nothing may be dead: suspects are not to wait for its lease to end.
   local heard = tonumber(lease or '') and tonumber(call('ZSCORE', K.workers(), worker)) - lease
-  if heard and now - heard > math.max(SILENT, lease / 5) then taking = '0' end
+  local silent = heard and now - heard or 0
+  if silent > math.max(SILENT, (tonumber(lease or '') or 0) / 10) then taking = '0' end
   if group then
     local g = groups[group] or {all = 0, quarantined = 0, idlest = nil}
     groups[group] = g
@@ -31,8 +33,11 @@ for _, worker in ipairs(call('ZRANGE', K.workers(), 0, -1)) do
         change_worker(worker, function() call('HDEL', K.worker(worker), 'quarantine', 'company') end)
         call('SREM', K.quarantined(), worker)
       end
-    elseif taking == '1' and (not g.idlest or tonumber(running) < g.least) then
-      g.idlest, g.least = worker, tonumber(running)
+    elseif taking == '1' then
+      local late, busy = silent > LATE, tonumber(running)
+      if not g.idlest or (g.late and not late) or (g.late == late and busy < g.least) then
+        g.idlest, g.least, g.late = worker, busy, late
+      end
     end
   end
 end

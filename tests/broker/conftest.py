@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.processes import Shim, Worker
+from tests.processes import Shim
 from tests.rabbitmq import RabbitMQ
 from tests.story.conftest import House
 
@@ -18,9 +18,6 @@ class TwoServers(House):
         super().__init__()
         self.rabbitmq = rabbitmq
         self.env["CELERIAC_BROKER_URL"] = rabbitmq.url
-
-    def worker(self, *options: str, **env: str) -> Worker:
-        return super().worker("--without-gossip", *options, **env)
 
     def shim(self, **env: str) -> Shim:
         return super().shim(CELERIAC_BROKER_URL=self.rabbitmq.url, **env)

@@ -360,14 +360,30 @@ async def test_a_quarantined_worker_that_says_nothing_is_replaced_before_its_lea
     job = await suspect(queue, crash)
     await queue.worker("silent")
     await queue.worker("new")
-    await queue.pass_time(1, "silent")
+    await queue.pass_time(1, "silent", "new")
     [chosen] = queue.redis.smembers("celeriac:quarantined")
     other = "new" if chosen == "silent" else "silent"
-    queue.later(3500)
+    queue.later(2500)
     await queue.beat(other)
     await queue.fleet.upkeep()
     assert (await queue.beat(other)).quarantined is True
     await queue.claim(job, other)
+
+
+async def test_a_worker_whose_heartbeat_is_overdue_is_quarantined_only_where_no_other_is(
+    queue: Queue, crash: Crash
+) -> None:
+    """It may be dead: one that is busy and alive is the better place."""
+    await suspect(queue, crash)
+    await queue.worker("idle")
+    queue.later(1700)
+    await queue.worker("busy")
+    await queue.claim(await queue.submit(), "busy")
+    await queue.fleet.upkeep()
+    assert queue.redis.smembers("celeriac:quarantined") == {"busy"}
+    await queue.beat("busy", taking=False)
+    await queue.fleet.upkeep()
+    assert "idle" in queue.redis.smembers("celeriac:quarantined")
 
 
 async def test_no_suspect_is_rung_for_a_quarantined_worker_that_drains(queue: Queue, crash: Crash) -> None:

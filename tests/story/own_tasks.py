@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 from typing import Any
 
-from celery import signals
+from celery import bootsteps, signals
 from kombu.asynchronous import get_event_loop
 
 from celeriac.logs import get_logger
@@ -19,6 +21,19 @@ pools: list[Any] = []
 @signals.worker_ready.connect(weak=False)
 def _ready(sender: Any, **_: Any) -> None:
     pools[:] = [sender.pool]
+
+
+class SlowStart(bootsteps.Step):
+    """Lets SLOW_START seconds pass before the worker registers."""
+
+    requires = ("worker.lifecycle:Lifecycle",)
+
+    def create(self, worker: Any) -> None:
+        if seconds := os.environ.get("SLOW_START"):
+            worker.pool.on_loop_start.insert(0, lambda pool: asyncio.sleep(float(seconds)))
+
+
+app.steps["worker"].add(SlowStart)
 
 
 @app.task(base=AsyncTask, name="blocks_the_loop", ignore_result=True)

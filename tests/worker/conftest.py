@@ -25,7 +25,13 @@ class PoolWorker(Worker):
     def __init__(self, url: str, name: str, *options: str, **env: str) -> None:
         self.name = f"{name}@test"
         env = {"POOL_TEST_URL": url, "PYTHONPATH": str(Path(__file__).parent)} | env
-        super().__init__(url, *("--without-gossip", "-n", self.name, "-l", "INFO"), *options, app="pool_app", **env)
+        super().__init__(
+            url,
+            *("--without-mingle", "--without-gossip", "-n", self.name, "-l", "INFO"),
+            *options,
+            app="pool_app",
+            **env,
+        )
 
     def logged(self, text: str) -> str:
         wait_until(lambda: text in self.output(), f"{text!r} in the log")
