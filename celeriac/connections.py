@@ -54,10 +54,12 @@ async def answering(job_id: str = "", *, within: float | None = None) -> AsyncIt
     within: seconds for all of it, the wait for a connection and every repetition included; None for no limit.
     """
     try:
+        if within is None:
+            yield
+            return
         # Cut off twice: the client waits with `asyncio.wait_for`, which in Python 3.11 may swallow what cuts it off.
         # The client closes a connection that is cut off; the TimeoutError is an OSError.
-        again = None if within is None else within + 0.25
-        async with asyncio.timeout(again), asyncio.timeout(within):
+        async with asyncio.timeout(within + 0.25), asyncio.timeout(within):
             yield
     except exceptions.OutOfMemoryError as error:
         raise StoreFull("Redis is full and takes no new work") from error

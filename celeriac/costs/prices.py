@@ -64,6 +64,8 @@ class Prices:
                 self._rows.pop(name, None)
                 self._rows[name] = row
         self._dearest: dict[str, Any] = {}
+        #: id of the library's prices -> those prices, and the same as a row where they are flat.
+        self._flat: dict[int, tuple[Any, Row | None]] = {}
         self._bound_of = lru_cache(4096)(self._bound_for)
 
     @cached_property
@@ -83,7 +85,10 @@ class Prices:
             known = True
         except LookupError:
             found, known = self._dearest_of(lane.provider, at), False
-        return Price(nanos(_dollars(found, usage, at)), f"genai-prices {found.id}", estimated=not known)
+        prices = found.get_prices(at)
+        row = self._as_row(prices)
+        dollars = row.price(usage) if row else _dollars(prices, usage)
+        return Price(nanos(dollars), f"genai-prices {found.id}", estimated=not known)
 
     def bound(self, request: ModelRequest) -> int:
         """The highest price that the call can have, in nano-dollars: it is booked before the call is sent.
@@ -103,6 +108,20 @@ class Prices:
             for name in ("input", "cache_read", "cache_write")
         )
 
+    def _as_row(self, prices: Any) -> Row | None:
+        """What a million tokens of each class cost, None where that depends on how many there are.
+
+        The library needs 75 us a call to find that out anew.
+        """
+        if id(prices) not in self._flat:
+            flat = all(isinstance(price, Decimal) for price in vars(prices).values() if price is not None)
+            if flat and not _dollars(prices, Usage()):
+                row = Row("", {name: _dollars(prices, Usage(**{name: 1_000_000})) for name in CLASSES})
+            else:
+                row = None
+            self._flat[id(prices)] = prices, row
+        return self._flat[id(prices)][1]
+
     def _row(self, provider: str, model: str) -> Row | None:
         exact = self._rows.get((provider, model))
         if exact is not None:
@@ -118,7 +137,7 @@ class Prices:
             models = [m for p in self._table.providers if p.id == provider for m in p.models]
             if not models:  # a provider without prices is priced as the dearest of all
                 models = [m for p in self._table.providers if p.id in {"openai", "anthropic"} for m in p.models]
-            self._dearest[provider] = max(models, key=lambda model: _dollars(model, probe, at))
+            self._dearest[provider] = max(models, key=lambda model: _dollars(model.get_prices(at), probe))
         return self._dearest[provider]
 
 
@@ -138,7 +157,7 @@ def _bytes(text: str) -> int:
     return max(raw, len(unicodedata.normalize("NFKC", text).encode(errors="replace")))
 
 
-def _dollars(model: Any, usage: Usage, at: datetime) -> Decimal:
+def _dollars(prices: Any, usage: Usage) -> Decimal:
     from genai_prices import Usage as Counted
 
     # There the input is the whole prompt and the cached classes are parts of it; ours are disjoint.
@@ -148,7 +167,7 @@ def _dollars(model: Any, usage: Usage, at: datetime) -> Decimal:
         cache_write_tokens=usage.cache_write,
         output_tokens=usage.output,
     )
-    total: Decimal = model.get_prices(at).calc_price(counted)["total_price"]
+    total: Decimal = prices.calc_price(counted)["total_price"]
     return total
 
 

@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from genai_prices import Usage as Counted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +40,33 @@ def test_cached_writes_are_priced_apart_from_reads() -> None:
     usage = Usage(input=10, cache_read=20, cache_write=30, output=40)
     price = Prices().price(ANTHROPIC, "claude-sonnet-4-5", usage, AT)
     assert price.nanos == 10 * 3_000 + 20 * 300 + 30 * 3_750 + 40 * 15_000
+
+
+def test_every_model_costs_what_the_library_says() -> None:
+    """Flat prices are multiplied here; those that depend on how many tokens there are stay the library's."""
+    prices = Prices()
+    table = prices._table
+    seen = {"flat": 0, "not": 0}
+    for provider in table.providers:
+        for model in provider.models:
+            # As the library finds it: a name may belong to another of its models.
+            try:
+                _, found = table.find_provider_model(model.id, None, provider.id, None)
+            except LookupError:
+                continue
+            if prices._row(provider.id, model.id):
+                continue
+            theirs = found.get_prices(AT)
+            seen["flat" if prices._as_row(theirs) else "not"] += 1
+            for scale in (1, 997, 300_001):
+                usage = Usage(input=scale, cache_read=3 * scale, cache_write=scale + 1, output=2 * scale)
+                counted = Counted(
+                    input_tokens=5 * scale + 1, cache_read_tokens=3 * scale, cache_write_tokens=scale + 1,
+                    output_tokens=2 * scale,
+                )  # fmt: skip
+                ours = prices.price(Lane(provider.id, model.id), model.id, usage, AT)
+                assert ours.nanos == nanos(theirs.calc_price(counted)["total_price"]), (provider.id, model.id)
+    assert min(seen.values()) > 10
 
 
 def test_the_model_that_answered_is_priced_and_not_the_one_asked() -> None:
