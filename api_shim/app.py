@@ -14,7 +14,7 @@ from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTO
 from starlette.middleware.cors import CORSMiddleware
 
 from api_shim import errors
-from api_shim.auth import Keys
+from api_shim.auth import SCHEMES, Keys, tenant
 from api_shim.middleware import Around, HttpMetrics, Within
 from api_shim.routers import agents, contexts, jobs, probes
 from api_shim.schemas import Problem
@@ -50,10 +50,14 @@ REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
 
 class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """FastAPI knows one media type a route; refusals have another."""
+        """FastAPI knows one media type a route; refusals have another. Who may answer 401 asks for a key."""
         if self.openapi_schema is None:
-            for path in super().openapi()["paths"].values():
+            schema = super().openapi()
+            schema["components"]["securitySchemes"] = SCHEMES
+            for path in schema["paths"].values():
                 for operation in path.values():
+                    if "401" in operation["responses"]:
+                        operation["security"] = [{scheme: []} for scheme in SCHEMES]
                     for status, response in operation["responses"].items():
                         content = response.get("content", {})
                         if status >= "400" and "application/json" in content:
@@ -105,7 +109,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     errors.install(app)
     for module in (jobs, contexts, agents):
-        app.include_router(module.router, dependencies=[Depends(errors.known_query)], responses=REFUSALS)
+        app.include_router(module.router, dependencies=[Depends(tenant)], responses=REFUSALS)
     app.include_router(probes.router)
     patch_fastapi(app, redirect_from_root_to_docs=True)
     app.add_middleware(Within, max_body_bytes=settings.shim.max_body_bytes)

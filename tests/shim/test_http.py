@@ -250,11 +250,14 @@ def test_the_openapi_document_names_the_routes(shim: Shim) -> None:
     paths = document["paths"]
     assert {"/v1/jobs", "/v1/jobs/{job_id}", "/v1/contexts/{context_id}", "/v1/agents", "/readyz"} <= paths.keys()
     assert "Problem" in document["components"]["schemas"]
+    assert document["components"]["securitySchemes"].keys() == {"HTTPBearer", "APIKeyHeader"}
     for path, operations in paths.items():
         for operation in operations.values():
             refusals = {s: [*r["content"]] for s, r in operation["responses"].items() if s >= "400"}
             assert set(refusals) >= ({"400", "401", "422", "503"} if path.startswith("/v1/") else set())
             assert all(types == ["application/problem+json"] for types in refusals.values())
+            keys = [{"HTTPBearer": []}, {"APIKeyHeader": []}] if path.startswith("/v1/") else None
+            assert operation.get("security") == keys
 
 
 def test_a_request_id_is_kept_or_made(shim: Shim) -> None:
