@@ -194,6 +194,7 @@ class Lease:
         self._open = AsyncExitStack()
         self._parts: WorkerParts | None = None
         self._heart: asyncio.Task[None] | None = None
+        self._rechecks: set[asyncio.Task[None]] = set()
         self._saying = asyncio.Lock()
         self._listed = 0.0
         self._strange: frozenset[str] = frozenset()
@@ -236,19 +237,33 @@ class Lease:
     async def drain(self, draining: asyncio.Event) -> None:
         """Wait until the worker stops; from then on it offers nothing."""
         await draining.wait()
+        self.parts.runner.stopping = True
         await self.say()
 
     async def close(self) -> None:
         """Leave the fleet and close. The jobs have ended or were given back."""
         # Before Python 3.12 a cancellation that meets the end of a write is lost.
         self._closing = True
-        if self._heart is not None:
-            self._heart.cancel()
-            await asyncio.gather(self._heart, return_exceptions=True)
-        with contextlib.suppress(StoreUnavailable):  # then the lease ends by itself
-            if self._registered and not await self.parts.fleet.leave(self.parts.runner.worker):
+        talking = [task for task in (self._heart, *self._rechecks) if task is not None]
+        for task in talking:
+            task.cancel()
+        await asyncio.gather(*talking, return_exceptions=True)
+        with contextlib.suppress(StoreUnavailable, HistoryLost, Fenced):  # then the lease ends by itself
+            if self._registered and not await self._leave():
                 log.warning("left_with_jobs", worker=self.parts.runner.worker)
+        self._registered = False
         await self._open.aclose()
+
+    async def _leave(self) -> bool:
+        fleet, runner = self.parts.fleet, self.parts.runner
+        if await fleet.leave(runner.worker):
+            return True
+        # A claim that was cut off was stored all the same.
+        beat = await fleet.heartbeat(runner.worker, 0, taking=False, unclaimed=0, list_held=True, writes=runner.writes)
+        for job_id in (beat.held or frozenset()) - runner.known():
+            if await fleet.disown(runner.worker, job_id):
+                log.warning("job_disowned", job_id=job_id)
+        return await fleet.leave(runner.worker)
 
     async def _register(self) -> None:
         parts, name = self.parts, new_name()
@@ -300,16 +315,32 @@ class Lease:
         """One heartbeat, and what it asks for."""
         try:
             async with self._saying:
-                if self._registered:
-                    await self._say()
+                await self._once()
         except StoreUnavailable as error:
             silent = round(time.monotonic() - self.parts.runner.lease.heard, 1)
             log.warning("heartbeat_lost", reason=str(error), seconds=silent)
 
     async def _recheck(self) -> None:
-        """A heartbeat that is answered: whether the store has lost history has to be known before a run gives up."""
+        """A heartbeat that is answered: whether the store has lost history has to be known before a run gives up.
+
+        In a task of its own: what it hears may cancel the run that asks, and has to be done to its end all the same.
+        """
+        task = asyncio.create_task(self._answered(), name="recheck")
+        self._rechecks.add(task)
+        task.add_done_callback(self._rechecks.discard)
+        await asyncio.shield(task)
+
+    async def _answered(self) -> None:
         async with self._saying:
-            await patiently(self._say)
+            await patiently(self._once)
+
+    async def _once(self) -> None:
+        """Raises StoreUnavailable."""
+        if self._registered:
+            await self._say()
+        else:
+            # It was given up, and could not come back at once.
+            await self._register()
 
     async def _say(self) -> None:
         """Raises StoreUnavailable."""

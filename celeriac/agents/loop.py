@@ -6,7 +6,7 @@ after the other, in the same conversation, and the last answer is the job's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,10 @@ from celeriac.jobs.journal import Journal, Settlement
 from celeriac.jobs.model import Claim
 from celeriac.llm.fallback import Fallback
 from celeriac.llm.model import Lane, Message, ModelRequest, Usage
+
+
+class Interrupted(Exception):
+    """The worker stops, and the job stands between two steps: it goes on elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,11 @@ async def run(
     *,
     lanes: Sequence[Lane],
     max_output_tokens: int,
+    stopping: Callable[[], bool],
 ) -> Outcome:
-    """Follow the agent from the step that the job has reached.
+    """Follow the agent from the step that the job has reached. stopping: asked when a step is stored and one is left.
 
-    Raises ModelError, Fenced, Stopped.
+    Raises ModelError, Fenced, Stopped, Interrupted.
     """
     messages, usage = list(conversation), Usage()
     done = [unpack(step) for step in claim.journal]
@@ -78,4 +83,6 @@ async def run(
             await patiently(partial(journal.commit, claim, number, made, settlement))
             calls.booked(settlement)
             settlement = None
+            if stopping():
+                raise Interrupted
     return Outcome(text, model, usage, settlement)

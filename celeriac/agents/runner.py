@@ -111,7 +111,8 @@ class Retry:
 
 
 class Runner:
-    """Runs the jobs of one worker. worker: the name it is registered under; set it before the first run.
+    """Runs the jobs of one worker. worker: the name it is registered under; set it before the first run. stopping: jobs
+    with steps left are given back when the one that is being made is stored.
 
     lease: of this worker; no call starts without it. recheck: asked before a run that was fenced out gives up, since
     the store may have lost history. chord_ttl: no job that a Celery chord waits for is parked for longer.
@@ -134,6 +135,7 @@ class Runner:
         self._runs: dict[str, Run] = {}
         self._claiming: set[str] = set()
         self.worker = ""
+        self.stopping = False
         #: Claims and releases that the store has answered, and the jobs that were released since the last heartbeat.
         self.writes = 0
         self.released: list[str] = []
@@ -200,7 +202,8 @@ class Runner:
         except asyncio.CancelledError:
             if run.why != "lost":
                 raise
-            task.uncancel()
+            while task.uncancel():
+                pass
             log.warning("run_fenced", job_id=job_id, worker=claim.worker)
             return None
         finally:
@@ -223,7 +226,8 @@ class Runner:
 
     def _cancel(self, run: Run, why: Literal["stop", "lost"]) -> None:
         # Asked again, it is cancelled again: before Python 3.12 a cancellation that meets the end of a write is lost.
-        run.why = run.why or why
+        # Whoever was to stop, and has lost the job meanwhile, may not even say that.
+        run.why = why if why == "lost" else run.why or why
         run.task.cancel()
 
     async def _run(self, run: Run) -> Summary | None:
@@ -259,8 +263,12 @@ class Runner:
         with contextlib.suppress(TimeoutError):
             await asyncio.shield(asyncio.wait_for(calls.doubt(), LAST_WORDS))
 
-    async def _conclude(self, run: Run, made: Ending | Retry | None, began: float) -> Summary:
+    async def _conclude(self, run: Run, made: Ending | Retry | loop.Interrupted | None, began: float) -> Summary | None:
         claim, jobs = run.claim, self._stores.jobs
+        if isinstance(made, loop.Interrupted):
+            await self._write(run, lambda: jobs.give_back(claim))
+            log.info("job_given_back")
+            return None
         if isinstance(made, Ending):
             ended = await self._write(run, lambda: jobs.finish(claim, made))
             return self._summarise(claim, ended.state, time.monotonic() - began, made, ended=ended)
@@ -313,7 +321,7 @@ class Runner:
             log.warning("run_left_behind", worker=claim.worker)
         return None
 
-    async def _follow(self, claim: Claim, calls: Calls) -> Ending | Retry | None:
+    async def _follow(self, claim: Claim, calls: Calls) -> Ending | Retry | loop.Interrupted | None:
         """From the claim to how it ends; what fails in between is an end too. None: another worker has to do it."""
         try:
             agent = self._registry[claim.agent]
@@ -330,9 +338,12 @@ class Runner:
                 claim,
                 lanes=(lane(spec["model"]),) if spec["model"] else agent.lanes,
                 max_output_tokens=spec["max_output_tokens"] or agent.max_output_tokens,
+                stopping=lambda: self.stopping,
             )
         except Fenced:
             raise
+        except loop.Interrupted as interrupted:
+            return interrupted
         except Stopped:
             return Ending(State.CANCELLED, error=CANCELLED)
         except ModelError as error:

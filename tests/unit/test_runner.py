@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import redis
@@ -84,6 +85,57 @@ async def test_a_finish_whose_answers_are_lost_is_sent_until_one_arrives(runs: S
     assert (job.state, job.attempts, job.answer) == (State.SUCCEEDED, 1, "Paris")
     assert [message.text for message in context.messages] == ["hi", "Paris"]
     assert (len(model.requests), await one.run(id)) == (1, None)
+
+
+async def test_a_run_that_is_stopped_and_then_loses_its_job_says_nothing(
+    runs: Stores, proxy: Proxy, valkey: Valkey
+) -> None:
+    """Its last words are under way when its worker is given up: whoever has the job says how it ends."""
+    model = Scripted(lambda _: asyncio.Event().wait())  # type: ignore[arg-type,return-value]  # it never answers
+    id, one = await submitted(runs), runner(runs, model)
+    run = asyncio.create_task(one.run(id))
+    await until(lambda: bool(model.requests))
+    proxy.hush()
+    one.stop(id)
+    await asyncio.sleep(0.1)
+    one.lost(id)
+    assert await asyncio.wait_for(run, 5) is None
+    assert not run.cancelled()
+    proxy.speak()
+
+
+async def test_a_worker_that_stops_gives_a_job_back_between_two_steps(
+    runs: Stores, valkey: Valkey, tmp_path: Path
+) -> None:
+    """The call under way is waited for and stored, the next is the next worker's: nothing is in doubt."""
+    file = tmp_path / "agents.toml"
+    file.write_text(
+        """
+        [agents.thorough]
+        description = "Takes three steps."
+        instructions = "Answer."
+        lanes = ["openai/gpt-5-mini"]
+        follow_ups = ["Are you sure?", "Quite?"]
+        """
+    )
+
+    def said(_: ModelRequest) -> str:
+        one.stopping = len(model.requests) == 2
+        return "Paris"
+
+    model = Scripted(said, cycle=True)
+    one = Runner(runs, read_agents(file), model, Prices())
+    one.worker = "w1"
+    one.lease.renewed()
+    id = await submitted(runs, agent="thorough")
+    assert await one.run(id) is None
+    job = await runs.jobs.get(id, "default")
+    assert job is not None
+    assert (job.state, job.crashes, len(model.requests)) == (State.QUEUED, 0, 2)
+    assert [call.stands for call in job.calls] == ["settled"] * 2
+    summary = await one.run(id)
+    assert summary is not None
+    assert (summary.state, len(model.requests)) == (State.SUCCEEDED, 3)
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["the answer comes late", "somebody else has the job"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import redis
@@ -11,6 +11,8 @@ import redis
 from celeriac.drill.proxy import Proxy
 from celeriac.jobs.model import NewJob, State
 from celeriac.jobs.store import new_id, new_nonce
+from celeriac.llm.model import ModelRequest
+from celeriac.llm.scripted import Scripted
 from celeriac.settings import load_settings
 from tests.conftest import Valkey
 from worker.lifecycle import Lease, Offer
@@ -97,3 +99,89 @@ async def test_what_may_be_lost_is_named_though_a_heartbeat_failed_in_between(
     await lease.say()
     [alarm] = [line for line in capsys.readouterr().out.splitlines() if "store_lost_history" in line]
     assert all(id in alarm for id in ids)
+
+
+async def test_a_run_that_hears_first_that_its_worker_was_given_up_does_not_keep_it_from_coming_back(
+    lease: Lease, valkey: Valkey
+) -> None:
+    """Its end is fenced before the next heartbeat. The worker registers anew, though the run is cancelled."""
+    assert lease._heart is not None
+    lease._heart.cancel()
+    id, runner, redis = await submitted(lease), lease.parts.runner, valkey.client()
+    before = runner.worker
+
+    def given_up(_: ModelRequest) -> str:
+        redis.zrem("celeriac:workers", before)
+        redis.hset(f"celeriac:job:{id}", "nonce", "of another run")
+        return "Paris"
+
+    runner._models = Scripted(given_up)
+    assert await runner.run(id) is None
+    await until(lambda: lease.registered and lease.worker != before)
+    await lease.say()
+    assert redis.zscore("celeriac:workers", lease.worker) is not None
+
+
+async def test_a_worker_that_could_not_come_back_tries_again_at_the_next_heartbeat(
+    lease: Lease, valkey: Valkey
+) -> None:
+    """Whatever broke its registration off."""
+    lease._registered = False
+    before = lease.worker
+    await lease.say()
+    assert lease.registered
+    assert lease.worker != before
+    assert valkey.client().zscore("celeriac:workers", lease.worker) is not None
+
+
+async def test_a_store_that_lost_history_hears_of_all_runs_though_one_is_lost(lease: Lease, valkey: Valkey) -> None:
+    """The run that finds out is the one that is not to go on: the others are adopted all the same."""
+    assert lease._heart is not None
+    lease._heart.cancel()
+    raw, runner, first, rest = redis.Redis(port=valkey.port), lease.parts.runner, asyncio.Event(), asyncio.Event()
+    ids = [await submitted(lease) for _ in range(3)]
+    await lease.say()
+    then = {name: raw.dump(name) for name in raw.scan_iter()}
+    await lease.say()
+    waits = [lambda _, event=event: event.wait() for event in (first, rest, rest)]
+    model = runner._models = Scripted(*waits)  # type: ignore[arg-type]
+    runs = []
+    for id in ids:
+        runs.append(asyncio.create_task(runner.run(id)))
+        await until(lambda: len(model.requests) == len(runs))
+    raw.flushall()
+    for name, text in then.items():
+        if text is not None:
+            raw.restore(name, 0, text)
+    assert await lease.parts.stores.jobs.cancel(ids[0], "default") == State.CANCELLED
+    first.set()
+    assert await runs[0] is None
+    await until(lambda: all(run.adopted for run in runner.runs()))
+    rest.set()
+    assert [summary and summary.state for summary in await asyncio.gather(*runs)] == [None] + [State.SUCCEEDED] * 2
+    states = [job and job.state for job in [await lease.parts.stores.jobs.get(id, "default") for id in ids]]
+    assert states == [State.CANCELLED, State.SUCCEEDED, State.SUCCEEDED]
+
+
+async def test_a_claim_that_was_cut_off_is_handed_back_before_the_worker_leaves(lease: Lease, valkey: Valkey) -> None:
+    """The process was told to stop before its answer came: the job waits for no lease, and has not crashed."""
+    id, runner = await submitted(lease), lease.parts.runner
+    assert await lease.parts.stores.jobs.claim(id, runner.worker, new_nonce()) is not None
+    await lease.close()
+    assert place(valkey, id) in {"ready", "rung"}
+    assert valkey.client().hget(f"celeriac:job:{id}", "crashes") in {None, "0"}
+    assert valkey.client().zcard("celeriac:workers") == 0
+
+
+async def test_a_worker_that_drains_tells_its_runs(lease: Lease) -> None:
+    """They give their jobs back at the next step border."""
+    draining = asyncio.Event()
+    draining.set()
+    await lease.drain(draining)
+    assert lease.parts.runner.stopping
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # there is no event to wait for
+            await asyncio.sleep(0.01)
