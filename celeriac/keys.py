@@ -22,6 +22,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
         "string: the job that a caller's key stands for",
         "as long as the record",
     ),
+    "revoked": ("revoked:{id}", "string: Celery revoked this id, and it was no job", "as long as workers remember it"),
     # Where jobs wait.
     "seq": ("seq", "counter: submissions", "for ever"),
     "turn": ("turn", "counter: places in rotations, bells, and what was set aside", "for ever"),

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from celery import shared_task, signals, states
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
-from celery.worker import state as worker_state
 
 from celeriac.agents.intake import Intake
 from celeriac.agents.runner import Runner, Summary
@@ -163,9 +162,6 @@ async def submit(self: Submit, *args: Any, request: Any = None) -> None:
         await asyncio.sleep(FULL)
         raise Reject("the store is full", requeue=True) from None
     keep_chords(self, canvas.chords())
-    # It was revoked before the store knew it, and Celery's own revoke could not reach the job.
-    if job_id in worker_state.revoked:
-        await intake.cancel(job_id)
     raise Ignore
 
 

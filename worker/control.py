@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from celery.utils.functional import maybe_list
 from celery.worker import control
 from celery.worker.control import control_command
+from celery.worker.state import REVOKE_EXPIRES
 
 from celeriac.connections import patiently
 from celeriac.jobs.model import State
@@ -26,6 +28,8 @@ from worker.lifecycle import Lease
 log = get_logger(__name__)
 
 _celerys_revoke: Any = control.revoke  # type: ignore[attr-defined]  # the stubs leave it out
+#: As long as Celery's workers remember a revoked id.
+REMEMBERED = timedelta(seconds=REVOKE_EXPIRES)
 #: Cancellations under way: asyncio keeps no reference of its own.
 _busy: set[asyncio.Task[None]] = set()
 
@@ -71,21 +75,15 @@ def terminate(state: Any, signal: Any, task_id: Any, **kwargs: Any) -> Any:
 
 
 async def _revoke(lease: Lease, ids: Iterable[str], others: Callable[[list[str]], Awaitable[None]]) -> None:
-    if unknown := await _cancel(lease, ids):
-        await others(unknown)
-        # A submission that was just being stored: either it sees Celery's revocation, or we see the job now.
-        await _cancel(lease, unknown)
-
-
-async def _cancel(lease: Lease, ids: Iterable[str]) -> list[str]:
-    """Answers the ids that are no jobs."""
     jobs, unknown = lease.parts.stores.jobs, []
     for job_id in ids:
-        now = await patiently(partial(jobs.cancel, job_id, None))
+        # It may be a submission that waits in the broker, for a worker that has not started yet.
+        now = await patiently(partial(jobs.cancel, job_id, None, remember=REMEMBERED))
         if now is None:
             unknown.append(job_id)
             continue
         log.info("job_revoked", job_id=job_id, state=now)
         if now == State.RUNNING:
             lease.parts.runner.stop(job_id)
-    return unknown
+    if unknown:
+        await others(unknown)

@@ -76,7 +76,7 @@ class Lifecycle(bootsteps.StartStopStep):
         # The watchdog acts at half a lease at the latest.
         pool.look = min(pool.look, settings.jobs.lease.total_seconds() / 16)
         # Workers would ask each other for a second, at each start, what was revoked, and go on listening to each other.
-        # Which jobs were revoked the store knows.
+        # What was revoked the store knows.
         worker.options |= {"without_mingle": True, "without_gossip": True}
         registered = time.monotonic()
 

@@ -79,9 +79,6 @@ class Intake:
         )
         return await patiently(lambda: self._jobs.submit(job), unless=(StoreFull,))
 
-    async def cancel(self, job_id: str) -> None:
-        await patiently(lambda: self._jobs.cancel(job_id, None))
-
     async def _before(self, request: Submission, previous: Any) -> list[tuple[str, str]]:
         """The result before this job as messages, where the request wants it; of a chord, one message a member."""
         if request.previous == "ignore" or previous is None:

@@ -1,7 +1,11 @@
 -- Cancel: a job that no worker runs ends at once; a running one is asked to stop. The first end wins.
--- a: id, tenant ("" for any), keep. Answers {"unknown"}, {"ended", state, bells} or {"asked", bells}.
+-- a: id, tenant ("" for any), remember (ms in which a submission through Celery is cancelled that comes after this; or null),
+-- keep. Answers {"unknown"}, {"ended", state, bells} or {"asked", bells}.
 local r, bells = read(a.id), {}
-if not r or r.newer or (a.tenant ~= '' and r.tenant ~= a.tenant) then return {'unknown'} end
+if not r or r.newer or (a.tenant ~= '' and r.tenant ~= a.tenant) then
+  if a.remember ~= cjson.null then call('SET', K.revoked(a.id), 1, 'PX', a.remember) end
+  return {'unknown'}
+end
 if r.place == 'running' then
   ask_to_stop(r, 'cancelled')
   return {'asked', bells}

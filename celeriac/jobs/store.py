@@ -224,14 +224,16 @@ class JobStore:
         await self._ringer.ring(bells)
         return Replayed(afresh == b"1", holder.decode() or None)
 
-    async def cancel(self, job_id: str, tenant: str | None) -> State | None:
+    async def cancel(self, job_id: str, tenant: str | None, *, remember: timedelta | None = None) -> State | None:
         """Stop the job. Answers the state that it is in now; None where there is no such job.
 
         A job that no worker runs is cancelled at once. A running one is asked to stop and answers within about a
         second; if it finishes first, it has finished. A job that had already ended stays as it is. tenant: None for
-        any.
+        any. remember: for so long a submission through Celery is cancelled as it comes, if there is no such job yet.
         """
-        said, *rest = await self._cancel(id=job_id, tenant=tenant or "", keep=self._keep)
+        said, *rest = await self._cancel(
+            id=job_id, tenant=tenant or "", remember=remember and _ms(remember), keep=self._keep
+        )
         if said == b"unknown":
             return None
         await self._ringer.ring(rest[-1])

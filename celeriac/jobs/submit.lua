@@ -50,5 +50,6 @@ if run_at then call('HSET', K.job(a.id), 'run_at', run_at) end
 if context then call('HSET', K.job(a.id), 'context', context) end
 local r = read(a.id)
 local resume_at = enter(r, context, holder, bells)
+if given('canvas') and call('EXISTS', K.revoked(a.id)) == 1 then stop_waiting(read(a.id), 'cancelled', bells) end
 sweep(3)
 return {'accepted', now, holder or '', resume_at or '', bells}
