@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from celeriac import keys
 from celeriac.connections import Redis
+from celeriac.jobs.model import ENDS
 
 #: What Celery and kombu keep in the same database, besides the lists of the queues.
 CELERYS: Final = re.compile(
@@ -18,6 +19,8 @@ CELERYS: Final = re.compile(
 
 #: These begin the lifetime of a key that is there only while something is going on.
 BUSY: Final = ("while it holds", "while it runs")
+#: And these count, or list, what goes on.
+GOING_ON: Final = frozenset({"busy", "untold", "dying", "full", "left", "quarantined"})
 #: Seconds after the end of its lease by which a worker is forgotten.
 LATE: Final = 5.0
 #: A lifetime that names a time.
@@ -71,7 +74,8 @@ def orphans(stored: Iterable[StoredKey], *, settled: bool) -> Iterator[tuple[str
             continue
         name, parts, lifetime = rule
         timed = key.seconds is not None
-        if settled and lifetime.startswith(BUSY):
+        unfinished = name == "jobs_in" and parts["state"] not in ENDS
+        if settled and (lifetime.startswith(BUSY) or name in GOING_ON or unfinished):
             yield key.key, f"is still there, with {key.size}"
         elif name in AGES_LATER:
             if settled and not timed and (name == "job" or not _holder(stored, parts)):

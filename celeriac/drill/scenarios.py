@@ -126,11 +126,12 @@ async def zombies(stage: Stage) -> None:
 
 
 async def _sleeps(stage: Stage, worker: Kept, seconds: float) -> None:
-    said = worker.log.count("lease_lost")
+    lost, back = worker.log.count("lease_lost"), worker.log.count("worker_registered")
     await stage.strike(worker, signal.SIGSTOP)
     await asyncio.sleep(seconds)
     worker.signal(signal.SIGCONT)
-    await stage.until(lambda: worker.log.count("lease_lost") > said, f"{worker.name} to hear that it lost its lease")
+    await stage.until(lambda: worker.log.count("lease_lost") > lost, f"{worker.name} to hear that it lost its lease")
+    await stage.until(lambda: worker.log.count("worker_registered") > back, f"{worker.name} to be back in the fleet")
 
 
 @scenario(
