@@ -439,16 +439,16 @@ async def test_limits_hold_for_suspects(queue: Queue, crash: Crash) -> None:
 
 
 async def test_one_job_that_kills_its_process_ends_dead_and_takes_nobody_along(queue: Queue) -> None:
-    """Among 200, half of which have made no step when they are taken away; within a few rounds."""
+    """Among 1,000, half of which have made no step when they are taken away; within a few rounds."""
     poison = (await queue.submit()).id
-    innocent = [(await queue.submit()).id for _ in range(200)]
+    innocent = [(await queue.submit()).id for _ in range(1000)]
     living: list[str] = []
     deaths = rounds = 0
-    while queue.redis.zcard("celeriac:jobs:default:succeeded") + queue.redis.zcard("celeriac:dead:default") < 201:
+    while queue.redis.zcard("celeriac:jobs:default:succeeded") + queue.redis.zcard("celeriac:dead:default") < 1001:
         rounds += 1
         assert rounds * 5 < 300, "it took more than minutes"
         while len(living) < 3:
-            living.append(await queue.worker(f"w{rounds}.{len(living)}", slots=40))
+            living.append(await queue.worker(f"w{rounds}.{len(living)}", slots=200))
         await queue.pass_time(5, *living)
         for name in list(living):
             quarantined = (await queue.beat(name)).quarantined
