@@ -206,6 +206,14 @@ class Runner:
                 pass
             log.warning("run_fenced", job_id=job_id, worker=claim.worker)
             return None
+        except Exception:
+            # Our own fault, and not the job's end. It is tried again, not for ever, and nobody is told anything.
+            log.exception("run_broken_off", job_id=job_id)
+            with contextlib.suppress(Fenced):
+                fate = await patiently(lambda: self._stores.jobs.break_off(claim))
+                self.writes += 1
+                (log.error if fate == "dead" else log.warning)("job_taken_away", job_id=job_id, fate=fate)
+            return None
         finally:
             if self._runs.get(job_id) is run:
                 del self._runs[job_id]

@@ -206,7 +206,7 @@ local function take_away(r, crowd, bells)
   if steps <= before then
     if alone then
       call('HSET', K.job(r.id), 'dead', 1, 'crashes', r.crashes + 1, 'error',
-        '["dead_letter","its worker died each time that it ran, at last while it ran alone"]')
+        '["dead_letter","each of its runs was broken off, at last one that had a process for itself"]')
       call('ZADD', K.dead(r.tenant), r.seq, r.id)
       end_job(r, 'failed', bells)
       return 'dead'

@@ -133,6 +133,7 @@ class JobStore:
         self._finish = scripts.load(HERE / "finish.lua", ALWAYS, durable=True)
         self._park = scripts.load(HERE / "park.lua", ALWAYS)
         self._give_back = scripts.load(HERE / "give_back.lua", ALWAYS)
+        self._break_off = scripts.load(HERE / "break_off.lua", ALWAYS)
         self._cancel = scripts.load(HERE / "cancel.lua", ALWAYS)
         self._told = scripts.load(HERE / "told.lua", ALWAYS)
         self._get = scripts.load(HERE / "get.lua", READ)
@@ -393,6 +394,18 @@ class JobStore:
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
         await self._ringer.ring(rest[0])
+
+    async def break_off(self, claim: Claim) -> str:
+        """A fault of ours ended the run. Answers what became of the job: "ready", "dead", "cancelled" or "expired".
+
+        Raises Fenced where this run no longer holds it, as after its own repetition.
+        """
+        said, *rest = await self._break_off(id=claim.id, worker=claim.worker, nonce=claim.nonce, keep=self._keep)
+        if said == b"fenced":
+            raise Fenced("this run no longer holds the job")
+        await self._ringer.ring(rest[1])
+        fate: str = rest[0].decode()
+        return fate
 
     async def told(self, job_id: str, replays: int) -> None:
         """Celery knows how this life of the job ended. Twice is as good as once."""

@@ -87,6 +87,27 @@ async def test_a_finish_whose_answers_are_lost_is_sent_until_one_arrives(runs: S
     assert (len(model.requests), await one.run(id)) == (1, None)
 
 
+async def test_an_end_that_cannot_be_written_counts_as_a_crash(runs: Stores, valkey: Valkey) -> None:
+    """Nobody is told anything, and the job is tried again; not for ever, since each time it may buy the same answer."""
+    turns, redis = "celeriac:turns:default:trip", valkey.client()
+
+    def spoils(_: ModelRequest) -> str:
+        redis.set(turns, "no list")
+        return "Paris"
+
+    model = Scripted(spoils, "Rome")
+    id, one = await submitted(runs), runner(runs, model)
+    assert await one.run(id) is None
+    job = await runs.jobs.get(id, "default")
+    assert job is not None
+    assert (job.state, job.crashes, [call.stands for call in job.calls]) == (State.QUEUED, 1, ["settled"])
+    assert redis.hget("celeriac:worker:w1", "running") == "0"
+    redis.delete(turns)
+    summary = await one.run(id)
+    assert summary is not None
+    assert summary.state == State.SUCCEEDED
+
+
 async def test_a_run_that_is_stopped_and_then_loses_its_job_says_nothing(
     runs: Stores, proxy: Proxy, valkey: Valkey
 ) -> None:
