@@ -2,8 +2,12 @@
 -- meet the same fault, and buy the same answer, for ever. a: id, worker, nonce, keep. Answers {"done", what became of it, bells}
 -- or {"fenced"}.
 local r, bells = read(a.id), {}
-if fence(r, 'break_off', a.worker, a.nonce) ~= 'mine' then return {'fenced'} end
+local mine = fence(r, 'break_off', a.worker, a.nonce)
+if mine == 'fenced' then return {'fenced'} end
+if mine == 'again' then return {'done', (get(a.id, 'release_answer')), bells} end
+
 local group = call('HGET', K.worker(a.worker), 'queues') or r.queue
 local fate = take_away(r, 1, bells)
+call('HSET', K.job(a.id), 'released', 'break_off ' .. a.worker .. ' ' .. a.nonce, 'release_answer', fate)
 dispatch_for(group, 1 + MARGIN, bells)
 return {'done', fate, bells}

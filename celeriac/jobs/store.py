@@ -398,7 +398,7 @@ class JobStore:
     async def break_off(self, claim: Claim) -> str:
         """A fault of ours ended the run. Answers what became of the job: "ready", "dead", "cancelled" or "expired".
 
-        Raises Fenced where this run no longer holds it, as after its own repetition.
+        Raises Fenced where this run no longer holds it.
         """
         said, *rest = await self._break_off(id=claim.id, worker=claim.worker, nonce=claim.nonce, keep=self._keep)
         if said == b"fenced":

@@ -56,7 +56,7 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     """A day in the life of a store, in which every answer is lost once."""
     await queue.worker()
     await queue.worker("w2", limits={"t:b": 2})
-    jobs = [await queue.submit(context_id="c" if i < 3 else None, idempotency_key=f"k{i}") for i in range(8)]
+    jobs = [await queue.submit(context_id="c" if i < 3 else None, idempotency_key=f"k{i}") for i in range(9)]
     assert [job.waits_for for job in jobs[1:3]] == [jobs[0].id] * 2
     claims = {job.id: await queue.claim(job) for job in [jobs[0], *jobs[3:]]}
     run = claims[jobs[0].id]
@@ -78,6 +78,8 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     assert replayed.fresh is False
     await queue.fleet.disown("w1", jobs[7].id)
     assert await queue.state(jobs[7]) == State.QUEUED
+    assert await queue.jobs.break_off(claims[jobs[8].id]) == "ready"
+    assert (await queue.job(jobs[8].id)).crashes == 1
     kept = await queue.claim(jobs[2])
     await queue.worker("w3")
     assert await queue.fleet.adopt(kept, "w3") == "kept"
