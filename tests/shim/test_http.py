@@ -391,6 +391,25 @@ def test_with_keys_each_tenant_sees_its_own(valkey: Valkey) -> None:
         assert "key-of-" not in shim.output()
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Authorization": "bearer KEY"}, 200),
+        ({"Authorization": "Basic KEY"}, 401),
+        ({"Authorization": "Basic x", "X-API-Key": "KEY"}, 200),
+        ({"Authorization": "Bearer"}, 401),
+    ],
+)
+def test_a_key_counts_behind_bearer_or_in_a_header_of_its_own(
+    valkey: Valkey, headers: dict[str, str], status: int
+) -> None:
+    """However `Bearer` is written; behind another scheme it is none, and does not hide one that is sent properly."""
+    key = "key-of-acme-1234567"
+    with running(Shim(valkey.url, CELERIAC_SHIM__API_KEYS__ACME=key)) as shim:
+        sent = {name: value.replace("KEY", key) for name, value in headers.items()}
+        assert shim.http.get("/v1/jobs", headers=sent).status_code == status
+
+
 def test_browsers_of_named_origins_only_may_call(valkey: Valkey) -> None:
     """CORS comes from the settings; without them there is none."""
     with running(Shim(valkey.url, CELERIAC_SHIM__CORS_ORIGINS="https://app.example")) as shim:
