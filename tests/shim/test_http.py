@@ -88,6 +88,25 @@ def test_jobs_are_listed_by_state_and_page(shim: Shim, valkey: Valkey) -> None:
     assert ([job["id"] for job in rest["jobs"]], rest["cursor"]) == ([ids[1]], None)
 
 
+def test_jobs_are_listed_by_agent_and_page(shim: Shim) -> None:
+    """Those of no other, in any state or in one; of an agent without jobs there are none."""
+    ids = [shim.submit(agent=agent)["id"] for agent in ("assistant", "summariser", "assistant", "assistant")]
+
+    def listed(**asked: str | int) -> tuple[list[str], str | None]:
+        page = shim.http.get("/v1/jobs", params={"agent": "assistant", **asked}).json()
+        return [job["id"] for job in page["jobs"]], page["cursor"]
+
+    assert listed() == ([ids[3], ids[2], ids[0]], None)
+    first, cursor = listed(limit=2)
+    assert first == [ids[3], ids[2]]
+    assert cursor is not None
+    assert listed(limit=2, cursor=cursor) == ([ids[0]], None)
+    shim.http.post(f"/v1/jobs/{ids[2]}/cancel")
+    assert listed(state="cancelled") == ([ids[2]], None)
+    assert listed(agent="summariser") == ([ids[1]], None)
+    assert listed(agent="extractor") == ([], None)
+
+
 def test_a_conversation_is_read_and_forgotten(shim: Shim, valkey: Valkey) -> None:
     """GET shows its messages, DELETE leaves none."""
     finish(valkey, shim.submit(context_id="c-1")["id"], context=True)
