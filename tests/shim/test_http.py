@@ -298,6 +298,20 @@ def test_the_request_log_names_route_and_job_and_no_prompt(shim: Shim) -> None:
     assert "my-secret" not in shim.output()
 
 
+def test_the_request_log_names_the_conversation(shim: Shim) -> None:
+    """Of a job in it, of who reads it, and of who forgets it; a job without one names none."""
+    ids = [shim.http.request(method, path, json=body).headers["x-request-id"] for method, path, body in (
+        ("POST", "/v1/jobs", {"agent": "assistant", "input": "hi", "context_id": "talk-of-the-log"}),
+        ("GET", "/v1/contexts/talk-of-the-log", None),
+        ("DELETE", "/v1/contexts/talk-of-the-log", None),
+        ("POST", "/v1/jobs", {"agent": "assistant", "input": "hi"}),
+    )]  # fmt: skip
+    wait_until(lambda: ids[-1] in shim.output(), "the last request's log line")
+    lines = [line for id in ids for line in shim.output().splitlines() if id in line and "http_request" in line]
+    assert ["context_id=talk-of-the-log" in line for line in lines] == [True, True, True, False]
+    assert "context_id" not in lines[-1]
+
+
 def test_metrics_count_requests_by_route(shim: Shim) -> None:
     """Labels are routes, not paths: they stay few."""
     shim.http.get("/v1/jobs/some-id-of-a-job")
