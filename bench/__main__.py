@@ -1,4 +1,4 @@
-"""python -m bench: measure Celeriac beside plain Celery on this machine; seven minutes, loopback only.
+"""python -m bench: measure Celeriac beside plain Celery on this machine; nine minutes, loopback only.
 
 python -m bench             print the table
 python -m bench --write     and put it into docs/performance.md

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bench import servers, workers
@@ -108,7 +108,7 @@ def _idle(size: Size) -> Iterator[Row]:
         (workers.idle_celeriac(size.idle_jobs, 0.05), workers.idle_plain(size.idle_jobs, 0.05))
         for _ in range(size.rounds)
     ]
-    ours, plain = (min(of_one, key=lambda idle: idle.waited.p50) for of_one in zip(*rounds, strict=True))
+    ours, plain = (middle(of_one) for of_one in zip(*rounds, strict=True))
     p50 = ours.waited.p50
     what = "Submit to visible result less the provider's time, idle"
     yield Row(f"{what}: p50", "ms", p50, plain.waited.p50, "at most 15", p50 <= 15)
@@ -116,6 +116,11 @@ def _idle(size: Size) -> Iterator[Row]:
     mine = sum(count for who, count in ours.commands.items() if who != "celery")
     yield Row("Commands to Redis a job, our own", "", mine, None, "at most 6", mine <= 6)
     yield Row("Commands to Redis a job, Celery's", "", ours.commands.get("celery", 0), plain.commands["celery"])
+
+
+def middle(rounds: Sequence[workers.Idle]) -> workers.Idle:
+    """The round whose p50 is the middle one: of a wait, what is usual counts, not the luckiest."""
+    return sorted(rounds, key=lambda idle: idle.waited.p50)[len(rounds) // 2]
 
 
 def _at_rest(size: Size) -> Iterator[Row]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from bench.house import PATIENCE, Cost, House, until
 from bench.question import AGENT, INSTRUCTIONS, QUESTION
+from bench.servers import KEY
 from celeriac import keys
 from celeriac.jobs.model import NewJob
 from celeriac.jobs.store import new_id
@@ -204,7 +205,9 @@ def _idle(house: House, one: Callable[[], float], jobs: int) -> Idle:
 
 def idle_celeriac(jobs: int, delay: float) -> Idle:
     """One job after the other through the shim, with a long poll."""
-    with House(delay) as house, house.celeriac_worker(100), house.running(Shim(house.valkey.url)) as shim:
+    env = {"CELERIAC_ENV": "prod", "CELERIAC_SHIM__API_KEYS__BENCH": KEY}
+    with House(delay) as house, house.celeriac_worker(100), house.running(Shim(house.valkey.url, **env)) as shim:
+        shim.http.headers["X-API-Key"] = KEY
 
         def one() -> float:
             began = time.perf_counter()

@@ -5,7 +5,7 @@ Names are `CELERIAC_` plus the field in capitals; a field of a section is joined
 is as good as none. `.env.example` lists every name with its default.
 
 Durations are seconds (`15`, `0.5`), `HH:MM:SS` or ISO 8601 (`PT15S`). Lists are JSON or separated by commas. A mapping
-is JSON, `CELERIAC_SHIM__API_KEYS={"acme": "its key"}`, or an entry a variable, `CELERIAC_SHIM__API_KEYS__ACME=its key`:
+is JSON, `CELERIAC_SHIM__API_KEYS={"acme": "its-key"}`, or an entry a variable, `CELERIAC_SHIM__API_KEYS__ACME=its-key`:
 names are then in lower case, because the environment does not keep theirs.
 """
 
@@ -15,6 +15,7 @@ import contextlib
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -136,6 +137,8 @@ Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
 Limits = Annotated[dict[Name, Annotated[int, Field(gt=0)]], NoDecode, BeforeValidator(_json)]
 Secrets = Annotated[dict[Name, SecretStr], NoDecode, BeforeValidator(_json)]
 
+#: What every client sends in a header alike: of letters beyond ASCII some send UTF-8, some Latin-1, some nothing.
+SENDABLE = re.compile(r"[\x21-\x7e]*")
 #: In prod a shorter API key is refused: it can be guessed.
 SHORTEST_KEY = 16
 
@@ -307,6 +310,12 @@ class Settings(BaseSettings):
             yield "CELERIAC_SHIM__CORS_ORIGINS: is * while CELERIAC_SHIM__CORS_CREDENTIALS is on; name the origins"
         if len({key.get_secret_value() for key in self.shim.api_keys.values()}) < len(self.shim.api_keys):
             yield "CELERIAC_SHIM__API_KEYS: two tenants have the same key"
+        for tenant, key in self.shim.api_keys.items():
+            if not SENDABLE.fullmatch(key.get_secret_value()):
+                yield (
+                    f"CELERIAC_SHIM__API_KEYS: the key of {tenant} has white space, control characters or others than "
+                    "ASCII, which clients send in different ways or not at all; make one of visible ASCII characters"
+                )
         for queue in filter(is_reserved, self.worker.queues):
             yield f"CELERIAC_WORKER__QUEUES: {queue} is Celeriac's own; workers serve it by themselves"
 

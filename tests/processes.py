@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,14 +23,17 @@ ROOT = Path(__file__).parent.parent
 
 
 #: Below the ports that Linux gives to whoever asks for any (32768 and up), and for each process of the tests its own
-#: thousand: who is told a port of these is alone with it until its server listens.
-_FIRST = 20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw10").removeprefix("gw"))
-_ports = itertools.cycle(range(_FIRST, _FIRST + 1_000))
+#: thousand (less, where there are more than twelve of them): who is told a port of these is alone with it until its
+#: server listens. They are told from anywhere in it on, so that two runs on one machine seldom meet.
+_EACH = 12_000 // max(12, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")))
+_FIRST = 20_000 + _EACH * int(os.environ.get("PYTEST_XDIST_WORKER", "gw10").removeprefix("gw"))
+_begin = _FIRST + random.randrange(_EACH)  # noqa: S311  # no secret
+_ports = itertools.cycle([*range(_begin, _FIRST + _EACH), *range(_FIRST, _begin)])
 
 
 def free_port() -> int:
     """A port on which nobody listens, and which no other test is told."""
-    for port in itertools.islice(_ports, 1_000):
+    for port in itertools.islice(_ports, _EACH):
         with contextlib.suppress(OSError), socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", port))

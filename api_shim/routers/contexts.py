@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Request, Response
 from api_shim.auth import Tenant
 from api_shim.schemas import ContextOut, Problem, context_out
 from celeriac.errors import NotFound
+from celeriac.logs import bind
 from celeriac.settings import NAME
 from celeriac.stores import Stores
 
@@ -28,6 +29,7 @@ def _missing(context_id: str) -> NotFound:
 async def get(context_id: ContextId, request: Request, tenant: Tenant) -> Response:
     """The conversation so far."""
     stores: Stores = request.app.state.stores
+    bind(context_id=context_id)
     context = await stores.contexts.get(tenant, context_id)
     if context is None:
         raise _missing(context_id)
@@ -38,5 +40,6 @@ async def get(context_id: ContextId, request: Request, tenant: Tenant) -> Respon
 async def delete(context_id: ContextId, request: Request, tenant: Tenant) -> None:
     """Forget the conversation. A job that runs in it ends all the same and says that nothing was appended."""
     stores: Stores = request.app.state.stores
+    bind(context_id=context_id)
     if not await stores.contexts.delete(tenant, context_id):
         raise _missing(context_id)

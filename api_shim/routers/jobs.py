@@ -93,6 +93,8 @@ async def submit(
         raise Invalid(str(error), field="agent", remedy=error.remedy) from error
     job_id = new_id()
     bind(job_id=job_id, agent=agent.name)
+    if body.context_id is not None:
+        bind(context_id=body.context_id)
     accepted = await stores.jobs.submit(
         body.as_job(
             job_id,

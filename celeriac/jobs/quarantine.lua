@@ -12,6 +12,11 @@ local function suspects_in(group)
   return waiting, out
 end
 
+local function release(worker)
+  change_worker(worker, function() call('HDEL', K.worker(worker), 'quarantine', 'company') end)
+  call('SREM', K.quarantined(), worker)
+end
+
 local groups, in_quarantine = {}, {}
 for _, worker in ipairs(call('SMEMBERS', K.quarantined())) do in_quarantine[worker] = true end
 for _, worker in ipairs(call('ZRANGE', K.workers(), 0, -1)) do
@@ -22,16 +27,16 @@ for _, worker in ipairs(call('ZRANGE', K.workers(), 0, -1)) do
   local silent = heard and now - heard or 0
   if silent > math.max(SILENT, (tonumber(lease or '') or 0) / 10) then taking = '0' end
   if group then
-    local g = groups[group] or {all = 0, quarantined = 0, idlest = nil}
+    local g = groups[group] or {all = 0, quarantined = 0, spare = {}, idlest = nil}
     groups[group] = g
     if taking == '1' then g.all = g.all + 1 end
     if in_quarantine[worker] then
-      -- One that takes no bells is no place for suspects: another is needed.
-      if taking == '1' then g.quarantined = g.quarantined + 1 end
       if not g.waiting then g.waiting, g.out = suspects_in(group) end
-      if g.waiting + g.out == 0 and tonumber(suspects or 0) == 0 then
-        change_worker(worker, function() call('HDEL', K.worker(worker), 'quarantine', 'company') end)
-        call('SREM', K.quarantined(), worker)
+      local without = tonumber(suspects or 0) == 0
+      if g.waiting + g.out == 0 and without then release(worker)
+      elseif taking == '1' then -- one that takes no bells is no place for suspects: another is needed
+        g.quarantined = g.quarantined + 1
+        if without then g.spare[#g.spare + 1] = {name = worker, others = tonumber(running or '') or 0} end
       end
     elseif taking == '1' then
       local late, busy = silent > LATE, tonumber(running)
@@ -51,6 +56,9 @@ for group, g in pairs(groups) do
     change_worker(g.idlest, function() call('HSET', K.worker(g.idlest), 'quarantine', now) end)
     call('SADD', K.quarantined(), g.idlest)
   end
+  -- One that was silent is back, or fewer are wanted: first goes who would still have to wait for its other jobs to end.
+  table.sort(g.spare, function(a, b) return a.others > b.others or a.others == b.others and a.name < b.name end)
+  for i = 1, math.min(#g.spare, g.quarantined - wanted) do release(g.spare[i].name) end
   if g.waiting > 0 then
     for _, queue in ipairs(queues_of(group)) do dispatch_suspects(queue, bells) end
   end

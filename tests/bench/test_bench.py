@@ -7,8 +7,9 @@ from pathlib import Path
 
 from bench.__main__ import BEGIN, END, line, write
 from bench.house import allow_many_files
-from bench.rows import QUICK, Row, rows
+from bench.rows import QUICK, Row, middle, rows
 from bench.scripts import costs
+from bench.workers import Idle, Waited
 
 
 def test_every_row_is_measured():
@@ -45,6 +46,12 @@ def test_a_rate_is_better_when_it_is_more_and_a_cost_when_it_is_less():
     assert Row("jobs a second", "", 6.0, 3.0, rate=True).better == 2.0
     assert Row("CPU a job", "ms", 6.0, 3.0).better == 0.5
     assert Row("not measured there", "", 6.0).better is None
+
+
+def test_of_waits_the_middle_round_counts():
+    """Not the luckiest; with its own p95, whatever the others have."""
+    rounds = [Idle(Waited(p50, p95), {}) for p50, p95 in ((9.0, 30.0), (7.0, 50.0), (8.0, 40.0))]
+    assert middle(rounds).waited == Waited(8.0, 40.0)
 
 
 def test_the_page_is_written_between_its_markers(tmp_path: Path):

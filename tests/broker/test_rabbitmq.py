@@ -118,7 +118,7 @@ def test_messages_are_acknowledged_and_none_is_left(house: TwoServers) -> None:
 
 def test_a_worker_changes_its_queues_and_keeps_to_them(house: TwoServers) -> None:
     """What is sent to a queue that was dropped stays in RabbitMQ, over a restart too, until it is taken up again."""
-    worker = house.worker("-c", "2", app="tests.story.own_tasks", CELERIAC_ENV="prod", CELERIAC_SHIM__API_KEYS__A=KEY)
+    worker = house.worker("-c", "2", app="tests.fleet.own_tasks", CELERIAC_ENV="prod", CELERIAC_SHIM__API_KEYS__A=KEY)
 
     def said() -> list[str]:
         # Each once: RabbitMQ gives out again what was not acknowledged when it stopped.

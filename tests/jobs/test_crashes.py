@@ -370,6 +370,64 @@ async def test_a_quarantined_worker_that_says_nothing_is_replaced_before_its_lea
     await queue.claim(job, other)
 
 
+async def replaced(queue: Queue) -> tuple[str, str]:
+    """Who is in quarantine and says nothing, and who is there in its place; the first was heard again just now."""
+    names = {await queue.worker("w1"), await queue.worker("w2")}
+    await queue.pass_time(1, *names)
+    [silent] = queue.redis.smembers("celeriac:quarantined")
+    [other] = names - {silent}
+    queue.later(2500)
+    await queue.beat(other)
+    await queue.fleet.upkeep()
+    assert queue.redis.smembers("celeriac:quarantined") == names
+    await queue.beat(silent)
+    return silent, other
+
+
+async def test_of_two_in_quarantine_for_one_place_one_is_handed_back(queue: Queue, crash: Crash) -> None:
+    """The silent one is heard again while the suspect waits: everybody else's jobs are not to wait as well."""
+    job = await suspect(queue, crash)
+    await replaced(queue)
+    await queue.fleet.upkeep()
+    [stays] = queue.redis.smembers("celeriac:quarantined")
+    [back] = {"w1", "w2"} - {stays}
+    ordinary = await queue.submit()
+    assert queue.rung() == [ordinary.id]
+    await queue.claim(ordinary, back)
+    await queue.pass_time(2, "w1", "w2")
+    assert queue.redis.smembers("celeriac:quarantined") == {stays}
+    await queue.claim(job, stays)
+
+
+async def test_who_runs_others_still_is_handed_back_first(queue: Queue, crash: Crash) -> None:
+    """Suspects would wait for them."""
+    job = await suspect(queue, crash)
+    await queue.worker("w2")
+    before = [await queue.claim(await queue.submit(), "w2") for _ in range(2)]
+    silent, other = await replaced(queue)
+    assert (silent, other) == ("w1", "w2")
+    await queue.fleet.upkeep()
+    assert queue.redis.smembers("celeriac:quarantined") == {"w1"}
+    await queue.claim(job, "w1")
+    for claim in before:
+        await queue.finish(claim)
+
+
+async def test_who_runs_suspects_is_not_handed_back_before_they_end(queue: Queue, crash: Crash) -> None:
+    """They are to have a process of their own until then."""
+    jobs = [await queue.submit() for _ in range(3)]
+    await crash(*jobs)
+    await crash(*jobs)
+    silent, other = await replaced(queue)
+    claims = [await queue.claim(job, name) for job, name in zip(jobs, (silent, other), strict=False)]
+    await queue.fleet.upkeep()
+    assert queue.redis.smembers("celeriac:quarantined") == {silent, other}
+    await queue.finish(claims[1])
+    await queue.fleet.upkeep()
+    assert queue.redis.smembers("celeriac:quarantined") == {silent}
+    await queue.claim(jobs[2], silent)
+
+
 async def test_a_worker_whose_heartbeat_is_overdue_is_quarantined_only_where_no_other_is(
     queue: Queue, crash: Crash
 ) -> None:

@@ -88,6 +88,25 @@ def test_jobs_are_listed_by_state_and_page(shim: Shim, valkey: Valkey) -> None:
     assert ([job["id"] for job in rest["jobs"]], rest["cursor"]) == ([ids[1]], None)
 
 
+def test_jobs_are_listed_by_agent_and_page(shim: Shim) -> None:
+    """Those of no other, in any state or in one; of an agent without jobs there are none."""
+    ids = [shim.submit(agent=agent)["id"] for agent in ("assistant", "summariser", "assistant", "assistant")]
+
+    def listed(**asked: str | int) -> tuple[list[str], str | None]:
+        page = shim.http.get("/v1/jobs", params={"agent": "assistant", **asked}).json()
+        return [job["id"] for job in page["jobs"]], page["cursor"]
+
+    assert listed() == ([ids[3], ids[2], ids[0]], None)
+    first, cursor = listed(limit=2)
+    assert first == [ids[3], ids[2]]
+    assert cursor is not None
+    assert listed(limit=2, cursor=cursor) == ([ids[0]], None)
+    shim.http.post(f"/v1/jobs/{ids[2]}/cancel")
+    assert listed(state="cancelled") == ([ids[2]], None)
+    assert listed(agent="summariser") == ([ids[1]], None)
+    assert listed(agent="extractor") == ([], None)
+
+
 def test_a_conversation_is_read_and_forgotten(shim: Shim, valkey: Valkey) -> None:
     """GET shows its messages, DELETE leaves none."""
     finish(valkey, shim.submit(context_id="c-1")["id"], context=True)
@@ -279,6 +298,20 @@ def test_the_request_log_names_route_and_job_and_no_prompt(shim: Shim) -> None:
     assert "my-secret" not in shim.output()
 
 
+def test_the_request_log_names_the_conversation(shim: Shim) -> None:
+    """Of a job in it, of who reads it, and of who forgets it; a job without one names none."""
+    ids = [shim.http.request(method, path, json=body).headers["x-request-id"] for method, path, body in (
+        ("POST", "/v1/jobs", {"agent": "assistant", "input": "hi", "context_id": "talk-of-the-log"}),
+        ("GET", "/v1/contexts/talk-of-the-log", None),
+        ("DELETE", "/v1/contexts/talk-of-the-log", None),
+        ("POST", "/v1/jobs", {"agent": "assistant", "input": "hi"}),
+    )]  # fmt: skip
+    wait_until(lambda: ids[-1] in shim.output(), "the last request's log line")
+    lines = [line for id in ids for line in shim.output().splitlines() if id in line and "http_request" in line]
+    assert ["context_id=talk-of-the-log" in line for line in lines] == [True, True, True, False]
+    assert "context_id" not in lines[-1]
+
+
 def test_metrics_count_requests_by_route(shim: Shim) -> None:
     """Labels are routes, not paths: they stay few."""
     shim.http.get("/v1/jobs/some-id-of-a-job")
@@ -389,6 +422,25 @@ def test_with_keys_each_tenant_sees_its_own(valkey: Valkey) -> None:
         assert shim.http.get("/readyz").status_code == 200
         assert "tenant=acme" in shim.output()
         assert "key-of-" not in shim.output()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Authorization": "bearer KEY"}, 200),
+        ({"Authorization": "Basic KEY"}, 401),
+        ({"Authorization": "Basic x", "X-API-Key": "KEY"}, 200),
+        ({"Authorization": "Bearer"}, 401),
+    ],
+)
+def test_a_key_counts_behind_bearer_or_in_a_header_of_its_own(
+    valkey: Valkey, headers: dict[str, str], status: int
+) -> None:
+    """However `Bearer` is written; behind another scheme it is none, and does not hide one that is sent properly."""
+    key = "key-of-acme-1234567"
+    with running(Shim(valkey.url, CELERIAC_SHIM__API_KEYS__ACME=key)) as shim:
+        sent = {name: value.replace("KEY", key) for name, value in headers.items()}
+        assert shim.http.get("/v1/jobs", headers=sent).status_code == status
 
 
 def test_browsers_of_named_origins_only_may_call(valkey: Valkey) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -181,6 +182,15 @@ def test_two_tenants_cannot_share_a_key(monkeypatch: pytest.MonkeyPatch) -> None
     """Nobody could tell who pays."""
     monkeypatch.setenv("CELERIAC_SHIM__API_KEYS", '{"acme": "same", "other": "same"}')
     assert refusal() == ["CELERIAC_SHIM__API_KEYS: two tenants have the same key"]
+
+
+@pytest.mark.parametrize("wrong", ["ключ", "s\u00e9cret", "two words", "tab\tbed", "ending\n", "nothing\x00", "\x7f"])
+def test_a_key_that_not_every_client_can_send_is_refused(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, by its tenant; not at each request, and to some clients only. The key is not repeated."""
+    monkeypatch.setenv("CELERIAC_SHIM__API_KEYS", json.dumps({"acme": f"s3cret-{wrong}-0123456789", "b": "!~"}))
+    [line] = refusal()
+    assert line.startswith("CELERIAC_SHIM__API_KEYS: the key of acme has ")
+    assert "s3cret" not in line
 
 
 GOOD_KEYS = '{"acme": "0123456789abcdef"}'

@@ -20,7 +20,7 @@ from tests.conftest import Valkey
 from tests.processes import ROOT, Process, Worker, free_port, wait_until
 from tests.story.conftest import House
 
-OWN_TASKS = "tests.story.own_tasks"
+OWN_TASKS = "tests.fleet.own_tasks"
 #: Short, so that the stories are, and long enough for one heartbeat a second on a busy machine.
 LEASE = 3.0
 #: What a blocking pop of Celery's waits for at most.
