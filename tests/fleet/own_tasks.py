@@ -24,13 +24,15 @@ def _ready(sender: Any, **_: Any) -> None:
 
 
 class SlowStart(bootsteps.Step):
-    """Lets SLOW_START seconds pass before the worker registers."""
+    """Lets SLOW_START seconds pass before the worker registers, and half of them between that and its first messages."""
 
     requires = ("worker.lifecycle:Lifecycle",)
 
     def create(self, worker: Any) -> None:
         if seconds := os.environ.get("SLOW_START"):
-            worker.pool.on_loop_start.insert(0, lambda pool: asyncio.sleep(float(seconds)))
+            hooks = worker.pool.on_loop_start
+            hooks.insert(0, lambda pool: asyncio.sleep(float(seconds)))
+            hooks.append(lambda pool: asyncio.sleep(float(seconds) / 2))
 
 
 app.steps["worker"].add(SlowStart)
