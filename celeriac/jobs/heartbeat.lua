@@ -21,5 +21,7 @@ for _, id in ipairs(call('SMEMBERS', K.stops(a.worker))) do
   stops[#stops + 1] = id
   stops[#stops + 1] = get(id, 'stop') or 'cancelled'
 end
-return {'alive', call('SET', K.upkeep(), a.worker, 'NX', 'PX', 900) and 1 or 0, beats, quarantine and 1 or 0, stops,
+local upkeep = not stands(K.upkeep(), 900)
+if upkeep then call('SET', K.upkeep(), a.worker, 'PX', 900) end
+return {'alive', upkeep and 1 or 0, beats, quarantine and 1 or 0, stops,
   a.list and call('SMEMBERS', K.held(a.worker)) or {}, tonumber(call('HGET', K.worker(a.worker), 'writes') or 0)}

@@ -8,6 +8,13 @@ local PASSED_BY = 100       -- jobs of a newer release that one dispatch looks p
 local COMPANY = {[2] = 32, [3] = 4, [4] = 1} -- crashes -> how many suspects one process may hold at once
 local KEPT_BROKEN = 1000
 
+-- Whether a key that is set for so many ms is there. Redis keeps the time of day at which it goes: where its clock went
+-- back, one that is longer in going than it may be would stay for all of that, and counts as gone.
+local function stands(key, ms)
+  local left = call('PTTL', key)
+  return left >= 0 and left <= ms
+end
+
 local function get(id, ...) return unpack(call('HMGET', K.job(id), ...)) end
 
 -- What every move needs to know of a job; nil where the record is missing or makes no sense. `newer` where it stands in a

@@ -83,7 +83,8 @@ if call('DEL', K.miscounted()) == 1 then
   call('DEL', K.recount())
 end
 
-if call('SET', K.recount(), '1', 'NX', 'PX', a.lease) then
+if not stands(K.recount(), a.lease) then
+  call('SET', K.recount(), '1', 'PX', a.lease)
   local totals = {}
   for _, worker in ipairs(call('ZRANGE', K.workers(), 0, -1)) do
     local group, free = offer(worker)
