@@ -27,12 +27,20 @@ local function ring_to_tell(r, bells)
   ring(r.id, queue, bells)
 end
 
+local function is_to_tell(r) return r and r.place == 'ended' end
+
+-- The record is missing or makes no sense: nobody is rung for it again.
+local function cannot_tell(id)
+  call('ZREM', K.untold(), id)
+  if call('EXISTS', K.job(id)) == 1 then set_aside(id, 'untold') end
+end
+
 -- The oldest end that nobody rang for yet, or whose bell was not answered.
 local function ring_next_untold(bells)
   if in_telling() >= TELL_BELLS then return end
-  each_due(K.untold(), 1, function(_, r)
-    if r and r.place == 'ended' then ring_to_tell(r, bells) end
-    return 'stop'
+  each_due(K.untold(), 10, function(id, r)
+    if is_to_tell(r) and try(id, 'untold', function() ring_to_tell(r, bells) end) then return 'stop' end
+    cannot_tell(id)
   end)
 end
 

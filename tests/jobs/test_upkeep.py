@@ -24,6 +24,7 @@ SPOILT: dict[str, Spoil] = {
     "calls": lambda queue, id: queue.redis.set(f"celeriac:calls:{id}", "x"),
     "call": lambda queue, id: queue.redis.hset(f"celeriac:calls:{id}", "c1", "open nonsense"),
     "rings": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "rings", "x"),
+    "tellings": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "tellings", "x"),
 }
 #: Place -> what breaks there.
 BREAKS = {
@@ -33,16 +34,22 @@ BREAKS = {
     "rung": ("place", "no tenant", "crashes", "type", "rings"),
     "ready": ("place", "no tenant", "crashes", "type"),
     "suspects": ("place", "no tenant", "crashes", "type"),
+    "untold": ("place", "no tenant", "crashes", "type", "tellings"),
+    "stops": ("place", "no tenant", "crashes", "type"),
 }
 
 
 async def five_jobs(queue: Queue, place: str) -> list[str]:
     """In this place, and their bells gone."""
-    facts = {"expires_in": timedelta(seconds=10)} if place == "deadlines" else {}
-    ids = [(await queue.submit(**facts)).id for _ in range(5)]
+    facts = {"deadlines": {"expires_in": timedelta(seconds=10)}, "untold": {"ignore_result": False}}
+    ids = [(await queue.submit(**facts.get(place, {}))).id for _ in range(5)]
     for id in ids:
-        if place == "held":
+        if place in {"held", "stops"}:
             await queue.claim(id)
+        if place in {"stops", "untold"}:
+            await queue.jobs.cancel(id, None)
+        if place == "untold":  # there were too many to ring for at once
+            queue.redis.hdel(f"celeriac:job:{id}", "tell_rings")
         elif place == "parked":
             await queue.jobs.park(await queue.claim(id), "retry", timedelta(seconds=10))
         elif place == "suspects":
@@ -71,6 +78,10 @@ async def test_a_broken_record_is_set_aside_while_the_page_goes_on(
     await queue.pass_time(20, *(["w2"] if place == "held" else ["w1", "w2"]))
     if place == "deadlines":
         assert {await queue.state(id) for id in others} == {State.EXPIRED}
+    elif place == "stops":
+        assert sorted((await queue.beat()).stop) == others
+        await queue.fleet.disown("w1", broken)
+        await queue.fleet.upkeep()
     else:
         assert sorted(queue.rung("celeriac.suspects" if place == "suspects" else "celeriac")) == others
     entries = queue.redis.zrange("celeriac:broken", 0, -1)
@@ -78,7 +89,7 @@ async def test_a_broken_record_is_set_aside_while_the_page_goes_on(
     assert f"{broken} in {place}" in entries
     assert capsys.readouterr().out.count("record_set_aside") == len(entries)
     for name in queue.redis.scan_iter("celeriac:*"):
-        if name.split(":")[1] in {"held", "stops", "parked", "deadlines", "rung", "ready", "suspects"}:
+        if name.split(":")[1] in BREAKS:
             found = (
                 queue.redis.smembers(name) if ":held:" in name or ":stops:" in name else queue.redis.zrange(name, 0, -1)
             )
@@ -113,13 +124,15 @@ async def test_a_record_of_a_newer_release_stays_where_it_is(
     await queue.pass_time(20, *(["w2"] if place == "held" else ["w1", "w2"]))
     if place == "deadlines":
         assert {await queue.state(id) for id in others} == {State.EXPIRED}
+    elif place == "stops":
+        assert sorted((await queue.beat()).stop) == ids
     else:
         assert set(queue.rung("celeriac.suspects" if place == "suspects" else "celeriac")) == set(others)
     assert queue.record(newer) == record
     assert not queue.redis.exists("celeriac:broken")
     assert "record_set_aside" not in capsys.readouterr().out
-    if place == "held":
-        assert queue.redis.smembers("celeriac:held:w1") == {newer}
+    if place in {"held", "stops"}:
+        assert newer in queue.redis.smembers(f"celeriac:{place}:w1")
     else:
         index = {
             "ready": "ready:celeriac:1:default",
