@@ -311,6 +311,8 @@ class Look:
         for where in lines:
             if not holders.get(where):
                 yield f"jobs wait for {where}, which nobody holds"
+        if (behind := {entry for entry, _ in self.one("behind", ())}) != {":".join(where) for where in lines}:
+            yield f"it is looked whether the holders of {behind} are there, and jobs wait for {set(lines)}"
         for key in [*contexts, *self.by["turns"]]:
             if key.ages == bool(holders.get(tuple(key.parts.values()))):
                 yield f"{key.name} {key.parts}: ages is {key.ages}"

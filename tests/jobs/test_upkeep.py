@@ -108,6 +108,79 @@ async def test_a_broken_record_does_not_hold_its_context_for_ever(queue: Queue, 
     assert queue.redis.zrange("celeriac:broken", 0, -1) == [f"{broken.id} in line"]
 
 
+GONE: dict[str, Spoil] = {
+    **{how: SPOILT[how] for how in ("place", "no tenant", "type")},
+    "gone": lambda queue, id: queue.redis.delete(f"celeriac:job:{id}"),
+    "ended": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "place", "ended"),
+}
+
+
+@pytest.mark.parametrize("how", GONE)
+async def test_a_context_does_not_wait_for_a_holder_that_is_no_more(queue: Queue, how: str) -> None:
+    """Within a minute the next in the line takes its turn, and after that the one behind it."""
+    queue.planted = True
+    await queue.worker()
+    holder, second, third = [await queue.submit(context_id="c") for _ in range(3)]
+    await queue.claim(holder)
+    GONE[how](queue, holder.id)
+    await queue.pass_time(60, "w1")
+    await queue.finish(await queue.claim(second), turn=TURN)
+    assert len((await queue.claim(third)).turns) == 1
+    assert (f"{holder.id} in context" in queue.redis.zrange("celeriac:broken", 0, -1)) == (how != "gone")
+    assert not queue.redis.exists("celeriac:behind")
+
+
+@pytest.mark.parametrize("how", GONE)
+async def test_a_new_job_does_not_wait_for_a_holder_that_is_no_more(queue: Queue, how: str) -> None:
+    """Nor is it refused for that one; who waited longer goes first."""
+    queue.planted = True
+    await queue.worker()
+    for context, waits in (("c", False), ("d", True)):
+        holder = await queue.submit(context_id=context)
+        second = await queue.submit(context_id=context) if waits else None
+        GONE[how](queue, holder.id)
+        new = await queue.submit(context_id=context, if_busy="wait" if waits else "reject")
+        assert new.waits_for == (second and second.id)
+        await queue.claim(second or new)
+
+
+async def test_a_retry_does_not_wait_for_a_holder_that_is_no_more(queue: Queue) -> None:
+    """It enters as a new job does."""
+    queue.planted = True
+    await queue.worker()
+    job = await queue.submit(context_id="c")
+    await queue.jobs.cancel(job.id, None)
+    GONE["gone"](queue, (await queue.submit(context_id="c")).id)
+    replayed = await queue.jobs.replay(job.id, "default")
+    assert replayed is not None
+    assert replayed.waits_for is None
+    await queue.claim(job)
+
+
+async def test_a_holder_that_is_still_to_come_back_keeps_its_context(queue: Queue) -> None:
+    """However long it is parked, or by whomever: the line behind it is looked at, and waits."""
+    await queue.worker()
+    holder, second = [await queue.submit(context_id="c") for _ in range(2)]
+    await queue.jobs.park(await queue.claim(holder), "retry", timedelta(hours=1))
+    await queue.pass_time(600, "w1")
+    queue.redis.hset(f"celeriac:job:{holder.id}", "place", "paused")
+    await queue.pass_time(600, "w1")
+    queue.redis.hset(f"celeriac:job:{holder.id}", "place", "parked")
+    assert (await queue.job(second)).waits_for == holder.id
+    assert (await queue.submit(context_id="c")).waits_for == holder.id
+
+
+async def test_a_clock_that_goes_back_does_not_put_off_the_look_at_a_holder(queue: Queue) -> None:
+    """It is due within a minute, whatever the clock said when the line began."""
+    queue.planted = True
+    await queue.worker()
+    holder, second = [await queue.submit(context_id="c") for _ in range(2)]
+    queue.redis.zadd("celeriac:behind", {"default:c": queue.now + 3_600_000})
+    GONE["gone"](queue, holder.id)
+    await queue.pass_time(70, "w1")
+    await queue.claim(second)
+
+
 @pytest.mark.parametrize("place", BREAKS)
 async def test_a_record_of_a_newer_release_stays_where_it_is(
     queue: Queue, place: str, capsys: pytest.CaptureFixture[str]
