@@ -108,6 +108,48 @@ async def test_a_broken_record_does_not_hold_its_context_for_ever(queue: Queue, 
     assert queue.redis.zrange("celeriac:broken", 0, -1) == [f"{broken.id} in line"]
 
 
+def of_type(key: str) -> Spoil:
+    return lambda queue, id: (queue.redis.delete(key.format(id)), queue.redis.set(key.format(id), "x"))
+
+
+#: What a run is given, and cannot be read.
+UNREADABLE: dict[str, Spoil] = {
+    **{
+        f"no {name}": lambda queue, id, name=name: queue.redis.hdel(f"celeriac:job:{id}", name)
+        for name in ("spec", "request_id", "retries", "attempts", "created")
+    },
+    **{
+        name: lambda queue, id, name=name: queue.redis.hset(f"celeriac:job:{id}", name, "many")
+        for name in ("retries", "attempts", "created", "steps", "read_version")
+    },
+    "request_id": lambda queue, id: queue.raw.hset(f"celeriac:job:{id}", "request_id", b"\xff"),
+    "journal": of_type("celeriac:journal:{}"),
+    "turns": of_type("celeriac:turns:default:c"),
+    "context": of_type("celeriac:context:default:c"),
+}
+
+
+@pytest.mark.parametrize("how", UNREADABLE)
+async def test_a_job_that_no_run_can_be_given_is_set_aside(queue: Queue, how: str) -> None:
+    """Nobody holds it or is rung for it again. Its slot is free, and the next job of its context takes its turn."""
+    queue.planted = True
+    await queue.worker(slots=1)
+    broken, second = [await queue.submit(context_id="c") for _ in range(2)]
+    UNREADABLE[how](queue, broken.id)
+    queue.redis.delete("celeriac")
+    assert await queue.try_claim(broken) is None
+    assert queue.rung() == ([second.id] if how != "context" else [])
+    assert not queue.redis.exists("celeriac:held:w1")
+    assert queue.redis.hget("celeriac:worker:w1", "running") == "0"
+    assert f"{broken.id} in {'held' if how == 'request_id' else 'rung'}" in queue.redis.zrange("celeriac:broken", 0, -1)
+    await queue.pass_time(90, "w1")
+    assert broken.id not in queue.rung()
+    if how not in {"turns", "context"}:
+        await queue.claim(second)
+        assert await queue.jobs.cancel(broken.id, None) == State.CANCELLED
+        assert queue.redis.hgetall("celeriac:busy") == {"t:default": "1", "a:assistant": "1"}
+
+
 GONE: dict[str, Spoil] = {
     **{how: SPOILT[how] for how in ("place", "no tenant", "type")},
     "gone": lambda queue, id: queue.redis.delete(f"celeriac:job:{id}"),
