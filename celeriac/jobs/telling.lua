@@ -19,21 +19,21 @@ end
 -- Ends that are rung for, or are being told.
 local function in_telling() return call('ZCOUNT', K.untold(), '(' .. now, '+inf') end
 
-local function ring_to_tell(r, bells)
-  local queue = queue_to_tell(r)
-  if not queue then return end
-  local rings = call('HINCRBY', K.job(r.id), 'tell_rings', 1)
-  call('ZADD', K.untold(), now + math.min(TELL_AGAIN, PATIENCE * 2 ^ (rings - 1)), r.id)
-  ring(r.id, queue, bells)
-end
-
-local function is_to_tell(r) return r and r.place == 'ended' end
-
 -- The record is missing or makes no sense: nobody is rung for it again.
 local function cannot_tell(id)
   call('ZREM', K.untold(), id)
   if call('EXISTS', K.job(id)) == 1 then set_aside(id, 'untold') end
 end
+
+local function ring_to_tell(r, bells)
+  local queue = queue_to_tell(r)
+  if not queue then return end
+  if not ring(r.id, queue, bells) then cannot_tell(r.id); return end
+  local rings = call('HINCRBY', K.job(r.id), 'tell_rings', 1)
+  call('ZADD', K.untold(), now + math.min(TELL_AGAIN, PATIENCE * 2 ^ (rings - 1)), r.id)
+end
+
+local function is_to_tell(r) return r and r.place == 'ended' end
 
 -- The oldest end that nobody rang for yet, or whose bell was not answered.
 local function ring_next_untold(bells)

@@ -40,8 +40,11 @@ local function ring_again(queue)
       if not try(id, 'rung', function()
         local rings = call('HINCRBY', K.job(id), 'rings', 1)
         call('ZADD', K.rung(queue), now + math.min(LONGEST_PATIENCE, PATIENCE * 2 ^ (rings - 1)), id)
-        ring(id, queue, bells)
-      end) then call('ZREM', K.rung(queue), id) end
+        assert(ring(id, queue, bells))
+      end) then
+        leave_place(r)
+        move(r, 'ready') -- and in no line
+      end
     else
       call('ZREM', K.rung(queue), id)
       if not r then miss(id, 'rung') end

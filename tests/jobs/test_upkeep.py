@@ -24,17 +24,22 @@ SPOILT: dict[str, Spoil] = {
     "calls": lambda queue, id: queue.redis.set(f"celeriac:calls:{id}", "x"),
     "call": lambda queue, id: queue.redis.hset(f"celeriac:calls:{id}", "c1", "open nonsense"),
     "rings": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "rings", "x"),
+    "canvas": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "canvas", "no JSON"),
+    "empty canvas": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "canvas", "null"),
+    "half a canvas": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "canvas", '{"ROOT": null}'),
+    "retries": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "retries", "many"),
     "tellings": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "tellings", "x"),
 }
+BELL = ("canvas", "empty canvas", "half a canvas", "retries")
 #: Place -> what breaks there.
 BREAKS = {
     "held": ("place", "no tenant", "crashes", "type", "calls", "call"),
     "parked": ("place", "no tenant", "crashes", "type"),
     "deadlines": ("place", "no tenant", "crashes", "type", "calls", "call"),
-    "rung": ("place", "no tenant", "crashes", "type", "rings"),
-    "ready": ("place", "no tenant", "crashes", "type"),
-    "suspects": ("place", "no tenant", "crashes", "type"),
-    "untold": ("place", "no tenant", "crashes", "type", "tellings"),
+    "rung": ("place", "no tenant", "crashes", "type", "rings", *BELL),
+    "ready": ("place", "no tenant", "crashes", "type", *BELL),
+    "suspects": ("place", "no tenant", "crashes", "type", *BELL),
+    "untold": ("place", "no tenant", "crashes", "type", "tellings", *BELL),
     "stops": ("place", "no tenant", "crashes", "type"),
 }
 
@@ -84,6 +89,8 @@ async def test_a_broken_record_is_set_aside_while_the_page_goes_on(
         await queue.fleet.upkeep()
     else:
         assert sorted(queue.rung("celeriac.suspects" if place == "suspects" else "celeriac")) == others
+    if place in {"ready", "rung"}:
+        assert queue.redis.hget("celeriac:busy", "t:default") == "4"
     entries = queue.redis.zrange("celeriac:broken", 0, -1)
     assert {entry.partition(" ")[0] for entry in entries} == {broken}
     assert f"{broken} in {place}" in entries
@@ -94,6 +101,31 @@ async def test_a_broken_record_is_set_aside_while_the_page_goes_on(
                 queue.redis.smembers(name) if ":held:" in name or ":stops:" in name else queue.redis.zrange(name, 0, -1)
             )
             assert broken not in found, name
+
+
+@pytest.mark.parametrize("how", BELL)
+async def test_a_job_that_no_bell_can_be_made_for_fails_nobody_else(queue: Queue, how: str) -> None:
+    """Whose turn to be rung for it was when another was submitted, or ended. It can still be cancelled."""
+    queue.planted = True
+    await queue.worker(slots=0)
+    broken = [(await queue.submit(ignore_result=False)).id for _ in range(2)]
+    for id in broken:
+        SPOILT[how](queue, id)
+    queue.slots["w1"] = 1
+    await queue.beat()
+    first = await queue.submit()
+    assert queue.rung() == [first.id]
+    claim = await queue.claim(first)
+    queue.redis.zadd("celeriac:ready:celeriac:1:default", {broken[0]: 1})
+    queue.redis.zadd("celeriac:rotation:celeriac:1", {"default": 1})
+    await queue.finish(claim)
+    assert await queue.state(first) == State.SUCCEEDED
+    assert await queue.jobs.cancel(broken[1], None) == State.CANCELLED
+    assert not queue.redis.exists("celeriac:busy")
+    assert queue.redis.zrange("celeriac:broken", 0, -1) == [
+        *(f"{id} in ready" for id in reversed(broken)),
+        f"{broken[1]} in untold",
+    ]
 
 
 @pytest.mark.parametrize("how", ["place", "type"])
