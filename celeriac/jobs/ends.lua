@@ -136,11 +136,22 @@ local function pass_on(tenant, context, id, bells)
   end
 end
 
--- Who holds the context. One that has ended, or whose record is missing or makes no sense, will never let go of it.
+-- Whether the job stands where its record says: nobody looks for one that was set aside. Of a place that a newer release
+-- knows it is believed.
+local function is_there(r)
+  if r.newer then return true end
+  if r.place == 'ready' then
+    return call('ZSCORE', level(r) and K.suspects(r.queue, level(r)) or K.ready(r.line, r.priority, r.tenant), r.id)
+  elseif r.place == 'rung' then return call('ZSCORE', K.rung(bell_queue(r)), r.id)
+  elseif r.place == 'running' then return r.worker and call('SISMEMBER', K.held(r.worker), r.id) == 1
+  elseif r.place == 'parked' then return call('ZSCORE', K.parked(), r.id) end
+end
+
+-- Who holds the context. One that is nowhere will never let go of it.
 local function holder_of(tenant, context, bells)
   local holder = context_holder(tenant, context)
   local r = holder and read(holder)
-  if not holder or r and r.place ~= 'ended' then return holder end
+  if not holder or r and is_there(r) then return holder end
   if call('EXISTS', K.job(holder)) == 1 then set_aside(holder, 'context') end
   pass_on(tenant, context, holder, bells)
   return context_holder(tenant, context)

@@ -218,6 +218,34 @@ async def test_a_new_job_does_not_wait_for_a_holder_that_is_no_more(queue: Queue
         await queue.claim(second or new)
 
 
+@pytest.mark.parametrize(
+    ("place", "index"),
+    [
+        ("ready", "ready:celeriac:1:default"),
+        ("suspects", "suspects:celeriac:2"),
+        ("rung", "rung:celeriac"),
+        ("running", "held:w1"),
+        ("parked", "parked"),
+    ],
+)
+async def test_a_context_does_not_wait_for_a_holder_that_was_set_aside(queue: Queue, place: str, index: str) -> None:
+    """It stands where nobody looks, whatever its record says."""
+    queue.planted = True
+    await queue.worker(slots=0 if place in {"ready", "suspects"} else 10)
+    holder = await queue.submit(context_id="c")
+    if place == "suspects":
+        queue.redis.hset(f"celeriac:job:{holder.id}", "crashes", 2)
+        queue.redis.zadd("celeriac:suspects:celeriac:2", {holder.id: 1})
+    if place in {"running", "parked"}:
+        claim = await queue.claim(holder)
+    if place == "parked":
+        await queue.jobs.park(claim, "retry", timedelta(hours=1))
+    second = await queue.submit(context_id="c")
+    assert second.waits_for == holder.id
+    queue.redis.delete(f"celeriac:{index}")
+    assert (await queue.submit(context_id="c")).waits_for == second.id
+
+
 async def test_a_retry_does_not_wait_for_a_holder_that_is_no_more(queue: Queue) -> None:
     """It enters as a new job does."""
     queue.planted = True
