@@ -30,7 +30,7 @@ STAY: Final = {
     "miscounted",
 }
 #: Keys that age, whatever they hold.
-AGE: Final = {"recount", "upkeep", "quiet", "room"}
+AGE: Final = {"recount", "upkeep", "quiet", "room", "deleted"}
 COMPANY: Final = {2: 32, 3: 4, 4: 1}
 #: Not the store's: the clock of these tests, and Celery's results, which age.
 OTHERS: Final = re.compile(r"test:.*|celery-task-meta-.*|_kombu\..*")
