@@ -127,7 +127,7 @@ local function pass_on(tenant, context, id, bells)
   end
   for _, newer in ipairs(passed_by) do context_wait(tenant, context, newer.id, newer.seq) end
   if following then
-    local later = tonumber(call('HGET', K.job(following.id), 'run_at') or 0)
+    local later = tonumber(call('HGET', K.job(following.id), 'run_at') or '') or 0
     if later > now then to_parked(following, 'scheduled', later)
     else
       to_ready(following)

@@ -283,6 +283,16 @@ async def test_a_clock_that_goes_back_does_not_put_off_the_look_at_a_holder(queu
     await queue.claim(second)
 
 
+async def test_a_time_that_makes_no_sense_does_not_fail_the_end_of_another_job(queue: Queue) -> None:
+    """Who follows in the context is ready at once."""
+    queue.planted = True
+    await queue.worker()
+    first, second = [await queue.submit(context_id="c") for _ in range(2)]
+    queue.redis.hset(f"celeriac:job:{second.id}", "run_at", "soon")
+    await queue.finish(await queue.claim(first), turn=TURN)
+    await queue.claim(second)
+
+
 @pytest.mark.parametrize("place", BREAKS)
 async def test_a_record_of_a_newer_release_stays_where_it_is(
     queue: Queue, place: str, capsys: pytest.CaptureFixture[str]
