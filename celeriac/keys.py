@@ -78,6 +78,8 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
         "contexts.ttl after its last job",
     ),
     "turns": ("turns:{tenant}:{context}", "list: one element a turn, oldest first", "contexts.ttl after its last job"),
+    "deleted": ("deleted:{tenant}:{context}", "string: the request that deleted the context last", "a minute"),
+    "behind": ("behind", "zset: contexts with a line, by when to look at its holder (ms)", "while it holds a context"),
     "line": ("line:{tenant}:{context}", "zset: jobs behind the holder, by submission number", "while it holds a job"),
 }
 

@@ -3,6 +3,7 @@ encoded and deleted."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,4 +58,4 @@ class ContextStore:
 
     async def delete(self, tenant: str, context_id: str) -> bool:
         """Forget the conversation. A job that runs in it ends and appends nothing. False: there was none."""
-        return bool(await self._delete(tenant=tenant, context=context_id))
+        return bool(await self._delete(tenant=tenant, context=context_id, request=secrets.token_hex(16)))

@@ -1,5 +1,7 @@
 -- A context is held by one job at a time, the others wait behind it in the order of their submission. Its turns are a list,
--- its version counts the changes. Nothing ages while a job holds it.
+-- its version counts the changes. Nothing ages while a job holds it. `behind` holds the contexts with a line, by when upkeep
+-- looks whether their holder is still there.
+local LOOK = 60000 -- ms between two of these looks at a context
 
 local function context_holder(tenant, context) return redis.call('HGET', K.context(tenant, context), 'holder') end
 
@@ -9,17 +11,25 @@ local function context_hold(tenant, context, id)
   redis.call('PERSIST', K.turns(tenant, context))
 end
 
-local function context_wait(tenant, context, id, seq) redis.call('ZADD', K.line(tenant, context), seq, id) end
+local function context_wait(tenant, context, id, seq)
+  redis.call('ZADD', K.line(tenant, context), seq, id)
+  redis.call('ZADD', K.behind(), 'NX', now + LOOK, tenant .. ':' .. context)
+end
+
+local function context_left(tenant, context)
+  if redis.call('EXISTS', K.line(tenant, context)) == 0 then redis.call('ZREM', K.behind(), tenant .. ':' .. context) end
+end
 
 -- The holder lets go. Answers the job that follows, which now holds the context; with none, the context begins to age.
 -- A job that only waited leaves the line.
 local function context_release(tenant, context, id, ttl)
   if context_holder(tenant, context) ~= id then
-    redis.call('ZREM', K.line(tenant, context), id)
+    if redis.call('ZREM', K.line(tenant, context), id) == 1 then context_left(tenant, context) end
     return nil
   end
   local following = redis.call('ZPOPMIN', K.line(tenant, context))[1]
   if following then
+    context_left(tenant, context)
     redis.call('HSET', K.context(tenant, context), 'holder', following)
     return following
   end

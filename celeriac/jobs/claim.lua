@@ -1,6 +1,8 @@
 -- Claim: a worker takes a job whose bell is out, whatever bell it came by. The same claim again gets the same answer.
--- a: id, worker, nonce, keep. Answers {"run", record (HGETALL), context version, turns, journal}, {"ended", record}
--- where this run is to tell Celery of the end, {"nothing", place, bells} or {"gone"}.
+-- What makes no sense is set aside: it would be claimed and handed back for ever.
+-- a: id, worker, nonce, spoilt (whether the caller made nothing of the answer), keep. Answers {"run", record (HGETALL),
+-- context version, turns, journal}, {"ended", record} where this run is to tell Celery of the end, {"nothing", place, bells}
+-- or {"gone"}.
 if not call('ZSCORE', K.workers(), a.worker) then return {'gone'} end
 local r, bells = read(a.id), {}
 if not r then return {'nothing', 'unknown', bells} end
@@ -8,13 +10,33 @@ if r.place == 'ended' and take_telling(a.id, a.nonce) then return {'ended', call
 local again = r.place == 'running' and r.worker == a.worker and r.nonce == a.nonce
 if not again and r.place ~= 'rung' then return {'nothing', r.place, bells} end
 
+-- All that the run is given, read before anything is written.
+local function look()
+  local retries, attempts, created, request_id, read_version, steps =
+    get(a.id, 'retries', 'attempts', 'created', 'request_id', 'read_version', 'steps')
+  for _, number in ipairs({retries, attempts, created, read_version or '0', steps or '0'}) do
+    assert(number and string.match(number, '^%d+$'), 'no number')
+  end
+  assert(request_id and call('HEXISTS', K.job(a.id), 'spec') == 1, 'no request')
+  local given = {version = 0, turns = {}, journal = call('LRANGE', K.journal(a.id), 0, -1)}
+  if r.context then
+    given.version = tonumber(call('HGET', K.context(r.tenant, r.context), 'version')) or 0
+    given.turns = call('LRANGE', K.turns(r.tenant, r.context), 0, -1)
+    -- Steps that were made go with the turns that they were made from: a context deleted since takes no turn of theirs.
+    given.known = read_version and (again or tonumber(steps or 0) > 0)
+    if given.known then given.version = tonumber(read_version) end
+  end
+  return given
+end
+local readable, given = pcall(look)
+
 if not again then
   if r.stop then
     stop_waiting(r, r.stop, bells)
     return {'nothing', r.stop, bells}
   end
   local deadline, excluded, unknown_since = get(a.id, 'deadline', 'excluded', 'unknown_since')
-  if deadline and tonumber(deadline) <= now then
+  if (tonumber(deadline or '') or math.huge) <= now then
     stop_waiting(r, 'expired', bells)
     return {'nothing', 'expired', bells}
   end
@@ -33,6 +55,17 @@ if not again then
     dispatch(r.queue, 1, bells)
     return {'nothing', waits and 'excluded' or 'given_up', bells, r.agent}
   end
+end
+if not readable or a.spoilt then
+  -- It stands in no line: what can still end it is its deadline, or who cancels it.
+  if again then let_go(r) else leave_place(r) end
+  move(r, 'ready')
+  set_aside(a.id, again and 'held' or 'rung')
+  if r.context then try(a.id, 'context', function() pass_on(r.tenant, r.context, a.id, bells) end) end
+  dispatch(r.queue, 1, bells)
+  return {'nothing', 'broken', bells}
+end
+if not again then
   leave_place(r)
   move(r, 'running')
   call('HSET', K.job(a.id), 'worker', a.worker, 'nonce', a.nonce, 'started', now)
@@ -40,13 +73,5 @@ if not again then
   r.worker = a.worker
   take_slot(r)
 end
-local version, turns = 0, {}
-if r.context then
-  version = tonumber(call('HGET', K.context(r.tenant, r.context), 'version')) or 0
-  turns = call('LRANGE', K.turns(r.tenant, r.context), 0, -1)
-  -- Steps that were made go with the turns that they were made from: a context deleted since takes no turn of theirs.
-  local was_read, steps = get(a.id, 'read_version', 'steps')
-  if was_read and (again or tonumber(steps or 0) > 0) then version = tonumber(was_read)
-  else call('HSET', K.job(a.id), 'read_version', version) end
-end
-return {'run', call('HGETALL', K.job(a.id)), version, turns, call('LRANGE', K.journal(a.id), 0, -1)}
+if r.context and not given.known then call('HSET', K.job(a.id), 'read_version', given.version) end
+return {'run', call('HGETALL', K.job(a.id)), given.version, given.turns, given.journal}

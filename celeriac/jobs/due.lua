@@ -1,5 +1,5 @@
 -- Due: parked jobs whose time has come are ready; jobs past their deadline expire, running ones are asked to stop. Where the
--- clock went back, parked jobs do not wait for the other one.
+-- clock went back, parked jobs do not wait for the other one. Contexts of holders that are no more go to the next in line.
 -- a: page, keep. Answers {1 if there is more, bells}.
 local bells, most = {}, a.page
 -- The clock went back: whose time lies further ahead than it was parked for has it from the other clock.
@@ -36,4 +36,16 @@ local more_late = each_due(K.deadlines(), most, function(id, r)
     end)
   elseif not r and call('EXISTS', K.job(id)) == 1 then set_aside(id, 'deadlines') end
 end)
+-- Contexts with a line behind a holder that is no more. A time that lies further ahead than it may is from another clock.
+for _, entry in ipairs(call('ZRANGEBYSCORE', K.behind(), '(' .. now + LOOK, '+inf', 'LIMIT', 0, most)) do
+  call('ZADD', K.behind(), 'LT', now + LOOK, entry)
+end
+for _, entry in ipairs(call('ZRANGEBYSCORE', K.behind(), '-inf', now, 'LIMIT', 0, most)) do
+  local tenant, context = string.match(entry, '^(.+):(.+)$')
+  call('ZADD', K.behind(), now + LOOK, entry)
+  if not try(entry, 'behind', function()
+    holder_of(tenant, context, bells)
+    context_left(tenant, context)
+  end) then call('ZREM', K.behind(), entry) end
+end
 return {(more_due or more_late or from) and 1 or 0, bells}

@@ -115,6 +115,48 @@ local function let_age(r, state)
   call('ZADD', K.retention(), now + ms, r.tenant .. '|' .. state .. '|' .. r.id)
 end
 
+-- The job lets go of its context, and the next one takes its turn.
+local function pass_on(tenant, context, id, bells)
+  local next_id = context_release(tenant, context, id, a.keep.context)
+  local following, passed_by = next_id and read(next_id), {}
+  -- Who makes no sense must not hold the context for ever, and who is a newer release's to start waits for that.
+  while next_id and not (following and following.place == 'behind') do
+    if following and following.newer then passed_by[#passed_by + 1] = following else set_aside(next_id, 'line') end
+    next_id = context_release(tenant, context, next_id, a.keep.context)
+    following = next_id and read(next_id)
+  end
+  for _, newer in ipairs(passed_by) do context_wait(tenant, context, newer.id, newer.seq) end
+  if following then
+    local later = tonumber(call('HGET', K.job(following.id), 'run_at') or '') or 0
+    if later > now then to_parked(following, 'scheduled', later)
+    else
+      to_ready(following)
+      dispatch(following.queue, 1, bells)
+    end
+  end
+end
+
+-- Whether the job stands where its record says: nobody looks for one that was set aside. Of a place that a newer release
+-- knows it is believed.
+local function is_there(r)
+  if r.newer then return true end
+  if r.place == 'ready' then
+    return call('ZSCORE', level(r) and K.suspects(r.queue, level(r)) or K.ready(r.line, r.priority, r.tenant), r.id)
+  elseif r.place == 'rung' then return call('ZSCORE', K.rung(bell_queue(r)), r.id)
+  elseif r.place == 'running' then return r.worker and call('SISMEMBER', K.held(r.worker), r.id) == 1
+  elseif r.place == 'parked' then return call('ZSCORE', K.parked(), r.id) end
+end
+
+-- Who holds the context. One that is nowhere will never let go of it.
+local function holder_of(tenant, context, bells)
+  local holder = context_holder(tenant, context)
+  local r = holder and read(holder)
+  if not holder or r and is_there(r) then return holder end
+  if call('EXISTS', K.job(holder)) == 1 then set_aside(holder, 'context') end
+  pass_on(tenant, context, holder, bells)
+  return context_holder(tenant, context)
+end
+
 -- The end of a job: told to whoever waits, kept for a while; the next job of its context takes its turn. run: the nonce of
 -- the run that brings it about, which tells Celery where that is to be told.
 local function end_job(r, state, bells, run)
@@ -124,25 +166,7 @@ local function end_job(r, state, bells, run)
   call('ZREM', K.deadlines(), r.id)
   doubt_open_calls(r.id)
   if get(r.id, 'tell') then leave_untold(r, run, bells) else let_age(r, state) end
-  if r.context then
-    local next_id = context_release(r.tenant, r.context, r.id, a.keep.context)
-    local following, passed_by = next_id and read(next_id), {}
-    -- Who makes no sense must not hold the context for ever, and who is a newer release's to start waits for that.
-    while next_id and not (following and following.place == 'behind') do
-      if following and following.newer then passed_by[#passed_by + 1] = following else set_aside(next_id, 'line') end
-      next_id = context_release(r.tenant, r.context, next_id, a.keep.context)
-      following = next_id and read(next_id)
-    end
-    for _, newer in ipairs(passed_by) do context_wait(r.tenant, r.context, newer.id, newer.seq) end
-    if following then
-      local later = tonumber(call('HGET', K.job(following.id), 'run_at') or 0)
-      if later > now then to_parked(following, 'scheduled', later)
-      else
-        to_ready(following)
-        dispatch(following.queue, 1, bells)
-      end
-    end
-  end
+  if r.context then pass_on(r.tenant, r.context, r.id, bells) end
   call('PUBLISH', K.ended(), r.id)
 end
 

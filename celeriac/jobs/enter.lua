@@ -3,7 +3,7 @@ local MOST_FULL = 0.9 -- of Redis's memory: from here on new work is refused, si
 
 -- Looked at once a second: it costs as much as a submission.
 local function no_room()
-  local room = call('GET', K.room())
+  local room = stands(K.room(), 1000) and call('GET', K.room())
   if not room then
     local memory = call('INFO', 'memory')
     local most = tonumber(string.match(memory, '\nmaxmemory:(%d+)'))

@@ -18,8 +18,16 @@ end
 if tonumber(unclaimed or 0) ~= a.unclaimed then call('HSET', K.worker(a.worker), 'unclaimed', a.unclaimed) end
 local stops = {}
 for _, id in ipairs(call('SMEMBERS', K.stops(a.worker))) do
+  local r = read(id)
+  -- A record that makes no sense must not make its worker deaf: its run can write nothing, and is told once to stop.
+  if not r then
+    call('SREM', K.stops(a.worker), id)
+    if call('EXISTS', K.job(id)) == 1 then set_aside(id, 'stops') end
+  end
   stops[#stops + 1] = id
-  stops[#stops + 1] = get(id, 'stop') or 'cancelled'
+  stops[#stops + 1] = r and r.stop or 'cancelled'
 end
-return {'alive', call('SET', K.upkeep(), a.worker, 'NX', 'PX', 900) and 1 or 0, beats, quarantine and 1 or 0, stops,
+local upkeep = not stands(K.upkeep(), 900)
+if upkeep then call('SET', K.upkeep(), a.worker, 'PX', 900) end
+return {'alive', upkeep and 1 or 0, beats, quarantine and 1 or 0, stops,
   a.list and call('SMEMBERS', K.held(a.worker)) or {}, tonumber(call('HGET', K.worker(a.worker), 'writes') or 0)}

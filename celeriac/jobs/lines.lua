@@ -8,6 +8,13 @@ local PASSED_BY = 100       -- jobs of a newer release that one dispatch looks p
 local COMPANY = {[2] = 32, [3] = 4, [4] = 1} -- crashes -> how many suspects one process may hold at once
 local KEPT_BROKEN = 1000
 
+-- Whether a key that is set for so many ms is there. Redis keeps the time of day at which it goes: where its clock went
+-- back, one that is longer in going than it may be would stay for all of that, and counts as gone.
+local function stands(key, ms)
+  local left = call('PTTL', key)
+  return left >= 0 and left <= ms
+end
+
 local function get(id, ...) return unpack(call('HMGET', K.job(id), ...)) end
 
 -- What every move needs to know of a job; nil where the record is missing or makes no sense. `newer` where it stands in a
@@ -257,26 +264,45 @@ end
 -- What Celery hangs on a job that came over HTTP: nothing. JSON inside a JSON text.
 local NO_CANVAS = [[{\"callbacks\": null, \"errbacks\": null, \"chain\": null, \"chord\": null}]]
 
--- One bell: Celery's own message pushed into the broker's list, where the broker is this Redis; else the caller publishes.
-local function ring(id, queue, bells)
-  local template = call('GET', K.bell(queue))
+-- What a bell says of its job; nil where the record makes no sense.
+local function bell_of(id)
   local retries, ignore, canvas = get(id, 'retries', 'ignore_result', 'canvas')
-  if template then
-    local fill = canvas and cjson.decode(canvas)
-      or {ROOT = '"' .. id .. '"', PARENT = 'null', GROUP = 'null', INDEX = 'null', EMBED = NO_CANVAS}
-    fill.JOB, fill.TAG = id, id .. '.' .. call('INCR', K.turn())
-    fill.RETRIES, fill.IGNORE = retries or '0', ignore or 'true'
-    call('LPUSH', queue, (string.gsub(template, '@(%u+)@', fill)))
-  else
-    bells[#bells + 1] = {queue, id, retries or '0', ignore or 'true', canvas or nil}
+  local fill = {ROOT = '"' .. id .. '"', PARENT = 'null', GROUP = 'null', INDEX = 'null', EMBED = NO_CANVAS}
+  if canvas then
+    local read, own = pcall(cjson.decode, canvas)
+    if not read or type(own) ~= 'table' then return nil end
+    for name in pairs(fill) do
+      if type(own[name]) ~= 'string' then return nil end
+      fill[name] = own[name]
+    end
   end
+  fill.JOB, fill.RETRIES, fill.IGNORE = id, retries or '0', ignore == 'false' and 'false' or 'true'
+  if not string.match(fill.RETRIES, '^%d+$') then return nil end
+  return fill, canvas or nil
 end
 
-local function ring_first(r, bells)
+-- One bell: Celery's own message pushed into the broker's list, where the broker is this Redis; else the caller publishes.
+-- False where the record makes no sense.
+local function ring(id, queue, bells)
+  local fill, canvas = bell_of(id)
+  if not fill then return false end
+  local template = call('GET', K.bell(queue))
+  if template then
+    fill.TAG = id .. '.' .. call('INCR', K.turn())
+    call('LPUSH', queue, (string.gsub(template, '@(%u+)@', fill)))
+  else
+    bells[#bells + 1] = {queue, id, fill.RETRIES, fill.IGNORE, canvas}
+  end
+  return true
+end
+
+-- Answers whether it was rung for; out of its line it is in any case.
+local function ring_first(r, where, bells)
+  if not ring(r.id, bell_queue(r), bells) then set_aside(r.id, where); return false end
   move(r, 'rung')
   call('HSET', K.job(r.id), 'rings', 1)
   call('ZADD', K.rung(bell_queue(r)), now + PATIENCE, r.id)
-  ring(r.id, bell_queue(r), bells)
+  return true
 end
 
 -- Bells for free slots only, at most `most`; collects in `bells` what the caller has to publish. Answers how many it rang.
@@ -288,8 +314,7 @@ local function dispatch(queue, most, bells)
     if not id then break end
     local r = read(id)
     if r and may(r, 'rung') then
-      ring_first(r, bells)
-      rung = rung + 1
+      if ring_first(r, 'ready', bells) then rung = rung + 1 end
     elseif not r then set_aside(id, 'ready')
     elseif r.newer then passed_by[#passed_by + 1] = r end
   end
@@ -352,8 +377,7 @@ local function dispatch_suspects(queue, bells)
           if not r then set_aside(id, 'suspects') end
         elseif not at_limit(r.tenant) and agent_room(r.agent) then
           call('ZREM', K.suspects(queue, lvl), id)
-          ring_first(r, bells)
-          left, rung = left - 1, rung + 1
+          if ring_first(r, 'suspects', bells) then left, rung = left - 1, rung + 1 end
         end
       end
       -- One level at a time: company is what the most suspect of them allows. The next where limits hold all of these.

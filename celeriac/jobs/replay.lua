@@ -13,7 +13,7 @@ if not REPLAYABLE[state] then return {'not', state} end
 local full = no_room()
 if full then return full end
 local bells, fresh = {}, a.fresh
-local holder = r.context and context_holder(r.tenant, r.context)
+local holder = r.context and holder_of(r.tenant, r.context, bells)
 if r.context and version then
   local is = call('HGET', K.context(r.tenant, r.context), 'version') or '0'
   -- Who goes before it will change the conversation.

@@ -297,7 +297,7 @@ class JobStore:
         nonce: random, made once for this run; the same claim again gets the same answer. Raises Fenced where the store
         does not know the worker any more.
         """
-        said, *rest = await self._claim(id=job_id, worker=worker, nonce=nonce, keep=self._keep)
+        said, *rest = await self._claim(id=job_id, worker=worker, nonce=nonce, spoilt=False, keep=self._keep)
         if said == b"gone":
             raise Fenced(f"the store does not know the worker {worker}")
         if said == b"nothing":
@@ -315,23 +315,29 @@ class JobStore:
             job = _job(job_id, b"", [record.get(name) for name in SHOWN])
             return Untold(job) if job is not None else None
         _, version, turns, journal = rest
-        return Claim(
-            id=job_id,
-            worker=worker,
-            nonce=nonce,
-            attempt=int(record["attempts"]),
-            tenant=record["tenant"].decode(),
-            agent=record["agent"].decode(),
-            context_id=_text(record.get("context")),
-            request_id=record["request_id"].decode(),
-            spec=record["spec"],
-            waited=(int(record["started"]) - int(record["created"])) / 1000,
-            retries=int(record["retries"]),
-            context_version=version,
-            turns=tuple(turns),
-            journal=tuple(journal),
-            record=record,
-        )
+        try:
+            return Claim(
+                id=job_id,
+                worker=worker,
+                nonce=nonce,
+                attempt=int(record["attempts"]),
+                tenant=record["tenant"].decode(),
+                agent=record["agent"].decode(),
+                context_id=_text(record.get("context")),
+                request_id=record["request_id"].decode(),
+                spec=record["spec"],
+                waited=(int(record["started"]) - int(record["created"])) / 1000,
+                retries=int(record["retries"]),
+                context_version=version,
+                turns=tuple(turns),
+                journal=tuple(journal),
+                record=record,
+            )
+        except (KeyError, ValueError):
+            # It is held: handed back it would be claimed again, and again. Upkeep raises the alarm.
+            _, *rest = await self._claim(id=job_id, worker=worker, nonce=nonce, spoilt=True, keep=self._keep)
+            await self._ringer.ring(rest[1])
+            return None
 
     async def finish(self, claim: Claim, ending: Ending) -> Ended:
         """End the run: all of it in one step, or nothing but the money of its last call.

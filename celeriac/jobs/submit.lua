@@ -25,13 +25,14 @@ if deadline and deadline <= now then return {'untimely', 'over'} end
 if deadline and deadline > now + YEAR then return {'untimely', 'deadline far'} end
 if run_at and run_at > now + YEAR then return {'untimely', 'run_at far'} end
 if run_at and deadline and run_at >= deadline then return {'untimely', 'late'} end
-local holder = context and context_holder(a.tenant, context)
+local bells = {}
+local holder = context and holder_of(a.tenant, context, bells)
 if holder and a.if_busy == 'reject' then return {'busy', holder} end
 
 local full = no_room()
 if full then return full end
 
-local seq, bells = call('INCR', K.seq()), {}
+local seq = call('INCR', K.seq())
 call('HSET', K.job(a.id), 'tenant', a.tenant, 'agent', a.agent, 'queue', a.queue, 'line', a.line, 'priority', a.priority,
   'seq', seq, 'created', now, 'attempts', 0, 'retries', 0, 'ignore_result', a.ignore_result and 'true' or 'false',
   'request_id', a.request_id, 'metadata', a.metadata, 'spec', ARGV[2], 'place', 'new')

@@ -7,12 +7,9 @@ for _, id in ipairs(call('ZRANGEBYSCORE', K.untold(), '(' .. now + TELL_AGAIN, '
   call('ZADD', K.untold(), 'LT', now + TELL_AGAIN, id)
 end
 local room = TELL_BELLS - in_telling()
-each_due(K.untold(), a.page, function(id, r)
+local function tell(id, r)
   local state, tried, rings = get(id, 'state', 'tellings', 'tell_rings')
-  if not r or r.place ~= 'ended' then
-    call('ZREM', K.untold(), id)
-    if call('EXISTS', K.job(id)) == 1 then set_aside(id, 'untold') end
-  elseif tonumber(tried or 0) >= TELL_TRIES then
+  if tonumber(tried or 0) >= TELL_TRIES then
     forget_untold(id)
     let_age(r, state)
     given_up[#given_up + 1] = id
@@ -24,5 +21,10 @@ each_due(K.untold(), a.page, function(id, r)
     else ring_to_tell(r, bells) end
     room = room - 1
   else return 'stays' end
+end
+each_due(K.untold(), a.page, function(id, r)
+  local said
+  if not is_to_tell(r) or not try(id, 'untold', function() said = tell(id, r) end) then cannot_tell(id) end
+  return said
 end)
 return {bells, given_up}

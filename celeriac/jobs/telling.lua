@@ -19,20 +19,28 @@ end
 -- Ends that are rung for, or are being told.
 local function in_telling() return call('ZCOUNT', K.untold(), '(' .. now, '+inf') end
 
+-- The record is missing or makes no sense: nobody is rung for it again.
+local function cannot_tell(id)
+  call('ZREM', K.untold(), id)
+  if call('EXISTS', K.job(id)) == 1 then set_aside(id, 'untold') end
+end
+
 local function ring_to_tell(r, bells)
   local queue = queue_to_tell(r)
   if not queue then return end
+  if not ring(r.id, queue, bells) then cannot_tell(r.id); return end
   local rings = call('HINCRBY', K.job(r.id), 'tell_rings', 1)
   call('ZADD', K.untold(), now + math.min(TELL_AGAIN, PATIENCE * 2 ^ (rings - 1)), r.id)
-  ring(r.id, queue, bells)
 end
+
+local function is_to_tell(r) return r and r.place == 'ended' end
 
 -- The oldest end that nobody rang for yet, or whose bell was not answered.
 local function ring_next_untold(bells)
   if in_telling() >= TELL_BELLS then return end
-  each_due(K.untold(), 1, function(_, r)
-    if r and r.place == 'ended' then ring_to_tell(r, bells) end
-    return 'stop'
+  each_due(K.untold(), 10, function(id, r)
+    if is_to_tell(r) and try(id, 'untold', function() ring_to_tell(r, bells) end) then return 'stop' end
+    cannot_tell(id)
   end)
 end
 

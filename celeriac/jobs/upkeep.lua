@@ -40,8 +40,11 @@ local function ring_again(queue)
       if not try(id, 'rung', function()
         local rings = call('HINCRBY', K.job(id), 'rings', 1)
         call('ZADD', K.rung(queue), now + math.min(LONGEST_PATIENCE, PATIENCE * 2 ^ (rings - 1)), id)
-        ring(id, queue, bells)
-      end) then call('ZREM', K.rung(queue), id) end
+        assert(ring(id, queue, bells))
+      end) then
+        leave_place(r)
+        move(r, 'ready') -- and in no line
+      end
     else
       call('ZREM', K.rung(queue), id)
       if not r then miss(id, 'rung') end
@@ -83,7 +86,8 @@ if call('DEL', K.miscounted()) == 1 then
   call('DEL', K.recount())
 end
 
-if call('SET', K.recount(), '1', 'NX', 'PX', a.lease) then
+if not stands(K.recount(), a.lease) then
+  call('SET', K.recount(), '1', 'PX', a.lease)
   local totals = {}
   for _, worker in ipairs(call('ZRANGE', K.workers(), 0, -1)) do
     local group, free = offer(worker)

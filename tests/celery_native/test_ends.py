@@ -218,11 +218,13 @@ async def test_a_bell_for_a_worker_that_the_store_gave_up_is_no_end(stores: Stor
 def test_a_fault_of_ours_is_no_end(town: Town) -> None:
     """Celery is told nothing, and the job is run again."""
     worker = town.worker(CELERIAC_JOBS__LEASE="5")
-    result = town.ask(run_at=str(datetime.now(UTC) + timedelta(seconds=2))).apply_async()
-    record, client = f"celeriac:job:{result.id}", town.valkey.client()
-    created = town.stored(result, "parked")["created"]
-    client.hset(record, "created", "no number")
+    town.scripted({"delay": 2})
+    result, client = town.ask().apply_async(), town.valkey.client()
+    calls = f"celeriac:calls:{result.id}"
+    wait_until(lambda: client.exists(calls), "the call to be booked")
+    client.rename(calls, "kept")
+    client.set(calls, "no hash")
     wait_until(lambda: "run_broken_off" in worker.output(), "the run to break off")
     assert town.state(result) == "PENDING"
-    client.hset(record, "created", created)
+    client.rename("kept", calls)
     assert get(result)["state"] == "succeeded"

@@ -24,7 +24,7 @@ def _ready(sender: Any, **_: Any) -> None:
 
 
 class SlowStart(bootsteps.Step):
-    """Lets SLOW_START seconds pass before the worker registers, and half of them between that and its first messages."""
+    """Lets SLOW_START seconds pass before the worker registers, and half of them before its first messages."""
 
     requires = ("worker.lifecycle:Lifecycle",)
 

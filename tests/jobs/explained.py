@@ -30,7 +30,7 @@ STAY: Final = {
     "miscounted",
 }
 #: Keys that age, whatever they hold.
-AGE: Final = {"recount", "upkeep", "quiet", "room", "revoked"}
+AGE: Final = {"recount", "upkeep", "quiet", "room", "revoked", "deleted"}
 COMPANY: Final = {2: 32, 3: 4, 4: 1}
 #: Not the store's: the clock of these tests, and Celery's results, which age.
 OTHERS: Final = re.compile(r"test:.*|celery-task-meta-.*|_kombu\..*")
@@ -311,6 +311,8 @@ class Look:
         for where in lines:
             if not holders.get(where):
                 yield f"jobs wait for {where}, which nobody holds"
+        if (behind := {entry for entry, _ in self.one("behind", ())}) != {":".join(where) for where in lines}:
+            yield f"it is looked whether the holders of {behind} are there, and jobs wait for {set(lines)}"
         for key in [*contexts, *self.by["turns"]]:
             if key.ages == bool(holders.get(tuple(key.parts.values()))):
                 yield f"{key.name} {key.parts}: ages is {key.ages}"

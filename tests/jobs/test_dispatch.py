@@ -183,7 +183,7 @@ async def test_a_pool_that_shrank_below_its_jobs_takes_no_room_from_the_others(q
 
 async def test_a_lost_bell_is_rung_again_for_any_group_that_has_slots(queue: Queue) -> None:
     """Another group that serves the same queue may be full, or only drain."""
-    queue.redis.set("celeriac:recount", "1", px=60_000)  # else the order of the groups is anyone's guess
+    queue.redis.set("celeriac:recount", "1", px=10_000)  # else the order of the groups is anyone's guess
     await queue.worker("full", slots=1)
     await queue.claim(await queue.submit(), "full")
     await queue.worker("w2", slots=1, queues=("celeriac", "slow"))

@@ -130,7 +130,7 @@ class Machine(RuleBasedStateMachine):
 
     def beat(self, process: Process, *, taking: bool = True) -> None:
         # Who does the upkeep depends on the real clock: here it is a step of its own.
-        self.redis.set("celeriac:upkeep", "nobody", px=60_000)
+        self.redis.set("celeriac:upkeep", "nobody", px=900)
         try:
             self.do(self.queue.fleet.heartbeat(process.name, process.slots, taking=taking))
         except Fenced:  # given up: it starts anew

@@ -47,6 +47,13 @@ async def test_a_full_redis_refuses_new_work_whole(queue: Queue) -> None:
     assert queue.everything() == before
 
 
+async def test_a_clock_that_goes_back_does_not_keep_a_store_full(queue: Queue) -> None:
+    """What is looked at once a second is not believed for the hour that the key would stay."""
+    queue.redis.set("celeriac:room", "0", px=3_600_000)
+    await queue.submit()
+    assert queue.redis.get("celeriac:room") == "1"
+
+
 @pytest.mark.usefixtures("full")
 async def test_a_redis_that_is_nearly_full_takes_no_new_job(queue: Queue) -> None:
     """From 90 % on: what runs needs the rest. What was taken before is said to be taken, and new calls are made."""

@@ -240,6 +240,15 @@ async def test_the_upkeep_goes_to_whoever_is_there_once_its_keeper_is_gone(queue
     assert queue.redis.get("celeriac:upkeep") == "w2"
 
 
+async def test_a_lock_that_outlives_its_clock_holds_nobody_up(queue: Queue) -> None:
+    """Redis keeps when it goes as a time of day: the clock went back, and nobody did the upkeep."""
+    await queue.worker("w1")
+    queue.redis.set("celeriac:upkeep", "w0", px=3_600_000)
+    assert (await queue.beat("w1")).upkeep
+    assert 0 < queue.redis.pttl("celeriac:upkeep") < 1000
+    assert not (await queue.beat("w1")).upkeep
+
+
 async def test_two_that_do_the_upkeep_at_once_do_no_harm(queue: Queue) -> None:
     """Each of its steps is a script that checks: a crash is counted once, a bell is rung once."""
     await queue.worker("dead", slots=50)

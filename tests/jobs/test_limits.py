@@ -150,6 +150,16 @@ async def test_a_limit_that_was_raised_lets_its_tenant_in_again(queue: Queue) ->
     assert len(queue.rung()) == 3
 
 
+async def test_a_clock_that_goes_back_does_not_put_off_the_counting(queue: Queue) -> None:
+    """The key that says when it was done last would stay for an hour."""
+    await queue.worker()
+    queue.redis.set("celeriac:recount", "1", px=3_600_000)
+    queue.redis.hset("celeriac:free", "celeriac", 0)
+    job = await queue.submit()
+    await queue.fleet.upkeep()
+    assert queue.rung() == [job.id]
+
+
 async def test_a_limit_that_was_taken_back_holds_nobody(queue: Queue) -> None:
     """What counts is what the worker says that registered last."""
     await queue.worker(limits={"t:default": 1})

@@ -43,7 +43,7 @@ def seen(queue: Queue) -> Iterator[set[str]]:
     """The scripts that were sent twice. At the end: all that change anything."""
     names: set[str] = set()
     every: set[str] = set()
-    for part in (queue.jobs, queue.fleet, queue.stores.journal):
+    for part in (queue.jobs, queue.fleet, queue.stores.journal, queue.stores.contexts):
         for name, script in list(vars(part).items()):
             if isinstance(script, Script):
                 every.add(name)
@@ -86,6 +86,8 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     kept.worker = "w3"
     assert await queue.stores.contexts.delete("default", "c") is True
     assert await queue.finish(kept, turn=TURN) is False
+    assert await queue.stores.contexts.delete("default", "c") is True
+    assert await queue.stores.contexts.get("default", "c") is None
     await queue.claim(bad.id, "w2")
     await queue.given_up("w1", "w3")
     assert (await queue.job(bad.id)).crashes == 1

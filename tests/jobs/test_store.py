@@ -388,11 +388,12 @@ class TestContexts:
         assert await queue.finish(await queue.claim(job), turn=TURN) is (steps == 0)
 
     async def test_an_idle_context_is_deleted_whole(self, queue: Queue) -> None:
-        """Nothing of it is left, and deleting it again says that there was none."""
+        """Nothing of it is left but, for a minute, that it was; deleting it again says that there was none."""
         await queue.worker()
         await queue.finish(await queue.claim(await queue.submit(context_id="c")), turn=TURN)
         assert await queue.stores.contexts.delete("default", "c") is True
-        assert queue.redis.keys("celeriac:*:default:c") == []
+        assert queue.redis.keys("celeriac:*:default:c") == ["celeriac:deleted:default:c"]
+        assert 0 < queue.redis.pttl("celeriac:deleted:default:c") <= 60_000
         assert await queue.stores.contexts.delete("default", "c") is False
 
     async def test_a_context_ages_from_the_end_of_its_last_job(self, queue: Queue) -> None:

@@ -255,6 +255,18 @@ async def test_a_record_does_not_age_before_its_end_was_told(queue: Queue) -> No
     assert queue.redis.zcard("celeriac:retention") == 1
 
 
+async def test_a_broken_record_does_not_keep_the_next_end_from_being_told(queue: Queue) -> None:
+    """Whoever has told of one end rings for the oldest that makes sense."""
+    queue.planted = True
+    broken, first, second = [await cancelled(queue) for _ in range(3)]
+    await queue.worker()
+    queue.redis.delete(f"celeriac:job:{broken.id}")
+    queue.redis.set(f"celeriac:job:{broken.id}", "x")
+    await queue.jobs.told(first.id, 0)
+    assert rung(queue) == [second.id]
+    assert queue.redis.zrange("celeriac:broken", 0, -1) == [f"{broken.id} in untold"]
+
+
 async def test_a_retry_takes_back_what_was_not_told(queue: Queue) -> None:
     """And who tells of the former end a moment too late does not stand for the next one."""
     await queue.worker()

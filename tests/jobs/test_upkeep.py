@@ -24,25 +24,37 @@ SPOILT: dict[str, Spoil] = {
     "calls": lambda queue, id: queue.redis.set(f"celeriac:calls:{id}", "x"),
     "call": lambda queue, id: queue.redis.hset(f"celeriac:calls:{id}", "c1", "open nonsense"),
     "rings": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "rings", "x"),
+    "canvas": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "canvas", "no JSON"),
+    "empty canvas": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "canvas", "null"),
+    "half a canvas": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "canvas", '{"ROOT": null}'),
+    "retries": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "retries", "many"),
+    "tellings": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "tellings", "x"),
 }
+BELL = ("canvas", "empty canvas", "half a canvas", "retries")
 #: Place -> what breaks there.
 BREAKS = {
     "held": ("place", "no tenant", "crashes", "type", "calls", "call"),
     "parked": ("place", "no tenant", "crashes", "type"),
     "deadlines": ("place", "no tenant", "crashes", "type", "calls", "call"),
-    "rung": ("place", "no tenant", "crashes", "type", "rings"),
-    "ready": ("place", "no tenant", "crashes", "type"),
-    "suspects": ("place", "no tenant", "crashes", "type"),
+    "rung": ("place", "no tenant", "crashes", "type", "rings", *BELL),
+    "ready": ("place", "no tenant", "crashes", "type", *BELL),
+    "suspects": ("place", "no tenant", "crashes", "type", *BELL),
+    "untold": ("place", "no tenant", "crashes", "type", "tellings", *BELL),
+    "stops": ("place", "no tenant", "crashes", "type"),
 }
 
 
 async def five_jobs(queue: Queue, place: str) -> list[str]:
     """In this place, and their bells gone."""
-    facts = {"expires_in": timedelta(seconds=10)} if place == "deadlines" else {}
-    ids = [(await queue.submit(**facts)).id for _ in range(5)]
+    facts = {"deadlines": {"expires_in": timedelta(seconds=10)}, "untold": {"ignore_result": False}}
+    ids = [(await queue.submit(**facts.get(place, {}))).id for _ in range(5)]
     for id in ids:
-        if place == "held":
+        if place in {"held", "stops"}:
             await queue.claim(id)
+        if place in {"stops", "untold"}:
+            await queue.jobs.cancel(id, None)
+        if place == "untold":  # there were too many to ring for at once
+            queue.redis.hdel(f"celeriac:job:{id}", "tell_rings")
         elif place == "parked":
             await queue.jobs.park(await queue.claim(id), "retry", timedelta(seconds=10))
         elif place == "suspects":
@@ -71,18 +83,49 @@ async def test_a_broken_record_is_set_aside_while_the_page_goes_on(
     await queue.pass_time(20, *(["w2"] if place == "held" else ["w1", "w2"]))
     if place == "deadlines":
         assert {await queue.state(id) for id in others} == {State.EXPIRED}
+    elif place == "stops":
+        assert sorted((await queue.beat()).stop) == others
+        await queue.fleet.disown("w1", broken)
+        await queue.fleet.upkeep()
     else:
         assert sorted(queue.rung("celeriac.suspects" if place == "suspects" else "celeriac")) == others
+    if place in {"ready", "rung"}:
+        assert queue.redis.hget("celeriac:busy", "t:default") == "4"
     entries = queue.redis.zrange("celeriac:broken", 0, -1)
     assert {entry.partition(" ")[0] for entry in entries} == {broken}
     assert f"{broken} in {place}" in entries
     assert capsys.readouterr().out.count("record_set_aside") == len(entries)
     for name in queue.redis.scan_iter("celeriac:*"):
-        if name.split(":")[1] in {"held", "stops", "parked", "deadlines", "rung", "ready", "suspects"}:
+        if name.split(":")[1] in BREAKS:
             found = (
                 queue.redis.smembers(name) if ":held:" in name or ":stops:" in name else queue.redis.zrange(name, 0, -1)
             )
             assert broken not in found, name
+
+
+@pytest.mark.parametrize("how", BELL)
+async def test_a_job_that_no_bell_can_be_made_for_fails_nobody_else(queue: Queue, how: str) -> None:
+    """Whose turn to be rung for it was when another was submitted, or ended. It can still be cancelled."""
+    queue.planted = True
+    await queue.worker(slots=0)
+    broken = [(await queue.submit(ignore_result=False)).id for _ in range(2)]
+    for id in broken:
+        SPOILT[how](queue, id)
+    queue.slots["w1"] = 1
+    await queue.beat()
+    first = await queue.submit()
+    assert queue.rung() == [first.id]
+    claim = await queue.claim(first)
+    queue.redis.zadd("celeriac:ready:celeriac:1:default", {broken[0]: 1})
+    queue.redis.zadd("celeriac:rotation:celeriac:1", {"default": 1})
+    await queue.finish(claim)
+    assert await queue.state(first) == State.SUCCEEDED
+    assert await queue.jobs.cancel(broken[1], None) == State.CANCELLED
+    assert not queue.redis.exists("celeriac:busy")
+    assert queue.redis.zrange("celeriac:broken", 0, -1) == [
+        *(f"{id} in ready" for id in reversed(broken)),
+        f"{broken[1]} in untold",
+    ]
 
 
 @pytest.mark.parametrize("how", ["place", "type"])
@@ -95,6 +138,159 @@ async def test_a_broken_record_does_not_hold_its_context_for_ever(queue: Queue, 
     await queue.finish(await queue.claim(first), turn=TURN)
     assert len((await queue.claim(third)).turns) == 1
     assert queue.redis.zrange("celeriac:broken", 0, -1) == [f"{broken.id} in line"]
+
+
+def of_type(key: str) -> Spoil:
+    return lambda queue, id: (queue.redis.delete(key.format(id)), queue.redis.set(key.format(id), "x"))
+
+
+#: What a run is given, and cannot be read.
+UNREADABLE: dict[str, Spoil] = {
+    **{
+        f"no {name}": lambda queue, id, name=name: queue.redis.hdel(f"celeriac:job:{id}", name)
+        for name in ("spec", "request_id", "retries", "attempts", "created")
+    },
+    **{
+        name: lambda queue, id, name=name: queue.redis.hset(f"celeriac:job:{id}", name, "many")
+        for name in ("retries", "attempts", "created", "steps", "read_version")
+    },
+    "request_id": lambda queue, id: queue.raw.hset(f"celeriac:job:{id}", "request_id", b"\xff"),
+    "journal": of_type("celeriac:journal:{}"),
+    "turns": of_type("celeriac:turns:default:c"),
+    "context": of_type("celeriac:context:default:c"),
+}
+
+
+@pytest.mark.parametrize("how", UNREADABLE)
+async def test_a_job_that_no_run_can_be_given_is_set_aside(queue: Queue, how: str) -> None:
+    """Nobody holds it or is rung for it again. Its slot is free, and the next job of its context takes its turn."""
+    queue.planted = True
+    await queue.worker(slots=1)
+    broken, second = [await queue.submit(context_id="c") for _ in range(2)]
+    UNREADABLE[how](queue, broken.id)
+    queue.redis.delete("celeriac")
+    assert await queue.try_claim(broken) is None
+    assert queue.rung() == ([second.id] if how != "context" else [])
+    assert not queue.redis.exists("celeriac:held:w1")
+    assert queue.redis.hget("celeriac:worker:w1", "running") == "0"
+    assert f"{broken.id} in {'held' if how == 'request_id' else 'rung'}" in queue.redis.zrange("celeriac:broken", 0, -1)
+    await queue.pass_time(90, "w1")
+    assert broken.id not in queue.rung()
+    if how not in {"turns", "context"}:
+        await queue.claim(second)
+        assert await queue.jobs.cancel(broken.id, None) == State.CANCELLED
+        assert queue.redis.hgetall("celeriac:busy") == {"t:default": "1", "a:assistant": "1"}
+
+
+GONE: dict[str, Spoil] = {
+    **{how: SPOILT[how] for how in ("place", "no tenant", "type")},
+    "gone": lambda queue, id: queue.redis.delete(f"celeriac:job:{id}"),
+    "ended": lambda queue, id: queue.redis.hset(f"celeriac:job:{id}", "place", "ended"),
+}
+
+
+@pytest.mark.parametrize("how", GONE)
+async def test_a_context_does_not_wait_for_a_holder_that_is_no_more(queue: Queue, how: str) -> None:
+    """Within a minute the next in the line takes its turn, and after that the one behind it."""
+    queue.planted = True
+    await queue.worker()
+    holder, second, third = [await queue.submit(context_id="c") for _ in range(3)]
+    await queue.claim(holder)
+    GONE[how](queue, holder.id)
+    await queue.pass_time(60, "w1")
+    await queue.finish(await queue.claim(second), turn=TURN)
+    assert len((await queue.claim(third)).turns) == 1
+    assert (f"{holder.id} in context" in queue.redis.zrange("celeriac:broken", 0, -1)) == (how != "gone")
+    assert not queue.redis.exists("celeriac:behind")
+
+
+@pytest.mark.parametrize("how", GONE)
+async def test_a_new_job_does_not_wait_for_a_holder_that_is_no_more(queue: Queue, how: str) -> None:
+    """Nor is it refused for that one; who waited longer goes first."""
+    queue.planted = True
+    await queue.worker()
+    for context, waits in (("c", False), ("d", True)):
+        holder = await queue.submit(context_id=context)
+        second = await queue.submit(context_id=context) if waits else None
+        GONE[how](queue, holder.id)
+        new = await queue.submit(context_id=context, if_busy="wait" if waits else "reject")
+        assert new.waits_for == (second and second.id)
+        await queue.claim(second or new)
+
+
+@pytest.mark.parametrize(
+    ("place", "index"),
+    [
+        ("ready", "ready:celeriac:1:default"),
+        ("suspects", "suspects:celeriac:2"),
+        ("rung", "rung:celeriac"),
+        ("running", "held:w1"),
+        ("parked", "parked"),
+    ],
+)
+async def test_a_context_does_not_wait_for_a_holder_that_was_set_aside(queue: Queue, place: str, index: str) -> None:
+    """It stands where nobody looks, whatever its record says."""
+    queue.planted = True
+    await queue.worker(slots=0 if place in {"ready", "suspects"} else 10)
+    holder = await queue.submit(context_id="c")
+    if place == "suspects":
+        queue.redis.hset(f"celeriac:job:{holder.id}", "crashes", 2)
+        queue.redis.zadd("celeriac:suspects:celeriac:2", {holder.id: 1})
+    if place in {"running", "parked"}:
+        claim = await queue.claim(holder)
+    if place == "parked":
+        await queue.jobs.park(claim, "retry", timedelta(hours=1))
+    second = await queue.submit(context_id="c")
+    assert second.waits_for == holder.id
+    queue.redis.delete(f"celeriac:{index}")
+    assert (await queue.submit(context_id="c")).waits_for == second.id
+
+
+async def test_a_retry_does_not_wait_for_a_holder_that_is_no_more(queue: Queue) -> None:
+    """It enters as a new job does."""
+    queue.planted = True
+    await queue.worker()
+    job = await queue.submit(context_id="c")
+    await queue.jobs.cancel(job.id, None)
+    GONE["gone"](queue, (await queue.submit(context_id="c")).id)
+    replayed = await queue.jobs.replay(job.id, "default")
+    assert replayed is not None
+    assert replayed.waits_for is None
+    await queue.claim(job)
+
+
+async def test_a_holder_that_is_still_to_come_back_keeps_its_context(queue: Queue) -> None:
+    """However long it is parked, or by whomever: the line behind it is looked at, and waits."""
+    await queue.worker()
+    holder, second = [await queue.submit(context_id="c") for _ in range(2)]
+    await queue.jobs.park(await queue.claim(holder), "retry", timedelta(hours=1))
+    await queue.pass_time(600, "w1")
+    queue.redis.hset(f"celeriac:job:{holder.id}", "place", "paused")
+    await queue.pass_time(600, "w1")
+    queue.redis.hset(f"celeriac:job:{holder.id}", "place", "parked")
+    assert (await queue.job(second)).waits_for == holder.id
+    assert (await queue.submit(context_id="c")).waits_for == holder.id
+
+
+async def test_a_clock_that_goes_back_does_not_put_off_the_look_at_a_holder(queue: Queue) -> None:
+    """It is due within a minute, whatever the clock said when the line began."""
+    queue.planted = True
+    await queue.worker()
+    holder, second = [await queue.submit(context_id="c") for _ in range(2)]
+    queue.redis.zadd("celeriac:behind", {"default:c": queue.now + 3_600_000})
+    GONE["gone"](queue, holder.id)
+    await queue.pass_time(70, "w1")
+    await queue.claim(second)
+
+
+async def test_a_time_that_makes_no_sense_does_not_fail_the_end_of_another_job(queue: Queue) -> None:
+    """Who follows in the context is ready at once."""
+    queue.planted = True
+    await queue.worker()
+    first, second = [await queue.submit(context_id="c") for _ in range(2)]
+    queue.redis.hset(f"celeriac:job:{second.id}", "run_at", "soon")
+    await queue.finish(await queue.claim(first), turn=TURN)
+    await queue.claim(second)
 
 
 @pytest.mark.parametrize("place", BREAKS)
@@ -113,13 +309,15 @@ async def test_a_record_of_a_newer_release_stays_where_it_is(
     await queue.pass_time(20, *(["w2"] if place == "held" else ["w1", "w2"]))
     if place == "deadlines":
         assert {await queue.state(id) for id in others} == {State.EXPIRED}
+    elif place == "stops":
+        assert sorted((await queue.beat()).stop) == ids
     else:
         assert set(queue.rung("celeriac.suspects" if place == "suspects" else "celeriac")) == set(others)
     assert queue.record(newer) == record
     assert not queue.redis.exists("celeriac:broken")
     assert "record_set_aside" not in capsys.readouterr().out
-    if place == "held":
-        assert queue.redis.smembers("celeriac:held:w1") == {newer}
+    if place in {"held", "stops"}:
+        assert newer in queue.redis.smembers(f"celeriac:{place}:w1")
     else:
         index = {
             "ready": "ready:celeriac:1:default",
