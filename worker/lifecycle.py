@@ -18,7 +18,7 @@ from celery.platforms import EX_FAILURE
 
 from celeriac.assembly import WorkerParts, new_name, open_worker
 from celeriac.connections import patiently
-from celeriac.errors import Fenced, Misconfigured, StoreUnavailable
+from celeriac.errors import CeleriacError, Fenced, Misconfigured, StoreUnavailable
 from celeriac.jobs.dispatch import SUBMIT, celery_app, is_suspects, suspects, templates
 from celeriac.jobs.lease import HEARTBEAT, HistoryLost, limits
 from celeriac.logs import always, get_logger
@@ -261,8 +261,7 @@ class Lease:
         # A claim that was cut off was stored all the same.
         beat = await fleet.heartbeat(runner.worker, 0, taking=False, unclaimed=0, list_held=True, writes=runner.writes)
         for job_id in (beat.held or frozenset()) - runner.known():
-            if await fleet.disown(runner.worker, job_id):
-                log.warning("job_disowned", job_id=job_id)
+            await self._disown(job_id)
         return await fleet.leave(runner.worker)
 
     async def _register(self) -> None:
@@ -388,9 +387,18 @@ class Lease:
         """Hand back what the store believes that we run. Twice in a row, since a claim may be under way."""
         unknown = held - self.parts.runner.known()
         for job_id in unknown & self._strange:
+            await self._disown(job_id)
+        self._strange = unknown
+
+    async def _disown(self, job_id: str) -> None:
+        try:
             if await self.parts.fleet.disown(self.parts.runner.worker, job_id):
                 log.warning("job_disowned", job_id=job_id)
-        self._strange = unknown
+        except CeleriacError:
+            raise
+        except Exception:
+            # One record that makes no sense does not keep the others.
+            log.exception("job_not_disowned", job_id=job_id)
 
     async def _remind(self, error: HistoryLost, released: list[str]) -> None:
         """The store has lost history: it hears from us what we run. released: the jobs whose end it may have lost."""

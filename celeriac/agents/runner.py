@@ -206,14 +206,6 @@ class Runner:
                 pass
             log.warning("run_fenced", job_id=job_id, worker=claim.worker)
             return None
-        except Exception:
-            # Our own fault, and not the job's end. It is tried again, not for ever, and nobody is told anything.
-            log.exception("run_broken_off", job_id=job_id)
-            with contextlib.suppress(Fenced):
-                fate = await patiently(lambda: self._stores.jobs.break_off(claim))
-                self.writes += 1
-                (log.error if fate == "dead" else log.warning)("job_taken_away", job_id=job_id, fate=fate)
-            return None
         finally:
             if self._runs.get(job_id) is run:
                 del self._runs[job_id]
@@ -239,9 +231,28 @@ class Runner:
         run.task.cancel()
 
     async def _run(self, run: Run) -> Summary | None:
+        claim = run.claim
+        calls = Calls(claim, self._models, self._stores.journal, self._prices, self.lease)
+        try:
+            return await self._make(run, calls)
+        except Fenced:
+            raise
+        except Exception:
+            # Our own fault, and not the job's end. It is tried again, not for ever, and nobody is told anything.
+            log.exception("run_broken_off", job_id=claim.id)
+            run.ends = True
+            try:
+                await calls.close()
+            except Exception:
+                log.exception("call_not_booked", job_id=claim.id)
+            fate = await patiently(lambda: self._stores.jobs.break_off(claim))
+            self.writes += 1
+            (log.error if fate == "dead" else log.warning)("job_taken_away", job_id=claim.id, fate=fate)
+            return None
+
+    async def _make(self, run: Run, calls: Calls) -> Summary | None:
         claim, began = run.claim, time.monotonic()
         log.debug("job_started", attempt=claim.attempt, waited_seconds=claim.waited, steps_done=len(claim.journal))
-        calls = Calls(claim, self._models, self._stores.journal, self._prices, self.lease)
         try:
             made = await self._follow(claim, calls)
         except asyncio.CancelledError:

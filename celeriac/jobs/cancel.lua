@@ -3,7 +3,7 @@
 -- keep. Answers {"unknown"}, {"ended", state, bells} or {"asked", bells}.
 local r, bells = read(a.id), {}
 if not r or r.newer or (a.tenant ~= '' and r.tenant ~= a.tenant) then
-  if a.remember ~= cjson.null then call('SET', K.revoked(a.id), 1, 'PX', a.remember) end
+  if a.remember ~= cjson.null then call('SET', K.revoked(a.id), 1, 'PX', math.max(1, a.remember)) end
   return {'unknown'}
 end
 if r.place == 'running' then

@@ -18,9 +18,14 @@ local function look()
     assert(number and string.match(number, '^%d+$'), 'no number')
   end
   assert(request_id and call('HEXISTS', K.job(a.id), 'spec') == 1, 'no request')
+  call('HLEN', K.calls(a.id))
   local given = {version = 0, turns = {}, journal = call('LRANGE', K.journal(a.id), 0, -1)}
   if r.context then
-    given.version = tonumber(call('HGET', K.context(r.tenant, r.context), 'version')) or 0
+    local version, messages, bytes = unpack(call('HMGET', K.context(r.tenant, r.context), 'version', 'messages', 'bytes'))
+    for _, number in ipairs({version or '0', messages or '0', bytes or '0'}) do
+      assert(string.match(number, '^%d+$'), 'no number')
+    end
+    given.version = tonumber(version or 0)
     given.turns = call('LRANGE', K.turns(r.tenant, r.context), 0, -1)
     -- Steps that were made go with the turns that they were made from: a context deleted since takes no turn of theirs.
     given.known = read_version and (again or tonumber(steps or 0) > 0)

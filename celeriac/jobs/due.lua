@@ -43,9 +43,9 @@ end
 for _, entry in ipairs(call('ZRANGEBYSCORE', K.behind(), '-inf', now, 'LIMIT', 0, most)) do
   local tenant, context = string.match(entry, '^(.+):(.+)$')
   call('ZADD', K.behind(), now + LOOK, entry)
-  if not try(entry, 'behind', function()
+  try(entry, 'behind', function()
     holder_of(tenant, context, bells)
     context_left(tenant, context)
-  end) then call('ZREM', K.behind(), entry) end
+  end)
 end
 return {(more_due or more_late or from) and 1 or 0, bells}

@@ -104,7 +104,7 @@ end
 local function keep_ms(r)
   local ms = get(r.id, 'dead') and a.keep.dead or a.keep.result
   local idem, created = get(r.id, 'idempotency', 'created')
-  if idem then ms = math.max(ms, a.keep.idempotency - (now - tonumber(created))) end
+  if idem then ms = math.max(ms, a.keep.idempotency - (now - (tonumber(created or '') or now))) end
   return ms
 end
 
@@ -150,6 +150,11 @@ end
 -- Who holds the context. One that is nowhere will never let go of it.
 local function holder_of(tenant, context, bells)
   local holder = context_holder(tenant, context)
+  -- A line behind nobody: its first job takes its turn.
+  if not holder and call('EXISTS', K.line(tenant, context)) == 1 then
+    holder = ''
+    context_hold(tenant, context, holder)
+  end
   local r = holder and read(holder)
   if not holder or r and is_there(r) then return holder end
   if call('EXISTS', K.job(holder)) == 1 then set_aside(holder, 'context') end

@@ -10,6 +10,7 @@ if mine == 'fenced' then return {'fenced'} end
 
 local answer, turn, appended, bells = ARGV[2], ARGV[3], '', {}
 if mine == 'mine' then
+  doubt_open_calls(a.id) -- first: it may find what makes no sense, and then nothing is written
   local state, reason = a.state, a.error
   if r.stop and state ~= 'succeeded' then state, reason = r.stop, STOPPED[r.stop] end
   local group = call('HGET', K.worker(a.worker), 'queues') or r.queue

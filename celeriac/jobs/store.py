@@ -176,6 +176,7 @@ class JobStore:
             keep=self._keep,
         )
         if said == b"busy":
+            await self._ringer.ring(rest[1])
             raise Conflict(
                 f"context {job.context_id} is held by job {rest[0].decode()}",
                 field="context_id",

@@ -2,7 +2,7 @@
 -- a: id, tenant, agent, queue, line, priority, context, if_busy, request_id, metadata (text), ignore_result, canvas (text), tell, run_at (ms),
 -- deadline (ms), expires_in (ms), idempotency, fingerprint, keep; null where there is none. ARGV[2]: the spec.
 -- Answers {"accepted", created ms, holder of the context or "", resume_at or "", bells}, {"known" or "reused", id, created ms},
--- {"untimely", what is wrong with its times} or {"busy", holder}.
+-- {"untimely", what is wrong with its times} or {"busy", holder, bells}.
 local YEAR = 366 * 86400000 -- no time lies further ahead
 local function given(name) return a[name] ~= cjson.null and a[name] or nil end
 
@@ -25,12 +25,11 @@ if deadline and deadline <= now then return {'untimely', 'over'} end
 if deadline and deadline > now + YEAR then return {'untimely', 'deadline far'} end
 if run_at and run_at > now + YEAR then return {'untimely', 'run_at far'} end
 if run_at and deadline and run_at >= deadline then return {'untimely', 'late'} end
-local bells = {}
-local holder = context and holder_of(a.tenant, context, bells)
-if holder and a.if_busy == 'reject' then return {'busy', holder} end
-
 local full = no_room()
 if full then return full end
+local bells = {}
+local holder = context and holder_of(a.tenant, context, bells)
+if holder and a.if_busy == 'reject' then return {'busy', holder, bells} end
 
 local seq = call('INCR', K.seq())
 call('HSET', K.job(a.id), 'tenant', a.tenant, 'agent', a.agent, 'queue', a.queue, 'line', a.line, 'priority', a.priority,

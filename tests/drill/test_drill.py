@@ -109,7 +109,11 @@ def test_a_stack_that_is_up_is_drilled_from_outside(valkey: Valkey) -> None:
 def test_a_drill_that_is_stopped_leaves_no_process_behind(number: signal.Signals) -> None:
     """Whatever it had started has ended when it has."""
     process = subprocess.Popen(
-        [*CELERIAC, "drill", "--short", "--scenario", "calm"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*CELERIAC, "drill", "--short", "--scenario", "calm"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Whoever runs the tests in the background has them ignore it, and a child does as they do.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     children: list[psutil.Process] = []
     try:

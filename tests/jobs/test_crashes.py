@@ -468,6 +468,23 @@ async def test_a_quarantined_worker_that_leaves_is_forgotten(queue: Queue, crash
     await queue.claim(job, "w2")
 
 
+async def test_a_run_that_is_broken_off_counts_as_a_crash_of_its_job_alone(queue: Queue) -> None:
+    """At last it is a dead letter; one that was asked to stop ends as that. The free slot is the next job's."""
+    queue.planted = True
+    await queue.worker(slots=1)
+    first = await queue.claim(await queue.submit())
+    second = await queue.submit()
+    assert second.id not in queue.rung()
+    queue.redis.hset(f"celeriac:job:{first.id}", "crashes", 4)
+    assert await queue.jobs.break_off(first) == "dead"
+    assert (await queue.job(first.id)).dead
+    assert second.id in queue.rung()
+    claim = await queue.claim(second)
+    await queue.jobs.cancel(second.id, None)
+    assert await queue.jobs.break_off(claim) == "cancelled"
+    assert await queue.state(second) == State.CANCELLED
+
+
 async def test_a_worker_that_drains_is_not_quarantined(queue: Queue, crash: Crash) -> None:
     """However idle it is."""
     job = await suspect(queue, crash)

@@ -158,6 +158,8 @@ UNREADABLE: dict[str, Spoil] = {
     "journal": of_type("celeriac:journal:{}"),
     "turns": of_type("celeriac:turns:default:c"),
     "context": of_type("celeriac:context:default:c"),
+    "messages": lambda queue, id: queue.redis.hset("celeriac:context:default:c", "messages", "many"),
+    "calls": of_type("celeriac:calls:{}"),
 }
 
 
@@ -166,7 +168,7 @@ async def test_a_job_that_no_run_can_be_given_is_set_aside(queue: Queue, how: st
     """Nobody holds it or is rung for it again. Its slot is free, and the next job of its context takes its turn."""
     queue.planted = True
     await queue.worker(slots=1)
-    broken, second = [await queue.submit(context_id="c") for _ in range(2)]
+    broken, second = [await queue.submit(context_id="c", idempotency_key=key) for key in ("k1", "k2")]
     UNREADABLE[how](queue, broken.id)
     queue.redis.delete("celeriac")
     assert await queue.try_claim(broken) is None
@@ -176,10 +178,23 @@ async def test_a_job_that_no_run_can_be_given_is_set_aside(queue: Queue, how: st
     assert f"{broken.id} in {'held' if how == 'request_id' else 'rung'}" in queue.redis.zrange("celeriac:broken", 0, -1)
     await queue.pass_time(90, "w1")
     assert broken.id not in queue.rung()
-    if how not in {"turns", "context"}:
+    if how not in {"turns", "context", "messages"}:
         await queue.claim(second)
+    if how not in {"turns", "context", "messages", "calls"}:
         assert await queue.jobs.cancel(broken.id, None) == State.CANCELLED
         assert queue.redis.hgetall("celeriac:busy") == {"t:default": "1", "a:assistant": "1"}
+
+
+async def test_a_line_behind_nobody_is_not_forgotten(queue: Queue) -> None:
+    """Whatever became of the holder's name: within a minute the first in the line takes its turn."""
+    queue.planted = True
+    await queue.worker()
+    _, second, third = [await queue.submit(context_id="c") for _ in range(3)]
+    queue.redis.hdel("celeriac:context:default:c", "holder")
+    await queue.pass_time(60, "w1")
+    assert second.id in queue.rung()
+    assert queue.redis.hget("celeriac:context:default:c", "holder") == second.id
+    assert third.id not in queue.rung()
 
 
 GONE: dict[str, Spoil] = {

@@ -108,6 +108,24 @@ async def test_an_end_that_cannot_be_written_counts_as_a_crash(runs: Stores, val
     assert summary.state == State.SUCCEEDED
 
 
+async def test_a_run_that_breaks_off_and_then_loses_its_job_says_nothing(
+    runs: Stores, proxy: Proxy, valkey: Valkey
+) -> None:
+    """The store is away for longer than a lease: somebody else has the job, and a failure would be a lie."""
+    redis = valkey.client()
+
+    def spoils(_: ModelRequest) -> str:
+        redis.set("celeriac:turns:default:trip", "no list")
+        return "Paris"
+
+    id, one = await submitted(runs), runner(runs, Scripted(spoils))
+    swallow = proxy.swallow(script="break_off", cut=False)
+    run = asyncio.create_task(one.run(id))
+    await asyncio.wait_for(swallow.done.wait(), 10)
+    one.lost(id)
+    assert await asyncio.wait_for(run, 2) is None
+
+
 async def test_a_run_that_is_stopped_and_then_loses_its_job_says_nothing(
     runs: Stores, proxy: Proxy, valkey: Valkey
 ) -> None:

@@ -60,6 +60,19 @@ async def test_a_job_is_handed_back_once_it_was_strange_twice_in_a_row(lease: Le
     assert place(valkey, id) in {"ready", "rung"}
 
 
+async def test_a_job_that_cannot_be_handed_back_keeps_no_other(lease: Lease, valkey: Valkey) -> None:
+    """Its record makes no sense: that is said, and the others go to other workers; the worker leaves in good order."""
+    ids, runner = [await submitted(lease) for _ in range(4)], lease.parts.runner
+    for id in ids:
+        assert await lease.parts.stores.jobs.claim(id, runner.worker, new_nonce()) is not None
+    valkey.client().set(f"celeriac:calls:{ids[1]}", "x")
+    await compares(lease)
+    await compares(lease)
+    places = [place(valkey, id) for id in ids]
+    assert places.count("running") == 1
+    assert places[1] == "running"
+
+
 async def test_a_claim_whose_answer_is_late_is_not_handed_back(lease: Lease, proxy: Proxy, valkey: Valkey) -> None:
     """The store says that the worker holds it, the worker does not have it yet: it will, and runs it once."""
     id = await submitted(lease)
