@@ -118,7 +118,7 @@ def test_a_submission_that_was_revoked_is_cancelled_by_whoever_takes_it(town: To
 async def test_a_revoked_id_is_remembered_for_submissions_through_celery_alone(stores: Stores) -> None:
     """Under an id of theirs: whoever comes over HTTP is given one by us."""
     canvas = Canvas(root_id="order-10")
-    assert await stores.jobs.cancel("order-11", None, remember=timedelta(0)) is None
+    assert await stores.jobs.cancel("order-12", None, remember=timedelta(0)) is None
     assert await stores.jobs.cancel("order-10", None, remember=timedelta(seconds=60)) is None
     for id, through, state in (("order-10", canvas, State.CANCELLED), ("order-11", canvas, State.QUEUED)):
         job = NewJob(
