@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -49,6 +50,13 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30) -> 
         assert time.monotonic() < deadline, f"waited {seconds:g} s for: {what}"
         time.sleep(0.02)
     return answer
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """The same on an event loop, which goes on meanwhile."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.01)
 
 
 class Process:

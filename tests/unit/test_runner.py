@@ -23,6 +23,7 @@ from celeriac.llm.scripted import Scripted
 from celeriac.settings import SHIPPED_AGENTS, load_settings
 from celeriac.stores import Stores, open_fleet, open_stores
 from tests.conftest import Valkey
+from tests.processes import until
 
 
 @pytest.fixture
@@ -313,10 +314,3 @@ async def test_a_job_that_fails_since_no_worker_knows_its_agent_is_told_to_celer
     parked = await one.run(await submitted(runs, agent="unheard-of"))
     assert parked is not None
     assert (parked.state, parked.error, model.requests) == (State.PARKED, None, [])
-
-
-async def until(condition: object) -> None:
-    assert callable(condition)
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # nobody tells
-            await asyncio.sleep(0.01)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 import redis
@@ -15,6 +15,7 @@ from celeriac.llm.model import ModelRequest
 from celeriac.llm.scripted import Scripted
 from celeriac.settings import load_settings
 from tests.conftest import Valkey
+from tests.processes import until
 from worker.lifecycle import Lease, Offer
 
 
@@ -192,9 +193,3 @@ async def test_a_worker_that_drains_tells_its_runs(lease: Lease) -> None:
     draining.set()
     await lease.drain(draining)
     assert lease.parts.runner.stopping
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # there is no event to wait for
-            await asyncio.sleep(0.01)
