@@ -169,7 +169,7 @@ class JobStore:
             tell=not ignore_result or (job.canvas is not None and job.canvas.waits),
             run_at=job.run_at and _ms(job.run_at - EPOCH),
             deadline=job.deadline and _ms(job.deadline - EPOCH),
-            expires_in=job.expires_in and _ms(job.expires_in),
+            expires_in=None if job.expires_in is None else _ms(job.expires_in),
             # A caller's own words do not become part of a key.
             idempotency=job.idempotency_key and hashlib.sha256(job.idempotency_key.encode()).hexdigest()[:32],
             fingerprint=job.fingerprint,
@@ -211,7 +211,7 @@ class JobStore:
             tenant=tenant,
             request=new_nonce(),
             fresh=fresh,
-            expires_in=expires_in and _ms(expires_in),
+            expires_in=None if expires_in is None else _ms(expires_in),
             keep=self._keep,
         )
         if said == b"unknown":
@@ -234,7 +234,7 @@ class JobStore:
         any. remember: for so long a submission through Celery is cancelled as it comes, if there is no such job yet.
         """
         said, *rest = await self._cancel(
-            id=job_id, tenant=tenant or "", remember=remember and _ms(remember), keep=self._keep
+            id=job_id, tenant=tenant or "", remember=None if remember is None else _ms(remember), keep=self._keep
         )
         if said == b"unknown":
             return None
