@@ -41,6 +41,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "untold": ("untold", "zset: ended jobs of which Celery is to be told, by when to ring (ms)", "until it was told"),
     "busy": ("busy", "hash: t:tenant, a:agent -> jobs rung or running", "entries leave at 0"),
     "limits": ("limits", "hash: t:tenant, t:*, a:agent -> most jobs at once", "until a worker registers with others"),
+    "kept": ("kept", "set: t:tenant, a:agent whose next job at once is kept for a suspect", "while one waits for it"),
     "full": ("full", "set: tenants at their limit", "while one is"),
     "left": ("left:{tenant}", "set: rotations that a tenant at its limit left", "while it is at its limit"),
     # Bells and workers.

@@ -20,7 +20,7 @@ CELERYS: Final = re.compile(
 #: These begin the lifetime of a key that is there only while something is going on.
 BUSY: Final = ("while it holds", "while it runs")
 #: And these count, or list, what goes on.
-GOING_ON: Final = frozenset({"busy", "untold", "dying", "full", "left", "quarantined"})
+GOING_ON: Final = frozenset({"busy", "untold", "dying", "full", "kept", "left", "quarantined"})
 #: Seconds after the end of its lease by which a worker is forgotten.
 LATE: Final = 5.0
 #: A lifetime that names a time.

@@ -94,14 +94,21 @@ local function limit_of(tenant)
   return tonumber(own or all or '') or math.huge
 end
 
-local function at_limit(tenant)
-  local limit = limit_of(tenant)
-  return limit < math.huge and tonumber(call('HGET', K.busy(), 't:' .. tenant) or 0) >= limit
+-- How many jobs of a tenant or an agent are busy, for a limit on them. One more where the next that falls free is kept for a
+-- suspect: it is not in the lines, and would never have its turn.
+local function busy_of(whose, is_suspect)
+  local kept = is_suspect and 0 or call('SISMEMBER', K.kept(), whose)
+  return tonumber(call('HGET', K.busy(), whose) or 0) + kept
 end
 
-local function agent_room(agent)
-  local limit, busy = tonumber(call('HGET', K.limits(), 'a:' .. agent) or ''), call('HGET', K.busy(), 'a:' .. agent)
-  return not limit or tonumber(busy or 0) < limit
+local function at_limit(tenant, is_suspect)
+  local limit = limit_of(tenant)
+  return limit < math.huge and busy_of('t:' .. tenant, is_suspect) >= limit
+end
+
+local function agent_room(agent, is_suspect)
+  local limit = tonumber(call('HGET', K.limits(), 'a:' .. agent) or '')
+  return not limit or busy_of('a:' .. agent, is_suspect) < limit
 end
 
 -- A tenant below its limit takes its place in the rotations that it left, at their ends.
@@ -375,7 +382,7 @@ local function dispatch_suspects(queue, bells)
         elseif not (r and may(r, 'rung')) then
           call('ZREM', K.suspects(queue, lvl), id)
           if not r then set_aside(id, 'suspects') end
-        elseif not at_limit(r.tenant) and agent_room(r.agent) then
+        elseif not at_limit(r.tenant, true) and agent_room(r.agent, true) then
           call('ZREM', K.suspects(queue, lvl), id)
           if ring_first(r, 'suspects', bells) then left, rung = left - 1, rung + 1 end
         end

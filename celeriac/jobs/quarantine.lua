@@ -1,12 +1,31 @@
--- Quarantine: where suspects wait, a few of a group's workers run them and nothing else, until none is left.
+-- Quarantine: where suspects wait, a few of a group's workers run them and nothing else, until none is left. A suspect that a
+-- limit holds back keeps no worker waiting: it is kept the next job at once that falls free of its tenant or agent.
 -- Answers bells to publish.
 local SILENT = 2000 -- ms, and at least a tenth of a lease: so long a worker may say nothing and still be a place for suspects
 local LATE = 1500 -- ms: one whose heartbeat is overdue may be dead, and is chosen only where no other is
-local bells = {}
+local LOOKED_AT = 200 -- suspects of each level
+local bells, kept = {}, {}
+
+-- Suspects of a level that may be rung, as far as limits go.
+local function free_to_go(queue, lvl)
+  local all, page, free = call('ZCARD', K.suspects(queue, lvl)), {}, 0
+  if all > 0 then page = call('ZRANGE', K.suspects(queue, lvl), 0, LOOKED_AT - 1) end
+  for _, id in ipairs(page) do
+    local r = read(id)
+    if r and not r.newer then
+      local tenant, agent = at_limit(r.tenant, true), not agent_room(r.agent, true)
+      if tenant then kept['t:' .. r.tenant] = true end
+      if agent then kept['a:' .. r.agent] = true end
+      if not tenant and not agent then free = free + 1 end
+    else free = free + 1 end -- whoever dispatches sees to it
+  end
+  return #page > 0 and math.ceil(all * free / #page) or 0
+end
+
 local function suspects_in(group)
   local waiting, out = 0, 0
   for _, queue in ipairs(queues_of(group)) do
-    for lvl = 2, 4 do waiting = waiting + call('ZCARD', K.suspects(queue, lvl)) end
+    for lvl = 2, 4 do waiting = waiting + free_to_go(queue, lvl) end
     out = out + call('ZCARD', K.rung(suspects_of(queue)))
   end
   return waiting, out
@@ -63,4 +82,12 @@ for group, g in pairs(groups) do
     for _, queue in ipairs(queues_of(group)) do dispatch_suspects(queue, bells) end
   end
 end
+for _, whose in ipairs(call('SMEMBERS', K.kept())) do
+  if not kept[whose] then
+    call('SREM', K.kept(), whose)
+    local tenant = string.match(whose, '^t:(.*)$')
+    if tenant and not at_limit(tenant) then rejoin(tenant) end
+  end
+end
+for whose in pairs(kept) do call('SADD', K.kept(), whose) end
 return bells

@@ -262,8 +262,9 @@ class Look:
         for whose, n in busy.items():
             if n > limit(whose):
                 yield f"{whose} has {n} jobs at once"
+        kept = self.one("kept", set())
         for tenant in self.one("full", set()):
-            if busy[f"t:{tenant}"] < limit(f"t:{tenant}"):
+            if busy[f"t:{tenant}"] + (f"t:{tenant}" in kept) < limit(f"t:{tenant}"):
                 yield f"{tenant} is kept out below its limit"
 
     def fleet(self) -> Iterator[str]:

@@ -513,6 +513,84 @@ async def test_limits_hold_for_suspects(queue: Queue, crash: Crash) -> None:
     assert queue.rung(SUSPECTS)[3:] == [jobs[1].id]
 
 
+class Living:
+    """Workers that take what they may and end it after three seconds."""
+
+    def __init__(self, queue: Queue, **lists: str) -> None:
+        self.queue, self.lists = queue, lists
+        self.held: dict[str, list[Claim]] = {worker: [] for worker in lists}
+
+    async def for_seconds(self, seconds: int) -> None:
+        for second in range(seconds):
+            for worker, where in self.lists.items():
+                quarantined = (await self.queue.beat(worker)).quarantined
+                if second % 3 == 0:
+                    for claim in self.held[worker]:
+                        await self.queue.finish(claim)
+                    self.held[worker] = []
+                while len(self.held[worker]) < self.queue.slots[worker]:
+                    bell = self.queue.redis.rpop(f"{where}.suspects" if quarantined else where)
+                    if not bell:
+                        break
+                    if claim := await self.queue.try_claim(json.loads(bell)["headers"]["id"], worker):
+                        self.held[worker].append(claim)
+            self.queue.later(1000)
+            await self.queue.fleet.upkeep()
+
+
+async def test_a_suspect_that_a_limit_holds_back_keeps_no_worker_idle(queue: Queue, crash: Crash) -> None:
+    """Its tenant's only job at once runs elsewhere, for long: those of others go on meanwhile, also where one worker is
+    all there is. Then it runs."""
+    held = await suspect(queue, crash)
+    limits = {"t:default": 1}
+    await queue.worker("elsewhere", slots=1, queues=("slow",), limits=limits)
+    long = await queue.claim(await queue.submit(queue="slow"), "elsewhere")
+    await queue.worker("w1", slots=1, limits=limits)
+    others = [await queue.submit(tenant="b") for _ in range(5)]
+    living = Living(queue, w1="celeriac")
+    for _ in range(30):
+        await queue.beat("elsewhere")
+        await living.for_seconds(1)
+        assert not (await queue.beat("w1")).quarantined
+    assert {await queue.state(job, "b") for job in others} == {State.SUCCEEDED}
+    await queue.finish(long)
+    await living.for_seconds(8)
+    assert await queue.state(held) == State.SUCCEEDED
+
+
+@pytest.mark.parametrize("limit", ["t:default", "a:assistant"])
+async def test_what_falls_free_of_a_limit_is_kept_for_a_suspect(queue: Queue, crash: Crash, limit: str) -> None:
+    """It stands in no line, and would never have its turn beside those that come without end. They go on when it is
+    rung for."""
+    held = await suspect(queue, crash)
+    limits = {limit: 1}
+    await queue.worker("elsewhere", slots=1, queues=("slow",), limits=limits)
+    await queue.worker("w1", slots=1, limits=limits)
+    flood = [await queue.submit(queue="slow", limited=limit.startswith("a:")) for _ in range(40)]
+    living = Living(queue, w1="celeriac", elsewhere="slow")
+    await living.for_seconds(20)
+    assert await queue.state(held) == State.SUCCEEDED
+    await living.for_seconds(200)
+    assert {await queue.state(job) for job in flood} == {State.SUCCEEDED}
+
+
+async def test_a_bell_that_only_a_quarantined_worker_could_answer_holds_up_no_suspect(queue: Queue) -> None:
+    """It counts for the limit that the suspect waits for, and each would wait for the other."""
+    await queue.worker("w1", slots=1, limits={"t:a": 1})
+    first = await queue.submit(tenant="a")
+    assert queue.rung() == [first.id]
+    queue.redis.delete("celeriac")
+    claim = await queue.claim(first)
+    others = [await queue.submit(tenant="b") for _ in range(2)]
+    second = await queue.submit(tenant="a")
+    queue.redis.hset(f"celeriac:job:{first.id}", "crashes", 1)
+    await queue.jobs.break_off(claim)
+    assert second.id in queue.rung()
+    await Living(queue, w1="celeriac").for_seconds(60)
+    jobs = [(first, "a"), (second, "a"), *((job, "b") for job in others)]
+    assert {await queue.state(job, tenant) for job, tenant in jobs} == {State.SUCCEEDED}
+
+
 async def test_one_job_that_kills_its_process_ends_dead_and_takes_nobody_along(queue: Queue) -> None:
     """Among 1,000, half of which have made no step when they are taken away; within a few rounds."""
     poison = (await queue.submit()).id

@@ -482,7 +482,9 @@ class Machine(RuleBasedStateMachine):
         assert not unfinished, "a job did not end"
         assert faults(self.redis) == []
         look = Look(self.redis)
-        assert not [name for name in ("busy", "full", "left", "held", "ready", "stops", "line") if look.by[name]]
+        assert not [
+            name for name in ("busy", "full", "kept", "left", "held", "ready", "stops", "line") if look.by[name]
+        ]
 
 
 def test_whatever_the_order_everything_is_explained_and_every_job_ends(valkey: Valkey, bells: dict[str, str]) -> None:
