@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 from celery import bootsteps
 from celery.platforms import EX_FAILURE
 
+from celeriac.agents.runner import Run
 from celeriac.assembly import WorkerParts, new_name, open_worker
 from celeriac.connections import patiently
 from celeriac.errors import CeleriacError, Fenced, Misconfigured, StoreUnavailable
@@ -409,13 +410,24 @@ class Lease:
             self._registered = False
             await self._register()
         for run in runner.runs():
-            how = await patiently(partial(self.parts.fleet.adopt, run.claim, runner.worker))
-            if how is None:
-                log.error("job_lost_to_another", job_id=run.claim.id)
-                runner.lost(run.claim.id)
-                continue
-            run.claim.worker = runner.worker
-            run.adopted += 1
-            if how != "kept":
-                runner.writes += 1
-            log.log(WARNING if how == "kept" else ERROR, "job_adopted", job_id=run.claim.id, how=how)
+            try:
+                await self._adopt(run)
+            except CeleriacError:
+                raise
+            except Exception:
+                # One record that makes no sense does not keep the others.
+                log.exception("job_not_adopted", job_id=run.claim.id)
+
+    async def _adopt(self, run: Run) -> None:
+        """The store knows again that we run this job, or the run hears that it is somebody else's."""
+        runner = self.parts.runner
+        how = await patiently(partial(self.parts.fleet.adopt, run.claim, runner.worker))
+        if how is None:
+            log.error("job_lost_to_another", job_id=run.claim.id)
+            runner.lost(run.claim.id)
+            return
+        run.claim.worker = runner.worker
+        run.adopted += 1
+        if how != "kept":
+            runner.writes += 1
+        log.log(WARNING if how == "kept" else ERROR, "job_adopted", job_id=run.claim.id, how=how)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -45,9 +46,22 @@ class Lease:
 
 
 class Calls:
-    """A model client for one run: asks `models`, and books. client: whom the lanes are asked of."""
+    """A model client for one run: asks `models`, and books. client: whom the lanes are asked of.
 
-    def __init__(self, claim: Claim, client: ModelClient, journal: Journal, prices: Prices, lease: Lease) -> None:
+    insist: how the run writes what needs its fence: until it is stored, or it has surely lost the job.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        client: ModelClient,
+        journal: Journal,
+        prices: Prices,
+        lease: Lease,
+        *,
+        insist: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]],
+    ) -> None:
+        self.insist = insist
         self._claim = claim
         self._client = client
         self._journal = journal
@@ -66,7 +80,7 @@ class Calls:
         """
         call, lane, began = new_id(), request.lane, time.monotonic()
         bound = self._prices.bound(request)
-        await patiently(lambda: self._journal.admit(self._claim, call, bound, {"lane": str(lane), "step": self.step}))
+        await self.insist(lambda: self._journal.admit(self._claim, call, bound, {"lane": str(lane), "step": self.step}))
         self._bounds[call], self._open[call] = bound, lane
         await self._lease.running()
         try:

@@ -12,7 +12,7 @@ from functools import partial
 
 from celeriac.agents.agent import Agent
 from celeriac.agents.calls import Calls
-from celeriac.connections import patiently, unpack
+from celeriac.connections import unpack
 from celeriac.jobs.journal import Journal, Settlement
 from celeriac.jobs.model import Claim
 from celeriac.llm.fallback import Fallback
@@ -80,7 +80,7 @@ async def run(
         settlement = calls.settlement(answer)
         if number < len(agent.follow_ups):
             made = {"text": text, "model": model, "usage": answer.usage.as_dict(), "call": answer.call}
-            await patiently(partial(journal.commit, claim, number, made, settlement))
+            await calls.insist(partial(journal.commit, claim, number, made, settlement))
             calls.booked(settlement)
             settlement = None
             if stopping():

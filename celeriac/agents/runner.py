@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 from celery.utils.time import get_exponential_backoff_interval
@@ -232,7 +233,9 @@ class Runner:
 
     async def _run(self, run: Run) -> Summary | None:
         claim = run.claim
-        calls = Calls(claim, self._models, self._stores.journal, self._prices, self.lease)
+        calls = Calls(
+            claim, self._models, self._stores.journal, self._prices, self.lease, insist=partial(self._insist, run)
+        )
         try:
             return await self._make(run, calls)
         except Fenced:
@@ -245,7 +248,7 @@ class Runner:
                 await calls.close()
             except Exception:
                 log.exception("call_not_booked", job_id=claim.id)
-            fate = await patiently(lambda: self._stores.jobs.break_off(claim))
+            fate = await self._insist(run, lambda: self._stores.jobs.break_off(claim))
             self.writes += 1
             (log.error if fate == "dead" else log.warning)("job_taken_away", job_id=claim.id, fate=fate)
             return None
@@ -307,18 +310,22 @@ class Runner:
         error = AGENT_UNKNOWN if parked == State.FAILED else CANCELLED
         return self._summarise(claim, parked, time.monotonic() - began, error=error)
 
-    async def _write(self, run: Run, write: Callable[[], Awaitable[T]]) -> T:
-        """Repeat until it is stored, or fenced for good. A store that lost history is reminded first."""
+    async def _insist(self, run: Run, write: Callable[[], Awaitable[T]]) -> T:
+        """Repeat until the store answers, or fences for good. A store that lost history is reminded first."""
         adopted = run.adopted
         try:
-            done = await patiently(write)
+            return await patiently(write)
         except Fenced:
             if self.recheck is None:
                 raise
             await self.recheck()
             if run.adopted == adopted:
                 raise
-            done = await patiently(write)
+            return await patiently(write)
+
+    async def _write(self, run: Run, write: Callable[[], Awaitable[T]]) -> T:
+        """How the run lets go of its job."""
+        done = await self._insist(run, write)
         self.writes += 1
         self.released.append(run.claim.id)
         return done

@@ -14,6 +14,7 @@ end
 local tenant, context = own.tenant, own.context
 local holder = context and context_holder(tenant, context)
 if holder and holder ~= a.id then return {'fenced'} end
+local stored = call('LLEN', K.journal(a.id)) -- before anything is written: it may find what makes no sense
 
 if how == 'restored' then
   for name, value in pairs(own) do call('HSET', K.job(a.id), name, value) end
@@ -26,8 +27,8 @@ if how == 'restored' then
   r = read(a.id)
 end
 -- A step that the store lost would be bought again by whoever comes next.
-for i = call('LLEN', K.journal(a.id)), a.steps - 1 do call('RPUSH', K.journal(a.id), ARGV[2 + i]) end
-if a.steps > 0 then call('HSET', K.job(a.id), 'steps', call('LLEN', K.journal(a.id))) end
+for i = stored, a.steps - 1 do call('RPUSH', K.journal(a.id), ARGV[2 + i]) end
+if a.steps > 0 then call('HSET', K.job(a.id), 'steps', math.max(stored, a.steps)) end
 if r.place == 'running' then
   if r.worker == a.worker then return {'mine', how} end
   let_go(r)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import redis
 
+from celeriac.agents.registry import read_agents
 from celeriac.drill.proxy import Proxy
 from celeriac.jobs.model import NewJob, State
 from celeriac.jobs.store import new_id, new_nonce
@@ -38,6 +40,20 @@ async def compares(lease: Lease) -> None:
     """A heartbeat of the kind that comes once per lease."""
     lease._listed = float("-inf")
     await lease.say()
+
+
+class Past:
+    """What the store holds now, to be brought back later."""
+
+    def __init__(self, valkey: Valkey) -> None:
+        self._redis = redis.Redis(port=valkey.port)
+        self._then = {name: self._redis.dump(name) for name in self._redis.scan_iter()}
+
+    def comes_back(self) -> None:
+        self._redis.flushall()
+        for name, text in self._then.items():
+            if text is not None:
+                self._redis.restore(name, 0, text)
 
 
 def place(valkey: Valkey, id: str) -> str | None:
@@ -95,19 +111,15 @@ async def test_what_may_be_lost_is_named_though_a_heartbeat_failed_in_between(
 ) -> None:
     """Redis was away and came back with an older file: the alarm names the jobs whose ends it may have forgotten."""
     ids = [await submitted(lease) for _ in range(2)]
-    raw = redis.Redis(port=valkey.port)
     await lease.say()
-    then = {name: raw.dump(name) for name in raw.scan_iter()}
+    past = Past(valkey)
     for id in ids:
         summary = await lease.parts.runner.run(id)
         assert summary is not None
         assert summary.state == State.SUCCEEDED
     proxy.refuse()
     await lease.say()
-    raw.flushall()
-    for name, text in then.items():
-        if text is not None:
-            raw.restore(name, 0, text)
+    past.comes_back()
     proxy.accept()
     assert "heartbeat_lost" in capsys.readouterr().out
     await lease.say()
@@ -152,10 +164,10 @@ async def test_a_store_that_lost_history_hears_of_all_runs_though_one_is_lost(le
     """The run that finds out is the one that is not to go on: the others are adopted all the same."""
     assert lease._heart is not None
     lease._heart.cancel()
-    raw, runner, first, rest = redis.Redis(port=valkey.port), lease.parts.runner, asyncio.Event(), asyncio.Event()
+    runner, first, rest = lease.parts.runner, asyncio.Event(), asyncio.Event()
     ids = [await submitted(lease) for _ in range(3)]
     await lease.say()
-    then = {name: raw.dump(name) for name in raw.scan_iter()}
+    past = Past(valkey)
     await lease.say()
     waits = [lambda _, event=event: event.wait() for event in (first, rest, rest)]
     model = runner._models = Scripted(*waits)  # type: ignore[arg-type]
@@ -163,10 +175,7 @@ async def test_a_store_that_lost_history_hears_of_all_runs_though_one_is_lost(le
     for id in ids:
         runs.append(asyncio.create_task(runner.run(id)))
         await until(lambda: len(model.requests) == len(runs))
-    raw.flushall()
-    for name, text in then.items():
-        if text is not None:
-            raw.restore(name, 0, text)
+    past.comes_back()
     assert await lease.parts.stores.jobs.cancel(ids[0], "default") == State.CANCELLED
     first.set()
     assert await runs[0] is None
@@ -175,6 +184,56 @@ async def test_a_store_that_lost_history_hears_of_all_runs_though_one_is_lost(le
     assert [summary and summary.state for summary in await asyncio.gather(*runs)] == [None] + [State.SUCCEEDED] * 2
     states = [job and job.state for job in [await lease.parts.stores.jobs.get(id, "default") for id in ids]]
     assert states == [State.CANCELLED, State.SUCCEEDED, State.SUCCEEDED]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["queued", "not known"])
+async def test_a_step_that_a_store_without_history_refuses_is_stored_once_it_was_reminded(
+    lease: Lease, valkey: Valkey, tmp_path: Path, known: bool
+) -> None:
+    """As an end is. The run heard of it first, before any heartbeat: no step is made twice, and the job goes on."""
+    assert lease._heart is not None
+    lease._heart.cancel()
+    agents = tmp_path / "agents.toml"
+    agents.write_text('[agents.assistant]\ndescription = "Asks twice."\nlanes = ["openai/x"]\nfollow_ups = ["Sure?"]\n')
+    runner, rest = lease.parts.runner, asyncio.Event()
+    runner._registry = read_agents(agents)
+    past = Past(valkey)
+    id = await submitted(lease)
+    if known:
+        past = Past(valkey)
+    await lease.say()
+    model = runner._models = Scripted(lambda _: rest.wait(), "Yes")  # type: ignore[arg-type,return-value]
+    run = asyncio.create_task(runner.run(id))
+    await until(lambda: len(model.requests) == 1)
+    past.comes_back()
+    rest.set()
+    summary = await run
+    job = await lease.parts.stores.jobs.get(id, "default")
+    assert summary is not None
+    assert job is not None
+    assert (summary.state, job.state, job.answer) == (State.SUCCEEDED, State.SUCCEEDED, "Yes")
+    assert (len(model.requests), job.steps) == (2, 1)
+
+
+async def test_a_job_that_cannot_be_adopted_keeps_no_other_from_it(lease: Lease, valkey: Valkey) -> None:
+    """What is stored of it makes no sense: that is said, and nothing of it is written."""
+    assert lease._heart is not None
+    lease._heart.cancel()
+    runner, rest, past = lease.parts.runner, asyncio.Event(), Past(valkey)
+    await lease.say()
+    ids = [await submitted(lease) for _ in range(3)]
+    model = runner._models = Scripted(*[lambda _: rest.wait()] * 3)  # type: ignore[arg-type,list-item]
+    runs = []
+    for id in ids:
+        runs.append(asyncio.create_task(runner.run(id)))
+        await until(lambda: len(model.requests) == len(runs))
+    past.comes_back()
+    valkey.client().set(f"celeriac:journal:{ids[0]}", "no list")
+    await lease.say()
+    assert [run.adopted for run in runner.runs()] == [0, 1, 1]
+    assert not valkey.client().exists(f"celeriac:job:{ids[0]}")
+    rest.set()
+    assert [summary and summary.state for summary in await asyncio.gather(*runs)] == [None] + [State.SUCCEEDED] * 2
 
 
 async def test_a_claim_that_was_cut_off_is_handed_back_before_the_worker_leaves(lease: Lease, valkey: Valkey) -> None:
