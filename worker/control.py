@@ -78,7 +78,12 @@ async def _revoke(lease: Lease, ids: Iterable[str], others: Callable[[list[str]]
     jobs, unknown = lease.parts.stores.jobs, []
     for job_id in ids:
         # It may be a submission that waits in the broker, for a worker that has not started yet.
-        now = await patiently(partial(jobs.cancel, job_id, None, remember=REMEMBERED))
+        try:
+            now = await patiently(partial(jobs.cancel, job_id, None, remember=REMEMBERED))
+        except Exception:
+            # One record that makes no sense does not keep the others.
+            log.exception("job_not_revoked", job_id=job_id)
+            continue
         if now is None:
             unknown.append(job_id)
             continue

@@ -195,6 +195,7 @@ class Lease:
         self._open = AsyncExitStack()
         self._parts: WorkerParts | None = None
         self._heart: asyncio.Task[None] | None = None
+        self._chooser: asyncio.Task[None] | None = None
         self._rechecks: set[asyncio.Task[None]] = set()
         self._saying = asyncio.Lock()
         self._listed = 0.0
@@ -233,6 +234,7 @@ class Lease:
         self._parts.runner.recheck = self._recheck
         await self._register()
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
+        self._chooser = asyncio.create_task(self._keep_choosing(), name="chooser")
         return self._parts
 
     async def drain(self, draining: asyncio.Event) -> None:
@@ -245,7 +247,7 @@ class Lease:
         """Leave the fleet and close. The jobs have ended or were given back."""
         # Before Python 3.12 a cancellation that meets the end of a write is lost.
         self._closing = True
-        talking = [task for task in (self._heart, *self._rechecks) if task is not None]
+        talking = [task for task in (self._heart, self._chooser, *self._rechecks) if task is not None]
         for task in talking:
             task.cancel()
         await asyncio.gather(*talking, return_exceptions=True)
@@ -297,6 +299,11 @@ class Lease:
             except Exception:
                 # Tried again in a second; until one is answered nothing is renewed, and the lease may end.
                 log.exception("heartbeat_failed")
+
+    async def _keep_choosing(self) -> None:
+        """In a task of its own: a heartbeat waits until the store answers."""
+        while not self._closing:
+            await asyncio.sleep(HEARTBEAT.total_seconds())
             self._choose()
 
     @property

@@ -44,11 +44,14 @@ local function messages_in(turn) return tonumber(string.match(turn, '^(%d+):')) 
 -- turns go, whole ones only, while there are too many messages or bytes; the newest always stays.
 local function context_append(tenant, context, version, turn, max_messages, max_bytes)
   local meta, turns = K.context(tenant, context), K.turns(tenant, context)
-  if (redis.call('HGET', meta, 'version') or '0') ~= tostring(version) then return false end
+  local is, messages, bytes = unpack(redis.call('HMGET', meta, 'version', 'messages', 'bytes'))
+  if (is or '0') ~= tostring(version) then return false end
+  -- Before anything is written: a turn is appended whole or not at all.
+  for _, number in ipairs({messages or '0', bytes or '0'}) do assert(string.match(number, '^%d+$'), 'no number') end
   redis.call('RPUSH', turns, turn)
   redis.call('HINCRBY', meta, 'version', 1)
-  local messages = redis.call('HINCRBY', meta, 'messages', messages_in(turn))
-  local bytes = redis.call('HINCRBY', meta, 'bytes', #turn)
+  messages = redis.call('HINCRBY', meta, 'messages', messages_in(turn))
+  bytes = redis.call('HINCRBY', meta, 'bytes', #turn)
   while (messages > max_messages or bytes > max_bytes) and redis.call('LLEN', turns) > 1 do
     local gone = redis.call('LPOP', turns)
     messages = redis.call('HINCRBY', meta, 'messages', -messages_in(gone))

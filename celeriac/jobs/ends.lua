@@ -92,29 +92,6 @@ local function sweep(most)
   end
 end
 
--- A record and all that belongs to it age together.
-local function keep_for(id, ms)
-  for _, key in ipairs({K.job(id), K.journal(id), K.calls(id)}) do call('PEXPIRE', key, ms) end
-  local idem, tenant = get(id, 'idempotency', 'tenant')
-  if idem then call('PEXPIRE', K.idempotency(tenant, idem), ms) end
-end
-
--- How long things are kept, with every script that may end a job (`a.keep`): result, dead, context, idempotency, and a job
--- whose agent nobody knows (unknown), in ms.
-local function keep_ms(r)
-  local ms = get(r.id, 'dead') and a.keep.dead or a.keep.result
-  local idem, created = get(r.id, 'idempotency', 'created')
-  if idem then ms = math.max(ms, a.keep.idempotency - (now - (tonumber(created or '') or now))) end
-  return ms
-end
-
--- The record of an ended job begins to age.
-local function let_age(r, state)
-  local ms = keep_ms(r)
-  keep_for(r.id, ms)
-  call('ZADD', K.retention(), now + ms, r.tenant .. '|' .. state .. '|' .. r.id)
-end
-
 -- The job lets go of its context, and the next one takes its turn.
 local function pass_on(tenant, context, id, bells)
   local next_id = context_release(tenant, context, id, a.keep.context)

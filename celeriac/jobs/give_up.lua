@@ -32,11 +32,19 @@ for _, worker in ipairs(call('ZRANGE', K.dying(), 0, 199)) do
   for _, id in ipairs(call('SRANDMEMBER', K.held(worker), left)) do
     local r = read(id)
     if r and r.place == 'running' and r.worker == worker then
-      try(id, 'held', function()
+      local done = try(id, 'held', function()
         local fate = take_away(r, crowd, bells)
         fates[#fates + 1] = id
         fates[#fates + 1] = fate
       end)
+      -- Set aside, it is nobody's any more, and stands in no line: nobody would hear a request to stop it.
+      if not done and get(id, 'place') == 'running' then
+        try(id, 'held', function()
+          let_go(r)
+          r.place = 'running'
+          move(r, 'ready')
+        end)
+      end
     elseif not r then miss(id, 'held') end
     -- What a newer release owns keeps its dying worker until that has taken it.
     if not (r and r.newer) then

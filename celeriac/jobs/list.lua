@@ -9,10 +9,13 @@ for i = 1, #ids, 2 do
     rows[1] = '(' .. ids[i - 1]
     return rows
   end
-  local agent = get(ids[i], 'agent')
-  if agent and (a.agent == '' or agent == a.agent) then
-    rows[#rows + 1] = {ids[i], waits_for(ids[i]) or '', call('HMGET', K.job(ids[i]), unpack(a.fields))}
-  end
+  -- What makes no sense is not shown, and hides no other.
+  pcall(function()
+    local agent = get(ids[i], 'agent')
+    if agent and (a.agent == '' or agent == a.agent) then
+      rows[#rows + 1] = {ids[i], waits_for(ids[i]) or '', call('HMGET', K.job(ids[i]), unpack(a.fields))}
+    end
+  end)
 end
 if #ids == 1000 then rows[1] = '(' .. ids[1000] end
 return rows

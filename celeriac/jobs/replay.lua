@@ -1,7 +1,7 @@
 -- Replay: an ended job is started anew, by submit's door: its context's line and all limits hold for it. It keeps its
 -- journal only if the context is still as the job read it. Sent twice, it is one.
 -- a: id, tenant, request (random, one a call), fresh, expires_in (ms or null), keep.
--- Answers {"unknown"}, {"not", state}, or {"accepted", "1" if it starts afresh, holder or "", bells}.
+-- Answers {"unknown"}, {"broken"}, {"not", state}, or {"accepted", "1" if it starts afresh, holder or "", bells}.
 local r = read(a.id)
 if not r or r.newer or r.tenant ~= a.tenant then return {'unknown'} end
 local state, version, replayed = get(a.id, 'state', 'read_version', 'replayed')
@@ -10,6 +10,11 @@ if request == a.request then return {'accepted', afresh, waits_for(a.id) or '', 
 if r.place ~= 'ended' then return {'not', SEEN_AS[r.place]} end
 if not REPLAYABLE[state] then return {'not', state} end
 
+-- All that is counted on, before anything is written.
+local replays, steps = get(a.id, 'replays', 'steps')
+for _, number in ipairs({replays or '0', steps or '0'}) do
+  if not string.match(number, '^%d+$') then return {'broken'} end
+end
 local full = no_room()
 if full then return full end
 local bells, fresh = {}, a.fresh

@@ -216,6 +216,12 @@ class JobStore:
         )
         if said == b"unknown":
             return None
+        if said == b"broken":
+            raise Conflict(
+                f"the record of job {job_id} makes no sense",
+                field="job_id",
+                remedy="submit the job again; `celeriac jobs show` says what can be read of this one",
+            )
         if said == b"not":
             raise Conflict(
                 f"job {job_id} is {rest[0].decode()}",
@@ -270,7 +276,7 @@ class JobStore:
             then, *rows = await self._list(
                 tenant=tenant, state=state or "", dead=dead, agent=agent, before=before, limit=left, fields=SHOWN
             )
-            found += [job for id, *row in rows if (job := _job(id.decode(), *row)) is not None]
+            found += [job for id, *row in rows if (job := _readable(id.decode(), *row)) is not None]
             before = then.decode()
             if not before or len(found) >= limit or look == LOOKS - 1:
                 break
@@ -444,6 +450,15 @@ def _usage(calls: Sequence[Call]) -> dict[str, int] | None:
     """Of all calls that were paid, those that a run lost in between included."""
     paid = [call.facts["usage"] for call in calls if call.stands == "settled" and call.facts.get("usage")]
     return {name: sum(usage[name] for usage in paid) for name in paid[0]} if paid else None
+
+
+def _readable(job_id: str, *row: Any) -> Job | None:
+    """As `_job`; None too where the record makes no sense: it hides no other."""
+    try:
+        return _job(job_id, *row)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("record_not_readable", job_id=job_id, error=type(error).__name__)
+        return None
 
 
 def _job(job_id: str, waits_for: bytes, values: Sequence[Any], calls: tuple[Call, ...] = ()) -> Job | None:

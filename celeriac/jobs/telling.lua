@@ -6,6 +6,29 @@ local TELL_AGAIN = 300000  -- ms between two bells for one end, at most
 local TELL_TRIES = 100     -- runs that failed to tell, over eight hours, before it is given up
 local TELL_BELLS = 100     -- ends that are rung for at once: thousands of them must not hold up the jobs that wait
 
+-- A record and all that belongs to it age together.
+local function keep_for(id, ms)
+  for _, key in ipairs({K.job(id), K.journal(id), K.calls(id)}) do call('PEXPIRE', key, ms) end
+  local idem, tenant = get(id, 'idempotency', 'tenant')
+  if idem then call('PEXPIRE', K.idempotency(tenant, idem), ms) end
+end
+
+-- How long things are kept, with every script that may end a job (`a.keep`): result, dead, context, idempotency, and a job
+-- whose agent nobody knows (unknown), in ms.
+local function keep_ms(r)
+  local ms = get(r.id, 'dead') and a.keep.dead or a.keep.result
+  local idem, created = get(r.id, 'idempotency', 'created')
+  if idem then ms = math.max(ms, a.keep.idempotency - (now - (tonumber(created or '') or now))) end
+  return ms
+end
+
+-- The record of an ended job begins to age.
+local function let_age(r, state)
+  local ms = keep_ms(r)
+  keep_for(r.id, ms)
+  call('ZADD', K.retention(), now + ms, r.tenant .. '|' .. state .. '|' .. r.id)
+end
+
 -- The job's own queue, or if nobody serves that any more another one: every worker can tell.
 local function queue_to_tell(r)
   local groups, other = call('HGETALL', K.free()), nil
@@ -19,10 +42,15 @@ end
 -- Ends that are rung for, or are being told.
 local function in_telling() return call('ZCOUNT', K.untold(), '(' .. now, '+inf') end
 
--- The record is missing or makes no sense: nobody is rung for it again.
+local function is_to_tell(r) return r and r.place == 'ended' end
+
+-- The record is missing or makes no sense: nobody is rung for it again. It ages like any other that has ended.
 local function cannot_tell(id)
   call('ZREM', K.untold(), id)
-  if call('EXISTS', K.job(id)) == 1 then set_aside(id, 'untold') end
+  if call('EXISTS', K.job(id)) == 0 then return end
+  set_aside(id, 'untold')
+  local r = read(id)
+  if is_to_tell(r) then try(id, 'untold', function() let_age(r, get(id, 'state')) end) end
 end
 
 local function ring_to_tell(r, bells)
@@ -32,8 +60,6 @@ local function ring_to_tell(r, bells)
   local rings = call('HINCRBY', K.job(r.id), 'tell_rings', 1)
   call('ZADD', K.untold(), now + math.min(TELL_AGAIN, PATIENCE * 2 ^ (rings - 1)), r.id)
 end
-
-local function is_to_tell(r) return r and r.place == 'ended' end
 
 -- The oldest end that nobody rang for yet, or whose bell was not answered.
 local function ring_next_untold(bells)

@@ -152,6 +152,18 @@ async def test_a_replayed_job_has_all_its_tries_again(queue: Queue) -> None:
     assert (await queue.claim(job, "w1")).retries == 0
 
 
+@pytest.mark.parametrize("what", ["replays", "steps"])
+async def test_a_record_that_makes_no_sense_is_not_replayed(queue: Queue, what: str) -> None:
+    """Whoever asks hears why, and it stays as it is."""
+    queue.planted = True
+    job = await failed(queue)
+    queue.redis.hset(f"celeriac:job:{job.id}", what, "many")
+    before = queue.redis.hgetall(f"celeriac:job:{job.id}")
+    with pytest.raises(Conflict, match="makes no sense"):
+        await queue.jobs.replay(job.id, "default")
+    assert queue.redis.hgetall(f"celeriac:job:{job.id}") == before
+
+
 async def test_a_replayed_job_does_not_age(queue: Queue) -> None:
     """Nor is it swept from the lists when its first end would have been forgotten."""
     job = await failed(queue, idempotency_key="k")

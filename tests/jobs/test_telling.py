@@ -255,6 +255,19 @@ async def test_a_record_does_not_age_before_its_end_was_told(queue: Queue) -> No
     assert queue.redis.zcard("celeriac:retention") == 1
 
 
+async def test_an_end_that_cannot_be_told_ages_all_the_same(queue: Queue) -> None:
+    """No bell can be made for it. It is kept as long as any end, and not for ever."""
+    queue.planted = True
+    await queue.worker()
+    job = await queue.submit(ignore_result=False)
+    queue.redis.hset(f"celeriac:job:{job.id}", "canvas", "{")
+    await queue.jobs.cancel(job.id, None)
+    await queue.pass_time(20, "w1")
+    assert not queue.redis.exists("celeriac:untold")
+    assert queue.redis.pttl(f"celeriac:job:{job.id}") > 0
+    assert queue.redis.zcard("celeriac:retention") == 1
+
+
 async def test_a_broken_record_does_not_keep_the_next_end_from_being_told(queue: Queue) -> None:
     """Whoever has told of one end rings for the oldest that makes sense."""
     queue.planted = True

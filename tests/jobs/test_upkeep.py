@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from redis.exceptions import ResponseError
 
 from celeriac.contexts.store import encode_turn
 from celeriac.jobs.model import State
@@ -183,6 +184,49 @@ async def test_a_job_that_no_run_can_be_given_is_set_aside(queue: Queue, how: st
     if how not in {"turns", "context", "messages", "calls"}:
         assert await queue.jobs.cancel(broken.id, None) == State.CANCELLED
         assert queue.redis.hgetall("celeriac:busy") == {"t:default": "1", "a:assistant": "1"}
+
+
+@pytest.mark.parametrize("what", ["messages", "bytes"])
+async def test_a_turn_is_appended_whole_or_not_at_all(queue: Queue, what: str) -> None:
+    """What is kept of the context was spoilt while the job ran: the end is not written, and a later run's is, once."""
+    queue.planted = True
+    await queue.worker()
+    job = await queue.submit(context_id="c")
+    claim = await queue.claim(job)
+    queue.redis.hset("celeriac:context:default:c", what, "many")
+    with pytest.raises(ResponseError):
+        await queue.finish(claim, turn=b"2:turn")
+    assert (queue.redis.llen("celeriac:turns:default:c"), queue.record(job)["place"]) == (0, "running")
+    await queue.jobs.break_off(claim)
+    queue.redis.hdel("celeriac:context:default:c", what)
+    await queue.finish(await queue.claim(job), turn=b"2:turn")
+    assert queue.redis.lrange("celeriac:turns:default:c", 0, -1) == ["2:turn"]
+
+
+@pytest.mark.parametrize("how", ["created", "attempts", "type", "no tenant", "calls"])
+async def test_a_record_that_makes_no_sense_hides_no_other_from_whoever_looks(queue: Queue, how: str) -> None:
+    """Just then somebody does."""
+    queue.planted = True
+    await queue.worker()
+    ids = [(await queue.submit()).id for _ in range(3)]
+    (UNREADABLE | SPOILT)[how](queue, ids[1])
+    page = await queue.jobs.list("default")
+    assert {job.id for job in page.jobs} >= {ids[0], ids[2]}
+
+
+async def test_a_job_that_was_set_aside_while_its_worker_was_given_up_runs_no_more(queue: Queue) -> None:
+    """Nobody holds it: nobody would hear a request to stop it, or obey its deadline."""
+    queue.planted = True
+    await queue.worker("w1")
+    await queue.worker("w2")
+    job = await queue.submit()
+    await queue.claim(job, "w1")
+    queue.redis.set(f"celeriac:calls:{job.id}", "no hash")
+    await queue.pass_time(20, "w2")
+    assert (queue.record(job)["place"], queue.redis.zcard("celeriac:workers")) == ("ready", 1)
+    assert not queue.redis.exists("celeriac:busy", "celeriac:worker:w1", "celeriac:held:w1")
+    queue.redis.delete(f"celeriac:calls:{job.id}")
+    assert await queue.jobs.cancel(job.id, None) == State.CANCELLED
 
 
 async def test_a_line_behind_nobody_is_not_forgotten(queue: Queue) -> None:

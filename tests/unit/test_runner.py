@@ -127,6 +127,24 @@ async def test_a_run_that_breaks_off_and_then_loses_its_job_says_nothing(
     assert await asyncio.wait_for(run, 2) is None
 
 
+async def test_a_run_that_breaks_off_is_not_disturbed_by_a_request_to_stop(
+    runs: Stores, proxy: Proxy, valkey: Valkey
+) -> None:
+    """It has let go, or is about to: whoever takes the job next obeys."""
+    redis = valkey.client()
+
+    def spoils(_: ModelRequest) -> str:
+        redis.set("celeriac:turns:default:trip", "no list")
+        return "Paris"
+
+    id, one = await submitted(runs), runner(runs, Scripted(spoils))
+    swallow = proxy.swallow(script="break_off")
+    run = asyncio.create_task(one.run(id))
+    await asyncio.wait_for(swallow.done.wait(), 10)
+    one.stop(id)
+    assert await asyncio.wait_for(run, 20) is None
+
+
 async def test_a_run_that_is_stopped_and_then_loses_its_job_says_nothing(
     runs: Stores, proxy: Proxy, valkey: Valkey
 ) -> None:

@@ -236,6 +236,16 @@ async def test_a_job_that_cannot_be_adopted_keeps_no_other_from_it(lease: Lease,
     assert [summary and summary.state for summary in await asyncio.gather(*runs)] == [None] + [State.SUCCEEDED] * 2
 
 
+async def test_a_worker_takes_nothing_while_it_waits_for_the_store(lease: Lease, proxy: Proxy) -> None:
+    """Also where it waits to hear what has become of its runs: what it took it could not claim."""
+    proxy.hush()
+    recheck = asyncio.create_task(lease._recheck())
+    await until(lambda: lease.takes == "none")
+    proxy.speak()
+    await recheck
+    await until(lambda: lease.takes == "all")
+
+
 async def test_a_claim_that_was_cut_off_is_handed_back_before_the_worker_leaves(lease: Lease, valkey: Valkey) -> None:
     """The process was told to stop before its answer came: the job waits for no lease, and has not crashed."""
     id, runner = await submitted(lease), lease.parts.runner
