@@ -243,7 +243,6 @@ class Runner:
         except Exception:
             # Our own fault, and not the job's end. It is tried again, not for ever, and nobody is told anything.
             log.exception("run_broken_off", job_id=claim.id)
-            run.ends = True
             try:
                 await calls.close()
             except Exception:
