@@ -14,6 +14,7 @@ from api_shim.errors import check_query
 from celeriac.logs import bind
 
 DEFAULT: Final = "default"
+NO_KEY: Final = "Send a valid API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 
 #: For OpenAPI. As dependencies of FastAPI's, which say it by themselves, they cost a tenth of a submission's CPU.
 SCHEMES: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -41,12 +42,12 @@ def _digest(key: str) -> bytes:
 
 
 async def tenant(request: Request) -> str:
-    """Whose key it is; 401 where it is nobody's. Only then is the query looked at: a stranger learns nothing."""
+    """Whose key it is; 401 where it is nobody's. Only then is the query looked at, or what the JSON of a body says."""
     keys: Keys = request.app.state.keys
     scheme, key = get_authorization_scheme_param(request.headers.get("Authorization"))
     found = keys.tenant(key if key and scheme.lower() == "bearer" else request.headers.get("X-API-Key"))
     if found is None:
-        raise HTTPException(401, "Send a valid API key", {"WWW-Authenticate": "Bearer"})
+        raise HTTPException(401, NO_KEY, {"WWW-Authenticate": "Bearer"})
     bind(tenant=found)
     check_query(request)
     return found

@@ -163,7 +163,7 @@ def _field_problem(error: Mapping[str, Any]) -> dict[str, str]:
     field = _path(error["loc"])
     if kind == "json_invalid":
         field, message = "", f"not JSON: {error.get('ctx', {}).get('error', 'malformed')}"
-    elif not field and kind == "model_attributes_type":
+    elif not field and kind in {"model_attributes_type", "missing"}:
         message = "the body is not a JSON object; send one, with Content-Type: application/json"
     elif kind == "extra_forbidden":
         message = "there is no such field"

@@ -7,6 +7,10 @@ local function context_holder(tenant, context) return redis.call('HGET', K.conte
 
 local function context_hold(tenant, context, id)
   redis.call('HSET', K.context(tenant, context), 'holder', id)
+  -- Versions begin anew with a context that was deleted: this tells it from the one that it takes the place of.
+  if redis.call('HEXISTS', K.context(tenant, context), 'born') == 0 then
+    redis.call('HSET', K.context(tenant, context), 'born', redis.call('INCR', K.turn()))
+  end
   redis.call('PERSIST', K.context(tenant, context))
   redis.call('PERSIST', K.turns(tenant, context))
 end

@@ -10,10 +10,12 @@ if r.place == 'ended' and take_telling(a.id, a.nonce) then return {'ended', call
 local again = r.place == 'running' and r.worker == a.worker and r.nonce == a.nonce
 if not again and r.place ~= 'rung' then return {'nothing', r.place, bells} end
 
+local NO_VERSION = -1 -- that no context is at: it takes no turn
+
 -- All that the run is given, read before anything is written.
 local function look()
-  local retries, attempts, created, request_id, read_version, steps =
-    get(a.id, 'retries', 'attempts', 'created', 'request_id', 'read_version', 'steps')
+  local retries, attempts, created, request_id, read_version, read_born, steps =
+    get(a.id, 'retries', 'attempts', 'created', 'request_id', 'read_version', 'read_born', 'steps')
   for _, number in ipairs({retries, attempts, created, read_version or '0', steps or '0'}) do
     assert(number and string.match(number, '^%d+$'), 'no number')
   end
@@ -21,15 +23,19 @@ local function look()
   call('HLEN', K.calls(a.id))
   local given = {version = 0, turns = {}, journal = call('LRANGE', K.journal(a.id), 0, -1)}
   if r.context then
-    local version, messages, bytes = unpack(call('HMGET', K.context(r.tenant, r.context), 'version', 'messages', 'bytes'))
+    local version, messages, bytes, born =
+      unpack(call('HMGET', K.context(r.tenant, r.context), 'version', 'messages', 'bytes', 'born'))
     for _, number in ipairs({version or '0', messages or '0', bytes or '0'}) do
       assert(string.match(number, '^%d+$'), 'no number')
     end
-    given.version = tonumber(version or 0)
+    given.version, given.born = tonumber(version or 0), born
     given.turns = call('LRANGE', K.turns(r.tenant, r.context), 0, -1)
     -- Steps that were made go with the turns that they were made from: a context deleted since takes no turn of theirs.
     given.known = read_version and (again or tonumber(steps or 0) > 0)
-    if given.known then given.version = tonumber(read_version) end
+    if given.known then
+      local same = not read_born or read_born == (born or '')
+      given.version = same and tonumber(read_version) or NO_VERSION
+    end
   end
   return given
 end
@@ -78,5 +84,7 @@ if not again then
   r.worker = a.worker
   take_slot(r)
 end
-if r.context and not given.known then call('HSET', K.job(a.id), 'read_version', given.version) end
+if r.context and not given.known then
+  call('HSET', K.job(a.id), 'read_version', given.version, 'read_born', given.born or '')
+end
 return {'run', call('HGETALL', K.job(a.id)), given.version, given.turns, given.journal}

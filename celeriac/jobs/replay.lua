@@ -4,7 +4,7 @@
 -- Answers {"unknown"}, {"broken"}, {"not", state}, or {"accepted", "1" if it starts afresh, holder or "", bells}.
 local r = read(a.id)
 if not r or r.newer or r.tenant ~= a.tenant then return {'unknown'} end
-local state, version, replayed = get(a.id, 'state', 'read_version', 'replayed')
+local state, version, born, replayed = get(a.id, 'state', 'read_version', 'read_born', 'replayed')
 local request, afresh = string.match(replayed or '', '^(%S+) (%d)$')
 if request == a.request then return {'accepted', afresh, waits_for(a.id) or '', {}} end
 if r.place ~= 'ended' then return {'not', SEEN_AS[r.place]} end
@@ -20,16 +20,16 @@ if full then return full end
 local bells, fresh = {}, a.fresh
 local holder = r.context and holder_of(r.tenant, r.context, bells)
 if r.context and version then
-  local is = call('HGET', K.context(r.tenant, r.context), 'version') or '0'
+  local is, is_born = unpack(call('HMGET', K.context(r.tenant, r.context), 'version', 'born'))
   -- Who goes before it will change the conversation.
-  if holder or is ~= version then fresh = true end
+  if holder or (is or '0') ~= version or born and born ~= (is_born or '') then fresh = true end
 end
 for _, key in ipairs({K.job(a.id), K.journal(a.id), K.calls(a.id)}) do call('PERSIST', key) end
 local idem = get(a.id, 'idempotency')
 if idem then call('PERSIST', K.idempotency(r.tenant, idem)) end
 if fresh then
   call('DEL', K.journal(a.id))
-  call('HDEL', K.job(a.id), 'steps', 'read_version')
+  call('HDEL', K.job(a.id), 'steps', 'read_version', 'read_born')
 end
 call('HDEL', K.job(a.id), 'state', 'ended', 'error', 'answer', 'model', 'usage', 'appended', 'dead', 'crashes',
   'crash_steps', 'deadline', 'run_at', 'excluded', 'unknown_since', 'stop')

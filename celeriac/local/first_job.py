@@ -52,7 +52,8 @@ async def _asked(session: aiohttp.ClientSession, method: str, path: str, **reque
 def told(job: Job) -> list[str]:
     """What a person wants to know of an ended job, a line each."""
     if job["state"] != "succeeded":
-        return [f"The first job {job['state']}: {job.get('error') or job['id']}"]
+        error = job.get("error") or {}
+        return [f"The first job, {job['id']}, {job['state']}: {error.get('message', 'without an error')}"]
     usage = job.get("usage") or {}
     asked = sum(usage.get(kind, 0) for kind in ("input_tokens", "cache_read_tokens", "cache_write_tokens"))
     return [

@@ -71,6 +71,9 @@ def threads() -> int:
 def serve(host: str, port: int) -> int:
     """Serve until SIGTERM or SIGINT, which end the process; returns the exit code where it cannot serve."""
     file = model_file()
+    # Its threads are to wait for each other asleep: where something else needs a core too, those that spin keep the one
+    # that all wait for from running, and an answer takes ten times as long. Read when the library is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import xllamacpp
     except ImportError as error:
@@ -89,7 +92,7 @@ def serve(host: str, port: int) -> int:
     params.n_predict = 2048  # for callers that set no limit: a small model may never stop by itself
     params.n_gpu_layers = 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads()
-    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # wait asleep: the cores are shared
+    params.cpuparams.poll = params.cpuparams_batch.poll = 0  # the same between two calls
     params.n_threads_http = 16
     params.cache_ram_mib = 64
     params.fit_params = False

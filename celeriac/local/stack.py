@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import celeriac
+from celeriac.errors import Misconfigured
 from celeriac.local import ports, probes
 from celeriac.local.ports import Port
 from celeriac.local.processes import Process
@@ -58,7 +59,10 @@ class Embedded:
 
 
 def embedded(settings: Settings, no_model: Callable[[], str]) -> Embedded:
-    """no_model: answers why the local model server cannot run here, "" if it can; asked where it would be used."""
+    """no_model: answers why the local model server cannot run here, "" if it can; asked where it would be used.
+
+    Raises Misconfigured in prod, where no script answers in its place.
+    """
     named = (
         settings.openai_api_key,
         settings.anthropic_api_key,
@@ -67,6 +71,8 @@ def embedded(settings: Settings, no_model: Callable[[], str]) -> Embedded:
     )
     free = not settings.scripted and not any(named)
     why = no_model() if free else ""
+    if why and settings.env == "prod":
+        raise Misconfigured(f"{why}, and no script answers in prod; set OPENAI_API_KEY or ANTHROPIC_API_KEY")
     return Embedded(
         redis="redis_url" not in settings.model_fields_set,
         model=free and not why,
@@ -146,8 +152,11 @@ def _answering(settings: Settings, ours: Embedded) -> str:
         return f"the local model at http://{HOST}:{settings.local.model_port}"
     if ours.script:
         return "none: answers come from a script"
-    asked = {"OpenAI": settings.openai_api_key, "Anthropic": settings.anthropic_api_key}
-    return " and ".join(name for name, key in asked.items() if key) or "the endpoint that you set"
+    asked = {
+        settings.openai_base_url or "OpenAI": settings.openai_api_key or settings.openai_base_url,
+        settings.anthropic_base_url or "Anthropic": settings.anthropic_api_key or settings.anthropic_base_url,
+    }
+    return " and ".join(name for name, whether in asked.items() if whether)
 
 
 def _model(port: int) -> Process:

@@ -95,6 +95,31 @@ async def test_a_replay_in_a_context_that_has_changed_starts_afresh_and_says_so(
     assert await queue.finish(claim, turn=TURN) is True
 
 
+async def test_a_context_that_was_deleted_and_filled_again_is_another_one(queue: Queue) -> None:
+    """Though it is at the same version: what was made from the turns that are gone is not made into turns of it."""
+    await queue.worker("w0")
+    await queue.finish(await queue.claim(await queue.submit(context_id="c"), "w0"), turn=TURN)
+    job = await failed(queue, context_id="c")
+    await queue.stores.contexts.delete("default", "c")
+    await queue.finish(await queue.claim(await queue.submit(context_id="c")), turn=TURN)
+    assert (await replay(queue, job)).fresh is True
+    claim = await queue.claim(job)
+    assert (claim.journal, claim.context_version) == ((), 1)
+    assert await queue.finish(claim, turn=TURN) is True
+
+
+async def test_a_run_that_goes_on_in_another_context_appends_nothing_to_it(queue: Queue) -> None:
+    """Its steps were made from the turns that were deleted while it waited."""
+    await queue.worker()
+    await queue.finish(await queue.claim(await queue.submit(context_id="c")), turn=TURN)
+    job = await queue.submit(context_id="c")
+    claim = await queue.claim(job)
+    await queue.stores.journal.commit(claim, 0, {"text": "one"}, None)
+    await queue.jobs.give_back(claim)
+    queue.redis.hset("celeriac:context:default:c", "born", "of another")
+    assert await queue.finish(await queue.claim(job), turn=TURN) is False
+
+
 async def test_limits_hold_for_a_replay(queue: Queue) -> None:
     """It waits in its tenant's line like any other."""
     job = await failed(queue)

@@ -74,6 +74,12 @@ def test_where_no_model_runs_a_script_answers_and_it_is_said() -> None:
     assert "OPENAI_API_KEY" in plan.note
 
 
+def test_in_prod_no_script_answers_in_place_of_a_model() -> None:
+    """It is said before anything is started."""
+    with pytest.raises(Misconfigured, match="a library is missing, and no script answers in prod; set OPENAI_API_KEY"):
+        built(env="prod", shim={"api_keys": {"acme": "k" * 32}}, no_model="a library is missing")
+
+
 def test_a_script_that_was_asked_for_is_no_news() -> None:
     """No model is started for it."""
     plan = built(scripted=True, no_model="not asked")

@@ -406,6 +406,18 @@ def test_a_broker_that_hangs_does_not_hang_readiness(valkey: Valkey, scheme: str
             asking.join()
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b'"hi"', b"3"])
+def test_a_body_that_is_no_object_is_told_what_to_send(shim: Shim, content: bytes) -> None:
+    """Also where there is none."""
+    answer = shim.http.post("/v1/jobs", content=content, headers={"Content-Type": "application/json"})
+    [error] = answer.json()["errors"]
+    assert answer.status_code == 422
+    assert (error["message"], error["remedy"]) == (
+        "the body is not a JSON object",
+        "send one, with Content-Type: application/json",
+    )
+
+
 def test_with_keys_each_tenant_sees_its_own(valkey: Valkey) -> None:
     """No key or a wrong one is 401; a key is its tenant; probes need none."""
     keys = json.dumps({"acme": "key-of-acme-1234567", "globex": "key-of-globex-1234567"})
@@ -414,6 +426,7 @@ def test_with_keys_each_tenant_sees_its_own(valkey: Valkey) -> None:
             answer = shim.http.get("/v1/jobs", headers=headers)
             assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
             assert answer.headers["www-authenticate"] == "Bearer"
+            assert "`Authorization: Bearer KEY` or `X-API-Key: KEY`" in answer.json()["detail"]
         acme, globex = {"Authorization": "Bearer key-of-acme-1234567"}, {"X-API-Key": "key-of-globex-1234567"}
         job = shim.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi"}, headers=acme).json()
         assert shim.http.get(f"/v1/jobs/{job['id']}", headers=acme).status_code == 200
@@ -431,6 +444,7 @@ def test_with_keys_each_tenant_sees_its_own(valkey: Valkey) -> None:
         ({"Authorization": "Basic KEY"}, 401),
         ({"Authorization": "Basic x", "X-API-Key": "KEY"}, 200),
         ({"Authorization": "Bearer"}, 401),
+        ({"Authorization": "Bearer", "X-API-Key": "KEY"}, 200),
     ],
 )
 def test_a_key_counts_behind_bearer_or_in_a_header_of_its_own(

@@ -57,6 +57,8 @@ def test_every_model_costs_what_the_library_says() -> None:
             if prices._row(provider.id, model.id):
                 continue
             theirs = found.get_prices(AT)
+            if theirs.input_mtok is None or theirs.output_mtok is None:
+                continue
             seen["flat" if prices._as_row(theirs) else "not"] += 1
             for scale in (1, 997, 300_001):
                 usage = Usage(input=scale, cache_read=3 * scale, cache_write=scale + 1, output=2 * scale)
@@ -83,6 +85,24 @@ def test_an_unknown_model_costs_what_the_dearest_costs_and_says_so() -> None:
     assert price.nanos >= max(
         Prices().price(OPENAI, model, usage, AT).nanos for model in ("gpt-5", "gpt-5.4", "o1-pro", "gpt-4-32k")
     )
+
+
+@pytest.mark.parametrize("model", ["omni-moderation-2024", "whisper-1", "tts-1", "text-embedding-3-large"])
+def test_a_model_without_a_price_of_its_tokens_is_not_free(model: str) -> None:
+    """What is priced by the second or not at all, or for its input alone: an answer of it is none of these."""
+    lane, usage = Lane("openai", model), Usage(input=1_000_000, output=1_000_000)
+    price = Prices().price(lane, model, usage, AT)
+    assert price.estimated
+    assert price.nanos == Prices().price(OPENAI, "no-such-model-7", usage, AT).nanos
+    assert Prices().bound(ModelRequest(lane, (Message("user", "hi"),))) > 0
+
+
+def test_a_new_snapshot_costs_what_its_model_does(tmp_path: Path) -> None:
+    """Providers answer with the name of the day, which may be newer than the table. It is said to be an estimate."""
+    lane, usage = Lane("openai", "gpt-5.4-mini"), Usage(input=1000, output=1000)
+    asked = Prices().price(lane, "gpt-5.4-mini", usage, AT)
+    price = Prices().price(lane, "gpt-5.4-mini-2099-01-01", usage, AT)
+    assert (price.nanos, price.estimated) == (asked.nanos, True)
 
 
 def test_an_override_wins_and_may_hold_a_star(tmp_path: Path) -> None:

@@ -84,6 +84,10 @@ def test_every_mistake_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
         ("REDIS_URL", "s3cret"),
         ("REDIS_URL", "s3cret:word"),
         ("REDIS_URL", "redis://:s3cret/word@redis:6379"),
+        ("REDIS_URL", "redis://redis/s3cret"),
+        ("REDIS_URL", "redis://redis?socket_timeout=s3cret"),
+        ("REDIS_URL", "redis://redis?db=s3cret"),
+        ("REDIS_URL", "rediss://redis?nonsense=s3cret"),
         ("CELERIAC_BROKER_URL", "s3cret"),
         ("CELERIAC_SHIM__API_KEYS", "s3cret"),
         ("CELERIAC_SHIM__API_KEYS", '{"acme": ["s3cret"]}'),
@@ -118,6 +122,23 @@ def test_the_usual_names_are_read(name: str, field: str, monkeypatch: pytest.Mon
     """As the providers' own tools do."""
     monkeypatch.setenv(name, "https://value@sentry/1")
     assert getattr(load_settings(), field) == SecretStr("https://value@sentry/1")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://redis",
+        "redis://user:word@redis:6379/3",
+        "redis://redis/?db=2&socket_timeout=3.5&max_connections=7",
+        "rediss://redis:6380/0?ssl_cert_reqs=none&ssl_ca_certs=/etc/ca.pem",
+        "unix:///run/redis.sock?db=1",
+        "unix://user:word@/run/redis.sock",
+    ],
+)
+def test_the_urls_that_redis_clients_take_are_taken(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their options."""
+    monkeypatch.setenv("REDIS_URL", url)
+    assert load_settings().redis_url == SecretStr(url)
 
 
 def test_our_own_name_wins_over_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:

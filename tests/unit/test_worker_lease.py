@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -234,6 +235,19 @@ async def test_a_job_that_cannot_be_adopted_keeps_no_other_from_it(lease: Lease,
     assert not valkey.client().exists(f"celeriac:job:{ids[0]}")
     rest.set()
     assert [summary and summary.state for summary in await asyncio.gather(*runs)] == [None] + [State.SUCCEEDED] * 2
+
+
+async def test_a_lease_runs_from_when_it_was_asked_for(lease: Lease, proxy: Proxy) -> None:
+    """The answer may have been long under way: by then the store's own count has gone on."""
+    assert lease._heart is not None
+    lease._heart.cancel()
+    proxy.hush()
+    asked = time.monotonic()
+    saying = asyncio.create_task(lease.say())
+    await asyncio.sleep(0.5)
+    proxy.speak()
+    await saying
+    assert asked <= lease.heard < asked + 0.4
 
 
 async def test_a_worker_takes_nothing_while_it_waits_for_the_store(lease: Lease, proxy: Proxy) -> None:
