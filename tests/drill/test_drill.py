@@ -78,7 +78,10 @@ def test_a_scenario_runs_from_end_to_end() -> None:
 )
 def test_the_drill_can_fail(without: str, scenario: str, found: str) -> None:
     """With upkeep or fencing switched off, it reports what is lost or ended twice, and exits non-zero."""
-    ran = drill("--short", "--scenario", scenario, "--jobs", "30", f"--without-{without}", "--json")
+    for _ in range(3):  # on a busy machine a zombie may wake when nobody runs what it ran any more
+        ran = drill("--short", "--scenario", scenario, "--jobs", "30", f"--without-{without}", "--json")
+        if ran.returncode:
+            break
     assert ran.returncode == 1, ran.stdout + ran.stderr
     [made] = json.loads(ran.stdout)["scenarios"]
     assert made[found] > 0, made["violations"]
