@@ -33,7 +33,7 @@ from celeriac.local.valkey import url, valkey
 RESTART: Final = 0.5
 #: Variables of whoever drills that would reach a process of ours.
 FOREIGN: Final = ("CELERIAC_", "OPENAI_", "ANTHROPIC_", "REDIS_", "SENTRY_")
-#: The longest that one call of an agent may take, unless it is `hasty`.
+#: The longest that one call of an agent may take, unless it is `hasty`, or `unhurried`.
 CALL: Final = 20.0
 
 AGENTS: Final = f"""
@@ -46,6 +46,11 @@ timeout_seconds = {CALL:g}
 description = "The same, and waits for no provider."
 lanes = ["openai/gpt-5.4-mini", "anthropic/claude-haiku-5-5"]
 timeout_seconds = 2
+
+[agents.unhurried]
+description = "The same, and waits for as long as it takes."
+lanes = ["openai/gpt-5.4-mini", "anthropic/claude-haiku-5-5"]
+timeout_seconds = 60
 
 [agents.second]
 description = "The same, on a queue of its own."

@@ -117,7 +117,7 @@ async def zombies(stage: Stage) -> None:
     async with stage.load(over=max(stage.size.over, 2 * sleep)) as load:
         for part in (0.15, 0.6):
             await load.at(part)
-            await stage.submit(slow, model="openai/slow", alone=True)
+            await stage.submit(slow, agent="unhurried", model="openai/slow", alone=True)
             await stage.in_flight(slow)
             if (worker := await stage.busy_worker()) is None:
                 continue
