@@ -11,7 +11,7 @@ help: ## this list
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "Celeriac needs Python 3.11 or newer: '$(PYTHON)' is not on the PATH (set PYTHON=...)." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Celeriac needs Python 3.11 or newer: '$(PYTHON)' is $$($(PYTHON) -V 2>&1) (set PYTHON=...)." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "Celeriac needs Python 3.11 or newer: '$(PYTHON)' says '$$($(PYTHON) -V 2>&1 | head -n 1)' (set PYTHON=...)." >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Celeriac needs Python's venv module: install it (on Debian: python3-venv)." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
