@@ -73,15 +73,14 @@ def _url(url: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
 
 
 def _redis_url(url: SecretStr) -> SecretStr:
-    from redis.asyncio.connection import Connection, parse_url
+    from redis.asyncio import BlockingConnectionPool
 
     parts = urlsplit(_url(url, ("redis", "rediss", "unix")).get_secret_value())
     if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
         raise ValueError("its path is no number of a database; write it as redis://HOST:PORT/0")
     try:
-        options = dict(parse_url(url.get_secret_value()))
-        kind: Any = options.pop("connection_class", Connection)
-        kind(**{name: value for name, value in options.items() if name != "max_connections"})
+        # As it will be used, short of connecting.
+        BlockingConnectionPool.from_url(url.get_secret_value()).make_connection()  # type: ignore[no-untyped-call]  # redis-py's
     except (TypeError, ValueError):
         # Which one is not repeated: it may hold a password.
         raise ValueError("has an option after ? that is unknown, or whose value is wrong") from None

@@ -129,7 +129,7 @@ def test_the_usual_names_are_read(name: str, field: str, monkeypatch: pytest.Mon
     [
         "redis://redis",
         "redis://user:word@redis:6379/3",
-        "redis://redis/?db=2&socket_timeout=3.5&max_connections=7",
+        "redis://redis/?db=2&socket_timeout=3.5&max_connections=7&timeout=5",
         "rediss://redis:6380/0?ssl_cert_reqs=none&ssl_ca_certs=/etc/ca.pem",
         "unix:///run/redis.sock?db=1",
         "unix://user:word@/run/redis.sock",
