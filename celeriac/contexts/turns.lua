@@ -3,6 +3,15 @@
 -- looks whether their holder is still there.
 local LOOK = 60000 -- ms between two of these looks at a context
 
+-- Whether all of these are whole numbers, those that are set at all.
+local function are_counts(...)
+  for i = 1, select('#', ...) do
+    local text = select(i, ...)
+    if text and not string.match(text, '^%d+$') then return false end
+  end
+  return true
+end
+
 local function context_holder(tenant, context) return redis.call('HGET', K.context(tenant, context), 'holder') end
 
 local function context_hold(tenant, context, id)
@@ -51,7 +60,7 @@ local function context_append(tenant, context, version, turn, max_messages, max_
   local is, messages, bytes = unpack(redis.call('HMGET', meta, 'version', 'messages', 'bytes'))
   if (is or '0') ~= tostring(version) then return false end
   -- Before anything is written: a turn is appended whole or not at all.
-  for _, number in ipairs({messages or '0', bytes or '0'}) do assert(string.match(number, '^%d+$'), 'no number') end
+  assert(are_counts(messages, bytes), 'no number')
   redis.call('RPUSH', turns, turn)
   redis.call('HINCRBY', meta, 'version', 1)
   messages = redis.call('HINCRBY', meta, 'messages', messages_in(turn))

@@ -80,14 +80,13 @@ class Prices:
         if row := self._row(lane.provider, model):
             return Price(nanos(row.price(usage)), row.source)
         at = at or datetime.now(UTC)
-        found, known = self._found(lane, model, at)
-        prices = found.get_prices(at)
+        found, prices, known = self._found(lane, model, at)
         row = self._as_row(prices)
         dollars = row.price(usage) if row else _dollars(prices, usage)
         return Price(nanos(dollars), f"genai-prices {found.id}", estimated=not known)
 
-    def _found(self, lane: Lane, model: str, at: datetime) -> tuple[Any, bool]:
-        """The library's model, and whether it is the one: else a snapshot's own model, or the dearest that there is."""
+    def _found(self, lane: Lane, model: str, at: datetime) -> tuple[Any, Any, bool]:
+        """The library's model, its prices, and whether it is the one: else a snapshot's own model, or the dearest."""
         for name in (model, lane.model) if model.startswith(f"{lane.model}-") else (model,):
             try:
                 _, found = self._table.find_provider_model(name, None, lane.provider, None)
@@ -96,8 +95,9 @@ class Prices:
             prices = found.get_prices(at)
             # What is priced by the second or the picture has no price of a token, and is not free for that.
             if prices.input_mtok is not None and prices.output_mtok is not None:
-                return found, name == model
-        return self._dearest_of(lane.provider, at), False
+                return found, prices, name == model
+        dearest = self._dearest_of(lane.provider, at)
+        return dearest, dearest.get_prices(at), False
 
     def bound(self, request: ModelRequest) -> int:
         """The highest price that the call can have, in nano-dollars: it is booked before the call is sent.

@@ -8,6 +8,6 @@ if mine == 'again' then return {'done', (get(a.id, 'release_answer')), bells} en
 
 local group = call('HGET', K.worker(a.worker), 'queues') or r.queue
 local fate = take_away(r, 1, bells)
-call('HSET', K.job(a.id), 'released', 'break_off ' .. a.worker .. ' ' .. a.nonce, 'release_answer', fate)
+released(r, 'break_off', fate)
 dispatch_for(group, 1 + MARGIN, bells)
 return {'done', fate, bells}

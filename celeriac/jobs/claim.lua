@@ -16,18 +16,14 @@ local NO_VERSION = -1 -- that no context is at: it takes no turn
 local function look()
   local retries, attempts, created, request_id, read_version, read_born, steps =
     get(a.id, 'retries', 'attempts', 'created', 'request_id', 'read_version', 'read_born', 'steps')
-  for _, number in ipairs({retries, attempts, created, read_version or '0', steps or '0'}) do
-    assert(number and string.match(number, '^%d+$'), 'no number')
-  end
+  assert(retries and attempts and created and are_counts(retries, attempts, created, read_version, steps), 'no number')
   assert(request_id and call('HEXISTS', K.job(a.id), 'spec') == 1, 'no request')
   call('HLEN', K.calls(a.id))
   local given = {version = 0, turns = {}, journal = call('LRANGE', K.journal(a.id), 0, -1)}
   if r.context then
     local version, messages, bytes, born =
       unpack(call('HMGET', K.context(r.tenant, r.context), 'version', 'messages', 'bytes', 'born'))
-    for _, number in ipairs({version or '0', messages or '0', bytes or '0'}) do
-      assert(string.match(number, '^%d+$'), 'no number')
-    end
+    assert(are_counts(version, messages, bytes), 'no number')
     given.version, given.born = tonumber(version or 0), born
     given.turns = call('LRANGE', K.turns(r.tenant, r.context), 0, -1)
     -- Steps that were made go with the turns that they were made from: a context deleted since takes no turn of theirs.

@@ -1,6 +1,6 @@
 -- Shared, after lines.lua: how a run lets go, how calls are booked, how a job ends.
 
--- The run lets go: its slot is free, its fence is void, and the same request again gets the same answer.
+-- The run lets go: its slot is free, and its fence is void.
 local function let_go(r)
   call('SREM', K.stops(r.worker), r.id)
   if call('SREM', K.held(r.worker), r.id) == 1 and call('EXISTS', K.worker(r.worker)) == 1 then
@@ -15,9 +15,14 @@ local function let_go(r)
   call('HDEL', K.job(r.id), 'worker', 'nonce', 'unknown_since')
 end
 
+-- The same request to let go gets the same answer.
+local function released(r, op, answer)
+  call('HSET', K.job(r.id), 'released', op .. ' ' .. r.worker .. ' ' .. r.nonce, 'release_answer', answer)
+end
+
 local function release(r, op, answer)
   let_go(r)
-  call('HSET', K.job(r.id), 'released', op .. ' ' .. r.worker .. ' ' .. r.nonce, 'release_answer', answer)
+  released(r, op, answer)
 end
 
 -- "mine", "again" (this very release was done, its answer was lost) or "fenced".

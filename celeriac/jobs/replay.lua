@@ -11,10 +11,7 @@ if r.place ~= 'ended' then return {'not', SEEN_AS[r.place]} end
 if not REPLAYABLE[state] then return {'not', state} end
 
 -- All that is counted on, before anything is written.
-local replays, steps = get(a.id, 'replays', 'steps')
-for _, number in ipairs({replays or '0', steps or '0'}) do
-  if not string.match(number, '^%d+$') then return {'broken'} end
-end
+if not are_counts(get(a.id, 'replays', 'steps')) then return {'broken'} end
 local full = no_room()
 if full then return full end
 local bells, fresh = {}, a.fresh

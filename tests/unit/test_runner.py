@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -50,6 +50,19 @@ async def submitted(stores: Stores, agent: str = "assistant") -> str:
     return (await stores.jobs.submit(job)).id
 
 
+TURNS = "celeriac:turns:default:trip"
+
+
+def spoils(valkey: Valkey) -> Callable[[ModelRequest], str]:
+    """A model that answers, while what is stored of the conversation is spoilt: the end cannot be written."""
+
+    def answer(_: ModelRequest) -> str:
+        valkey.client().set(TURNS, "no list")
+        return "Paris"
+
+    return answer
+
+
 async def test_a_job_is_handed_back_though_its_run_is_cancelled_again(
     runs: Stores, proxy: Proxy, valkey: Valkey
 ) -> None:
@@ -90,20 +103,14 @@ async def test_a_finish_whose_answers_are_lost_is_sent_until_one_arrives(runs: S
 
 async def test_an_end_that_cannot_be_written_counts_as_a_crash(runs: Stores, valkey: Valkey) -> None:
     """Nobody is told anything, and the job is tried again; not for ever, since each time it may buy the same answer."""
-    turns, redis = "celeriac:turns:default:trip", valkey.client()
-
-    def spoils(_: ModelRequest) -> str:
-        redis.set(turns, "no list")
-        return "Paris"
-
-    model = Scripted(spoils, "Rome")
+    redis, model = valkey.client(), Scripted(spoils(valkey), "Rome")
     id, one = await submitted(runs), runner(runs, model)
     assert await one.run(id) is None
     job = await runs.jobs.get(id, "default")
     assert job is not None
     assert (job.state, job.crashes, [call.stands for call in job.calls]) == (State.QUEUED, 1, ["settled"])
     assert redis.hget("celeriac:worker:w1", "running") == "0"
-    redis.delete(turns)
+    redis.delete(TURNS)
     summary = await one.run(id)
     assert summary is not None
     assert summary.state == State.SUCCEEDED
@@ -113,13 +120,7 @@ async def test_a_run_that_breaks_off_and_then_loses_its_job_says_nothing(
     runs: Stores, proxy: Proxy, valkey: Valkey
 ) -> None:
     """The store is away for longer than a lease: somebody else has the job, and a failure would be a lie."""
-    redis = valkey.client()
-
-    def spoils(_: ModelRequest) -> str:
-        redis.set("celeriac:turns:default:trip", "no list")
-        return "Paris"
-
-    id, one = await submitted(runs), runner(runs, Scripted(spoils))
+    id, one = await submitted(runs), runner(runs, Scripted(spoils(valkey)))
     swallow = proxy.swallow(script="break_off", cut=False)
     run = asyncio.create_task(one.run(id))
     await asyncio.wait_for(swallow.done.wait(), 10)
@@ -131,13 +132,7 @@ async def test_a_run_that_breaks_off_is_not_disturbed_by_a_request_to_stop(
     runs: Stores, proxy: Proxy, valkey: Valkey
 ) -> None:
     """It has let go, or is about to: whoever takes the job next obeys."""
-    redis = valkey.client()
-
-    def spoils(_: ModelRequest) -> str:
-        redis.set("celeriac:turns:default:trip", "no list")
-        return "Paris"
-
-    id, one = await submitted(runs), runner(runs, Scripted(spoils))
+    id, one = await submitted(runs), runner(runs, Scripted(spoils(valkey)))
     swallow = proxy.swallow(script="break_off")
     run = asyncio.create_task(one.run(id))
     await asyncio.wait_for(swallow.done.wait(), 10)
