@@ -74,14 +74,15 @@ def _url(url: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
 
 def _redis_url(url: SecretStr) -> SecretStr:
     from redis.asyncio import BlockingConnectionPool
+    from redis.exceptions import RedisError
 
     parts = urlsplit(_url(url, ("redis", "rediss", "unix")).get_secret_value())
-    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
+    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*/?", parts.path):
         raise ValueError("its path is no number of a database; write it as redis://HOST:PORT/0")
     try:
         # As it will be used, short of connecting.
         BlockingConnectionPool.from_url(url.get_secret_value()).make_connection()  # type: ignore[no-untyped-call]  # redis-py's
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RedisError):
         # Which one is not repeated: it may hold a password.
         raise ValueError("has an option after ? that is unknown, or whose value is wrong") from None
     return url

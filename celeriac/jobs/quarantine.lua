@@ -14,8 +14,9 @@ local function free_to_go(queue, lvl)
     local r = read(id)
     if r and not r.newer then
       local tenant, agent = at_limit(r.tenant, true), not agent_room(r.agent, true)
-      if tenant then kept['t:' .. r.tenant] = true end
-      if agent then kept['a:' .. r.agent] = true end
+      -- Until it is rung for: what falls free before a worker is ready for it would else go to others.
+      if limit_of(r.tenant) < math.huge then kept['t:' .. r.tenant] = true end
+      if call('HEXISTS', K.limits(), 'a:' .. r.agent) == 1 then kept['a:' .. r.agent] = true end
       if not tenant and not agent then free = free + 1 end
     else free = free + 1 end -- whoever dispatches sees to it
   end

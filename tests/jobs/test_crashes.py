@@ -574,6 +574,27 @@ async def test_what_falls_free_of_a_limit_is_kept_for_a_suspect(queue: Queue, cr
     assert {await queue.state(job) for job in flood} == {State.SUCCEEDED}
 
 
+async def test_what_is_kept_for_a_suspect_is_kept_until_a_worker_is_its_own(queue: Queue, crash: Crash) -> None:
+    """The one that is chosen has another job to end first, and its tenant's jobs come without end."""
+    held = await suspect(queue, crash)
+    limits = {"t:default": 1}
+    await queue.worker("elsewhere", slots=1, queues=("slow",), limits=limits)
+    await queue.worker("w1", slots=2, limits=limits)
+    long = await queue.claim(await queue.submit(tenant="b"), "w1")
+    flood = [await queue.submit(queue="slow") for _ in range(40)]
+    living = Living(queue, elsewhere="slow")
+    for _ in range(12):
+        await living.for_seconds(1)
+        await queue.beat("w1")
+    ended = [await queue.state(job) for job in flood].count(State.SUCCEEDED)
+    await queue.finish(long)
+    both = Living(queue, w1="celeriac", elsewhere="slow")
+    both.held["elsewhere"] = living.held["elsewhere"]
+    await both.for_seconds(10)
+    assert await queue.state(held) == State.SUCCEEDED
+    assert ended <= 2, "its tenant's others wait meanwhile"
+
+
 async def test_a_bell_that_only_a_quarantined_worker_could_answer_holds_up_no_suspect(queue: Queue) -> None:
     """It counts for the limit that the suspect waits for, and each would wait for the other."""
     await queue.worker("w1", slots=1, limits={"t:a": 1})

@@ -88,6 +88,7 @@ def test_every_mistake_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
         ("REDIS_URL", "redis://redis?socket_timeout=s3cret"),
         ("REDIS_URL", "redis://redis?db=s3cret"),
         ("REDIS_URL", "rediss://redis?nonsense=s3cret"),
+        ("REDIS_URL", "rediss://redis?ssl_cert_reqs=s3cret"),
         ("CELERIAC_BROKER_URL", "s3cret"),
         ("CELERIAC_SHIM__API_KEYS", "s3cret"),
         ("CELERIAC_SHIM__API_KEYS", '{"acme": ["s3cret"]}'),
@@ -128,6 +129,7 @@ def test_the_usual_names_are_read(name: str, field: str, monkeypatch: pytest.Mon
     "url",
     [
         "redis://redis",
+        "redis://redis:6379/0/",
         "redis://user:word@redis:6379/3",
         "redis://redis/?db=2&socket_timeout=3.5&max_connections=7&timeout=5",
         "rediss://redis:6380/0?ssl_cert_reqs=none&ssl_ca_certs=/etc/ca.pem",
