@@ -24,6 +24,12 @@ local function context_hold(tenant, context, id)
   redis.call('PERSIST', K.turns(tenant, context))
 end
 
+-- Whether a context that was read at that version, and born then, is no other one now. Without turns all are alike, and of some
+-- nobody knows when they were born.
+local function context_same(read_version, read_born, born)
+  return read_version == '0' or not read_born or read_born == '' or read_born == born
+end
+
 local function context_wait(tenant, context, id, seq)
   redis.call('ZADD', K.line(tenant, context), seq, id)
   redis.call('ZADD', K.behind(), 'NX', now + LOOK, tenant .. ':' .. context)

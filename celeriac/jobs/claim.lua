@@ -29,8 +29,7 @@ local function look()
     -- Steps that were made go with the turns that they were made from: a context deleted since takes no turn of theirs.
     given.known = read_version and (again or tonumber(steps or 0) > 0)
     if given.known then
-      local same = not read_born or read_born == (born or '')
-      given.version = same and tonumber(read_version) or NO_VERSION
+      given.version = context_same(read_version, read_born, born) and tonumber(read_version) or NO_VERSION
     end
   end
   return given

@@ -19,7 +19,7 @@ local holder = r.context and holder_of(r.tenant, r.context, bells)
 if r.context and version then
   local is, is_born = unpack(call('HMGET', K.context(r.tenant, r.context), 'version', 'born'))
   -- Who goes before it will change the conversation.
-  if holder or (is or '0') ~= version or born and born ~= (is_born or '') then fresh = true end
+  if holder or (is or '0') ~= version or not context_same(version, born, is_born) then fresh = true end
 end
 for _, key in ipairs({K.job(a.id), K.journal(a.id), K.calls(a.id)}) do call('PERSIST', key) end
 local idem = get(a.id, 'idempotency')

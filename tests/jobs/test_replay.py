@@ -108,6 +108,16 @@ async def test_a_context_that_was_deleted_and_filled_again_is_another_one(queue:
     assert await queue.finish(claim, turn=TURN) is True
 
 
+async def test_a_context_that_was_empty_and_has_gone_changes_nothing(queue: Queue) -> None:
+    """What was paid for was made from no turns, and there are none: it is not bought again."""
+    job = await failed(queue, context_id="c")
+    await queue.stores.contexts.delete("default", "c")
+    assert (await replay(queue, job)).fresh is False
+    claim = await queue.claim(job)
+    assert len(claim.journal) == 1
+    assert await queue.finish(claim, turn=TURN) is True
+
+
 async def test_a_run_that_goes_on_in_another_context_appends_nothing_to_it(queue: Queue) -> None:
     """Its steps were made from the turns that were deleted while it waited."""
     await queue.worker()
