@@ -10,8 +10,17 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from celeriac.errors import CeleriacError, Conflict, Invalid, KeyReused, NotFound, Refused, StoreUnavailable
-from celeriac.jobs.request import MODEL
+from celeriac.errors import (
+    CeleriacError,
+    Conflict,
+    Invalid,
+    KeyReused,
+    NotFound,
+    Refused,
+    StoreUnavailable,
+    Unpriceable,
+)
+from celeriac.jobs.request import MODEL, NOT_PRICED, UNPRICEABLE
 from celeriac.logs import get_logger
 from celeriac.settings import NAME
 
@@ -82,7 +91,7 @@ _NAME_WORDS: Final = "1 to 64 letters, digits, dots, hyphens or underscores, the
 PATTERNS: Final[Mapping[str, str]] = {
     NAME: _NAME_WORDS,
     f"{NAME}|^$": _NAME_WORDS,
-    MODEL: "openai/ or anthropic/ and the name of a model, in at most 128 printable ASCII characters without spaces",
+    MODEL: "a provider, / and one of its models, as openai/gpt-5.4, in at most 128 printable ASCII characters",
 }
 #: Characters of a field's name that a refusal repeats.
 LONGEST: Final = 40
@@ -134,7 +143,9 @@ async def invalid(request: Request, error: Exception) -> Response:
     found = [_field_problem(e) for e in error.errors()]
     malformed = any(e["type"] == "json_invalid" for e in error.errors())
     detail = "; ".join(f"{p['field'] or 'body'}: {p['message']}" for p in found)
-    return problem(request, 400 if malformed else 422, "The request is not valid", detail, "invalid", errors=found)
+    unpriceable = any(p["message"] == NOT_PRICED for p in found)
+    code = Unpriceable.code if unpriceable else Invalid.code
+    return problem(request, 400 if malformed else 422, "The request is not valid", detail, code, errors=found)
 
 
 async def http_error(request: Request, error: Exception) -> Response:
@@ -166,7 +177,7 @@ def _field_problem(error: Mapping[str, Any]) -> dict[str, str]:
     elif not field and kind in {"model_attributes_type", "missing"}:
         message = "the body is not a JSON object; send one, with Content-Type: application/json"
     elif kind == "extra_forbidden":
-        message = "there is no such field"
+        message = NOT_PRICED if error["loc"][-1] in UNPRICEABLE else "there is no such field"
     elif kind == "string_pattern_mismatch":
         message = _mismatch(error)
     elif not field and ": " in message:  # a rule over several fields names the one it means

@@ -118,7 +118,8 @@ class AttemptOut(BaseModel):
         description="`open`: no outcome yet. `settled`: paid. `doubt`: it may have been billed. `released`: it was not."
     )
     started_at: datetime
-    seconds: float | None = None
+    waited_seconds: float = Field(0.0, description="How long it waited, in its slot, until its lane might be asked.")
+    seconds: float | None = Field(None, description="From asking to having the answer, or the error.")
     error: str | None = Field(None, description="Why the next lane was asked; null for the call that answered.")
     request_id: str = Field("", description="The provider's own name of the request.")
     in_doubt: bool = Field(False, description="Whether the provider may have billed a call that has no answer.")
@@ -143,8 +144,9 @@ class JobOut(BaseModel):
     reason: str | None = Field(
         None,
         description="Why it is parked. `scheduled`: its `run_at` is to come. `retry`: it met an error that time may "
-        "cure, and is tried again. `agent_unknown`: the worker that had it does not know its agent; where no worker "
-        "knows it for `CELERIAC_JOBS__UNKNOWN_AGENT_TTL`, it fails with this as its error's code.",
+        "cure, and is tried again. `lane_closed`: its providers fail, asked for time, or let no more through. "
+        "`agent_unknown`: the worker that had it does not know its agent; where no worker knows it for "
+        "`CELERIAC_JOBS__UNKNOWN_AGENT_TTL`, it fails with this as its error's code.",
     )
     resume_at: datetime | None = Field(None, description="When a parked job goes on.")
     steps: int = Field(0, description="How many finished steps are stored. A job that goes on does not repeat them.")
@@ -283,6 +285,7 @@ def call_out(call: Call) -> dict[str, Any]:
         "step": call.facts.get("step", 1),
         "stands": call.stands,
         "started_at": call.at,
+        "waited_seconds": call.facts.get("waited", 0.0),
         "seconds": call.facts.get("seconds"),
         "error": call.facts.get("error"),
         "request_id": call.facts.get("request_id", ""),

@@ -51,7 +51,7 @@ async def open_worker(settings: Settings, concurrency: int) -> AsyncIterator[Wor
     fleet, line = open_fleet(settings, stores, name="celeriac-lease")
     try:
         await check_redis(stores.redis, settings)
-        async with open_models(settings, concurrency) as models:
+        async with open_models(settings, concurrency, registry.providers) as models:
             check_lanes(registry, models)
             chord_ttl = settings.jobs.chord_ttl
             runner = Runner(stores, registry, models, prices, chord_ttl=chord_ttl)

@@ -5,6 +5,7 @@
     ├── NotStarted                 what `celeriac up` starts is not of use: it stops what runs, and says why
     ├── Refused                    a caller's mistake: said at once, nothing is stored
     │   ├── Invalid                  the request names something that is not so (422)
+    │   │   └── Unpriceable            it asks for something whose price nobody knows beforehand
     │   ├── NotFound                 there is no such job, context or agent (404)
     │   ├── Conflict                 true, but not now (409)
     │   └── KeyReused                the idempotency key stands for another request (422)
@@ -19,6 +20,7 @@
         ├── ProviderFailed           500, 502, 504, 408, 409
         ├── ModelTimeout             no answer in time
         ├── Unreachable              the connection failed
+        ├── LaneClosed               not asked: the fleet leaves this lane alone, or its rate is used up
         ├── BadAnswer                an answer that is not one
         ├── BadCredentials           401, 403
         ├── BadModelRequest          400, 413, 422: asking again does not help
@@ -33,7 +35,10 @@ Celery. A message never holds a prompt, an answer or a key.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
+
+#: As often as patience lasts.
+OFTEN: Final = 1_000
 
 
 class CeleriacError(Exception):
@@ -69,6 +74,10 @@ class Refused(CeleriacError):
 
 class Invalid(Refused):
     code = "invalid"
+
+
+class Unpriceable(Invalid):
+    code = "unpriceable_feature"
 
 
 class NotFound(Refused):
@@ -111,12 +120,15 @@ class ModelError(CeleriacError):
 
     provider, model: whom we asked. status: the HTTP status, 0 if there was none. request_id: the provider's own name of
     the request, "" if it gave none. in_doubt: the call may have been billed. retry_after: seconds the provider asked us
-    to wait, or None. attempts: where several calls were made, those that failed (`celeriac.llm.model.Attempt`).
+    to wait, or None. attempts: where several calls were made, those that failed (`celeriac.llm.model.Attempt`). limits:
+    of the provider's rates, as it says them (`celeriac.llm.limits.Limit`).
     """
 
     code = "model_error"
     #: the next lane may do better
     next_lane: ClassVar[bool] = True
+    #: how often the same lane may be asked again at once, as far as this error goes
+    again: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -129,6 +141,7 @@ class ModelError(CeleriacError):
         in_doubt: bool = False,
         retry_after: float | None = None,
         attempts: tuple[Any, ...] = (),
+        limits: tuple[Any, ...] = (),
     ) -> None:
         super().__init__(message)
         self.provider = provider
@@ -138,10 +151,12 @@ class ModelError(CeleriacError):
         self.in_doubt = in_doubt
         self.retry_after = retry_after
         self.attempts = attempts
+        self.limits = limits
 
 
 class RateLimited(ModelError):
     code = "rate_limited"
+    again = OFTEN
 
 
 class QuotaExhausted(ModelError):
@@ -150,22 +165,31 @@ class QuotaExhausted(ModelError):
 
 class Overloaded(ModelError):
     code = "overloaded"
+    again = OFTEN
 
 
 class ProviderFailed(ModelError):
     code = "provider_failed"
+    again = OFTEN
 
 
 class ModelTimeout(ModelError):
     code = "timeout"
+    again = OFTEN
 
 
 class Unreachable(ModelError):
     code = "unreachable"
+    again = OFTEN
+
+
+class LaneClosed(ModelError):
+    code = "lane_closed"
 
 
 class BadAnswer(ModelError):
     code = "bad_answer"
+    again = 1
 
 
 class BadCredentials(ModelError):
@@ -206,4 +230,5 @@ class ContentRefused(ModelError):
 
 class LocalFault(ModelError):
     code = "local_fault"
+    again = OFTEN
     next_lane = False

@@ -66,6 +66,13 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "quiet": ("quiet", "string: nobody is given up until then (ms)", "one lease"),
     "broken": ("broken", "zset: what made no sense and was set aside, in that order", "the newest 1,000"),
     "alarmed": ("alarmed", "string: the newest of them that was reported", "for ever"),
+    # Lanes: a provider and one of its models.
+    "lane": ("lane:{lane}", "hash: whether it is left alone, its last minute, its rates", "a day unused"),
+    "lane_changes": ("lane_changes", "stream: breakers that opened and closed", "the newest 1,000"),
+    "probes": ("probes", "hash: call -> lane that it tries out", "until something is heard of it"),
+    "lane_turns": ("lane_turns:{lane}", "hash: tenant -> its last place in the line", "while the line holds a job"),
+    "lane_line": ("lane_line:{lane}", "zset: jobs that wait for it, tenants in turn", "while it holds a job"),
+    "lanes": ("lanes", "set: lanes that jobs wait for", "while it holds a lane"),
     # What callers look at.
     "jobs": ("jobs:{tenant}", "zset: a tenant's jobs by submission number", "entries leave with their record"),
     "jobs_in": ("jobs:{tenant}:{state}", "zset: the same in one state", "entries leave with the state or record"),

@@ -12,6 +12,8 @@ from celeriac.connections import ALWAYS, CLOCK, Redis, answering, open_redis
 from celeriac.contexts import store as contexts
 from celeriac.contexts.store import ContextStore
 from celeriac.errors import Misconfigured
+from celeriac.gate import lanes
+from celeriac.gate.lanes import Lanes
 from celeriac.jobs.dispatch import InScript, Produced, open_ringer
 from celeriac.jobs.events import Ends
 from celeriac.jobs.journal import Journal
@@ -31,6 +33,7 @@ class Stores:
     jobs: JobStore
     journal: Journal
     contexts: ContextStore
+    lanes: Lanes
     ends: Ends
     ringer: InScript | Produced
 
@@ -68,10 +71,12 @@ def open_stores(
             keep=keep(settings),
             max_messages=settings.contexts.max_messages,
             max_bytes=settings.contexts.max_bytes,
+            lanes=lanes.LUA,
             celery_results=settings.jobs.celery_results,
         ),
-        journal=Journal(made),
+        journal=Journal(made, lanes.LUA),
         contexts=ContextStore(redis, made),
+        lanes=Lanes(redis, made),
         ends=Ends(redis),
         ringer=ringer,
     )
@@ -96,6 +101,7 @@ def open_fleet(settings: Settings, stores: Stores, *, name: str, clock: str = CL
         stores.ringer,
         lease=settings.jobs.lease,
         keep=keep(settings),
+        lanes=lanes.LUA,
         upkeep="upkeep" not in settings.drill_without,
     )
     return fleet, redis

@@ -35,6 +35,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from celeriac.jobs.journal import breaker_changes
 from celeriac.jobs.reach import ask_broker, ask_store
 from celeriac.jobs.watchdog import LOST_AFTER
 from celeriac.logs import get_logger
@@ -156,6 +157,14 @@ class WorkerMetrics(Collector):
         ):
             yield GaugeMetricFamily(f"celeriac_worker_{name}", help, value)
         yield CounterMetricFamily("celeriac_worker_stalls", "How often something blocked the event loop", now.stalls)
+        changes = CounterMetricFamily(
+            "celeriac_breaker_changes",
+            "How often a call of this worker opened or closed the breaker of a lane",
+            labels=("lane", "state"),
+        )
+        for labels, count in breaker_changes.copy().items():
+            changes.add_metric(labels, count)
+        yield changes
 
 
 class Pages:

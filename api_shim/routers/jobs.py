@@ -91,6 +91,7 @@ async def submit(
         agent = registry[body.agent]
     except NotFound as error:
         raise Invalid(str(error), field="agent", remedy=error.remedy) from error
+    registry.check_model(body.model)
     job_id = new_id()
     bind(job_id=job_id, agent=agent.name)
     if body.context_id is not None:

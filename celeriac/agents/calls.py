@@ -7,26 +7,34 @@ job, or is taken away from it. A call is released only with proof that it was no
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
 from celeriac.connections import patiently
-from celeriac.costs.prices import Price, Prices
-from celeriac.errors import ContentRefused, ModelError
-from celeriac.jobs.journal import Journal, Settlement
+from celeriac.costs.prices import Price, Prices, most_input
+from celeriac.errors import BadCredentials, ContentRefused, LaneClosed, ModelError, QuotaExhausted
+from celeriac.gate.lanes import Caps, Tokens, asking, heard, unheard
+from celeriac.jobs.journal import Admitted, Closed, Journal, Settlement, Stands
 from celeriac.jobs.model import Claim
 from celeriac.jobs.store import new_id
+from celeriac.llm.limits import Limit
 from celeriac.llm.model import Answer, Lane, ModelClient, ModelRequest, Usage
 from celeriac.logs import get_logger
 
 log = get_logger(__name__)
 
-#: Seconds between two looks at a lease that could not be renewed.
+#: Seconds between two looks at a lease that could not be renewed, or at a lane.
 LOOK: Final = 0.05
+#: Seconds that a call waits, in its slot, for a lane that is left alone.
+IN_PLACE: Final = 1.5
+#: Why a lane may be closed that waiting does not open: who is not asked hears what the one heard who was.
+REFUSED: Final[Mapping[str, type[ModelError]]] = {kind.code: kind for kind in (QuotaExhausted, BadCredentials)}
+ANY: Final = Caps()
 
 
 class Lease:
@@ -45,8 +53,22 @@ class Lease:
             await asyncio.sleep(LOOK)
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that was admitted. waited: seconds until it was, in its slot. bound: in nano-dollars. most, took: tokens
+    that it may use, and is expected to.
+    """
+
+    name: str
+    lane: Lane
+    waited: float
+    bound: int
+    most: Tokens
+    took: Tokens
+
+
 class Calls:
-    """A model client for one run: asks `models`, and books. client: whom the lanes are asked of.
+    """A model client for one run: asks `models`, and books. client: whom the lanes are asked of. caps: of the lanes.
 
     insist: how the run writes what needs its fence: until it is stored, or it has surely lost the job.
     """
@@ -59,18 +81,21 @@ class Calls:
         prices: Prices,
         lease: Lease,
         *,
+        caps: Mapping[Lane, Caps],
         insist: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]],
     ) -> None:
         self.insist = insist
         self._claim = claim
         self._client = client
         self._journal = journal
-        self._prices = prices
+        self.prices = prices
         self._lease = lease
+        self._caps = caps
         #: Which step is being made, the first is 1: for the receipt.
         self.step = 1
-        self._bounds: dict[str, int] = {}
-        self._open: dict[str, Lane] = {}
+        #: Input and output tokens that the newest call may use, or might have used.
+        self.most: Tokens = (0, 0)
+        self._open: dict[str, Call] = {}
         self._answered: dict[str, Settlement] = {}
 
     async def answer(self, request: ModelRequest) -> Answer:
@@ -78,21 +103,37 @@ class Calls:
 
         Raises Fenced, Stopped.
         """
-        call, lane, began = new_id(), request.lane, time.monotonic()
-        bound = self._prices.bound(request)
-        await self.insist(lambda: self._journal.admit(self._claim, call, bound, {"lane": str(lane), "step": self.step}))
-        self._bounds[call], self._open[call] = bound, lane
+        call = await self._admit(new_id(), request)
+        self._open[call.name] = call
         await self._lease.running()
+        began = time.monotonic()
         try:
             answer = await self._client.answer(request)
         except ModelError as error:
-            settlement = self._failed(call, lane, error, time.monotonic() - began)
+            settlement = self._failed(call, error, time.monotonic() - began)
             await patiently(lambda: self._journal.settle(self._claim, settlement))
-            del self._open[call]
+            del self._open[call.name]
             raise
-        del self._open[call]
-        self._answered[call] = self._settled(call, answer)
-        return replace(answer, call=call)
+        del self._open[call.name]
+        self._answered[call.name] = self._settled(call, answer)
+        return replace(answer, call=call.name)
+
+    async def _admit(self, name: str, request: ModelRequest) -> Call:
+        """Wait here for a moment if the lane may not be asked. For longer, another is asked, or the job lets go."""
+        lane, began = request.lane, time.monotonic()
+        bound, most = self.prices.bound(request), (most_input(request), request.max_output_tokens)
+        self.most = most
+        facts = {"lane": str(lane), "step": self.step}
+        door = asking(lane, most, self._caps.get(lane, ANY), request.deadline)
+        while True:
+            said = await self.insist(lambda: self._journal.admit(self._claim, name, bound, facts, door))
+            if isinstance(said, Admitted):
+                return Call(name, lane, time.monotonic() - began, bound, most, said.took)
+            # Those who wait together are not to ask again together.
+            wait = max(LOOK, said.wait.total_seconds()) * random.uniform(1.0, 1.2)  # noqa: S311
+            if time.monotonic() + wait > began + IN_PLACE:
+                raise _not_now(lane, said)
+            await asyncio.sleep(wait)
 
     def settlement(self, answer: Answer) -> Settlement | None:
         """Of the call that brought the answer; whoever books it says so by `booked`."""
@@ -112,37 +153,60 @@ class Calls:
         """The run lost its job in the middle of a call. The store has booked that already, unless it lost history."""
         await self.close()
         while self._open:
-            call, lane = self._open.popitem()
-            facts = self._facts(lane, 0.0, "aborted", "")
-            await patiently(
-                partial(self._journal.settle, self._claim, Settlement(call, "doubt", self._bounds[call], 0, facts))
-            )
+            name, call = self._open.popitem()
+            facts = self._facts(call, 0.0, "aborted", "")
+            doubt = Settlement(name, "doubt", call.bound, 0, facts, unheard(call.lane))
+            await patiently(partial(self._journal.settle, self._claim, doubt))
 
-    def _settled(self, call: str, answer: Answer) -> Settlement:
-        price = self._prices.price(answer.lane, answer.model, answer.usage)
+    def _settled(self, call: Call, answer: Answer) -> Settlement:
+        price = self.prices.price(answer.lane, answer.model, answer.usage)
         if price.estimated:
             log.warning("price_estimated", lane=str(answer.lane), model=answer.model, source=price.source)
-        facts = self._facts(answer.lane, answer.seconds, None, answer.request_id)
-        return self._at_price(call, price, facts | _billed(answer.model, answer.usage, price, answer.tier))
+        facts = self._facts(call, answer.seconds, None, answer.request_id)
+        facts |= _billed(answer.model, answer.usage, price, answer.tier)
+        return self._at_price(call, price, facts, _heard(call, None, answer.usage, answer.limits))
 
-    def _failed(self, call: str, lane: Lane, error: ModelError, seconds: float) -> Settlement:
-        facts = self._facts(lane, seconds, error.code, error.request_id)
+    def _failed(self, call: Call, error: ModelError, seconds: float) -> Settlement:
+        facts = self._facts(call, seconds, error.code, error.request_id)
         if isinstance(error, ContentRefused) and error.usage is not None:
-            price = self._prices.price(lane, error.billed_model or lane.model, error.usage)
-            billed = _billed(error.billed_model or lane.model, error.usage, price, error.tier)
-            return self._at_price(call, price, facts | billed)
-        return Settlement(call, "doubt" if error.in_doubt else "released", self._bounds[call], 0, facts)
+            model = error.billed_model or call.lane.model
+            price = self.prices.price(call.lane, model, error.usage)
+            facts |= _billed(model, error.usage, price, error.tier)
+            return self._at_price(call, price, facts, _heard(call, error, error.usage, error.limits))
+        stands: Stands = "doubt" if error.in_doubt else "released"
+        return Settlement(call.name, stands, call.bound, 0, facts, _heard(call, error, None, error.limits))
 
-    def _facts(self, lane: Lane, seconds: float, error: str | None, request_id: str) -> dict[str, Any]:
-        facts = {"lane": str(lane), "step": self.step, "seconds": round(seconds, 3)}
-        return facts | {"error": error, "request_id": request_id}
+    def _facts(self, call: Call, seconds: float, error: str | None, request_id: str) -> dict[str, Any]:
+        return {
+            "lane": str(call.lane),
+            "step": self.step,
+            "waited": round(call.waited, 3),
+            "seconds": round(seconds, 3),
+            "error": error,
+            "request_id": request_id,
+        }
 
-    def _at_price(self, call: str, price: Price, facts: dict[str, Any]) -> Settlement:
-        bound = self._bounds[call]
-        if price.nanos > bound:
+    @staticmethod
+    def _at_price(call: Call, price: Price, facts: dict[str, Any], heard: dict[str, Any]) -> Settlement:
+        if price.nanos > call.bound:
             # The truth is booked, never clamped.
-            log.error("call_over_its_bound", lane=facts["lane"], bound_nanos=bound, nanos=price.nanos)
-        return Settlement(call, "settled", bound, price.nanos, facts)
+            log.error("call_over_its_bound", lane=facts["lane"], bound_nanos=call.bound, nanos=price.nanos)
+        return Settlement(call.name, "settled", call.bound, price.nanos, facts, heard)
+
+
+def _heard(call: Call, error: ModelError | None, usage: Usage | None, limits: Sequence[Limit]) -> dict[str, Any]:
+    return heard(call.lane, error, most=call.most, took=call.took, usage=usage, limits=limits)
+
+
+def _not_now(lane: Lane, closed: Closed) -> ModelError:
+    facts: dict[str, Any] = {
+        "provider": lane.provider,
+        "model": lane.model,
+        "retry_after": closed.wait.total_seconds(),
+    }
+    if kind := REFUSED.get(closed.why):
+        return kind(f"{lane} was not asked, the fleet leaves it alone: {closed.why}", **facts)
+    return LaneClosed(f"{lane} was not asked, it may not be asked now: {closed.why}", **facts)
 
 
 def _billed(model: str, usage: Usage, price: Price, tier: str) -> dict[str, Any]:

@@ -56,6 +56,10 @@ class Intake:
             agent = self._registry[request.agent]
         except NotFound as error:
             raise Invalid(f"agent: {error}; {error.remedy}", field="agent") from error
+        try:
+            self._registry.check_model(request.model)
+        except Invalid as error:
+            raise Invalid(f"model: {error}; {error.remedy}", field="model") from error
         run_at = request.run_at or run_at
         if run_at and canvas.chords() and run_at - datetime.now(UTC) > self._chord_ttl:
             raise Invalid(

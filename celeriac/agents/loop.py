@@ -7,16 +7,22 @@ after the other, in the same conversation, and the last answer is the job's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from celeriac.agents.agent import Agent
 from celeriac.agents.calls import Calls
+from celeriac.agents.choice import Choice, shortened
 from celeriac.connections import unpack
+from celeriac.errors import ContextTooLong
 from celeriac.jobs.journal import Journal, Settlement
 from celeriac.jobs.model import Claim
 from celeriac.llm.fallback import Fallback
-from celeriac.llm.model import Lane, Message, ModelRequest, Usage
+from celeriac.llm.model import Answer, Lane, Message, ModelClient, ModelRequest, Usage
+from celeriac.llm.patient import Patience, Patient
+from celeriac.logs import get_logger
+
+log = get_logger(__name__)
 
 
 class Interrupted(Exception):
@@ -52,7 +58,7 @@ async def run(
     """
     messages, usage = list(conversation), Usage()
     done = [unpack(step) for step in claim.journal]
-    client = Fallback([(lane, calls) for lane in lanes])
+    patient = Patient(calls, Patience(agent.tries_per_lane))
     settlement: Settlement | None = None
     text = model = ""
     for number in range(1 + len(agent.follow_ups)):
@@ -64,17 +70,24 @@ async def run(
             usage += Usage.from_dict(step["usage"])
             continue
         calls.step = number + 1
-        answer = await client.answer(
-            ModelRequest(
-                lane=lanes[0],
-                messages=tuple(messages),
-                instructions=agent.instructions,
-                max_output_tokens=max_output_tokens,
-                temperature=agent.temperature,
-                deadline=agent.timeout.total_seconds(),
-                api=agent.api,
-            )
+        request = ModelRequest(
+            lane=lanes[0],
+            messages=tuple(messages),
+            instructions=agent.instructions,
+            max_output_tokens=max_output_tokens,
+            temperature=agent.temperature,
+            deadline=agent.timeout.total_seconds(),
+            api=agent.api,
         )
+        choice = Choice(
+            agent,
+            calls.prices,
+            request,
+            deadline=claim.deadline,
+            waited=claim.waited_for_lanes,
+            is_last_try=claim.retries >= agent.max_retries,
+        )
+        answer = await _ask([(lane, patient) for lane in lanes], choice)
         text, model = answer.text, answer.model
         usage += answer.usage
         settlement = calls.settlement(answer)
@@ -86,3 +99,16 @@ async def run(
             if stopping():
                 raise Interrupted
     return Outcome(text, model, usage, settlement)
+
+
+async def _ask(lanes: Sequence[tuple[Lane, ModelClient]], choice: Choice) -> Answer:
+    while True:
+        try:
+            return await Fallback(lanes, worth=choice.worth).answer(choice.request)
+        except ContextTooLong:
+            messages = choice.request.messages
+            left = shortened(messages) if choice.agent.too_long == "trim" else None
+            if left is None:
+                raise
+            log.warning("conversation_trimmed", messages=len(messages), left=len(left))
+            choice = replace(choice, request=replace(choice.request, messages=left))

@@ -11,8 +11,6 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
-from celery.utils.time import get_exponential_backoff_interval
-
 from celeriac.agents import loop
 from celeriac.agents.agent import Agent
 from celeriac.agents.calls import Calls, Lease
@@ -25,6 +23,7 @@ from celeriac.errors import (
     BadAnswer,
     CeleriacError,
     Fenced,
+    LaneClosed,
     LocalFault,
     ModelError,
     ModelTimeout,
@@ -35,10 +34,12 @@ from celeriac.errors import (
     Stopped,
     Unreachable,
 )
+from celeriac.gate.lanes import UNNAMED_WAIT, spelt
 from celeriac.jobs.dispatch import RUN_JOB
 from celeriac.jobs.model import AGENT_UNKNOWN, Claim, Ended, Ending, Job, JobError, Parked, State, Untold
 from celeriac.jobs.store import new_nonce
-from celeriac.llm.model import Message, ModelClient
+from celeriac.llm.model import Lane, Message, ModelClient
+from celeriac.llm.patient import backoff, was_asked
 from celeriac.logs import bound, get_logger
 from celeriac.stores import Stores
 
@@ -109,6 +110,27 @@ class Retry:
 
     error: ModelError
     delay: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How a run goes whose lane may not be asked for now: it waits for that. a_try: it was this run that found out.
+    most: input and output tokens that the next call may use. only: whether the job has no other lane.
+    """
+
+    error: ModelError
+    a_try: bool
+    most: tuple[int, int]
+    only: bool
+
+    @property
+    def lane(self) -> str:
+        return spelt(Lane(self.error.provider, self.error.model))
+
+    @property
+    def delay(self) -> timedelta:
+        wait = self.error.retry_after
+        return timedelta(seconds=UNNAMED_WAIT if wait is None else wait)
 
 
 class Runner:
@@ -234,7 +256,13 @@ class Runner:
     async def _run(self, run: Run) -> Summary | None:
         claim = run.claim
         calls = Calls(
-            claim, self._models, self._stores.journal, self._prices, self.lease, insist=partial(self._insist, run)
+            claim,
+            self._models,
+            self._stores.journal,
+            self._prices,
+            self.lease,
+            caps=self._registry.caps,
+            insist=partial(self._insist, run),
         )
         try:
             return await self._make(run, calls)
@@ -284,7 +312,9 @@ class Runner:
         with contextlib.suppress(TimeoutError):
             await asyncio.shield(asyncio.wait_for(calls.doubt(), LAST_WORDS))
 
-    async def _conclude(self, run: Run, made: Ending | Retry | loop.Interrupted | None, began: float) -> Summary | None:
+    async def _conclude(
+        self, run: Run, made: Ending | Retry | Waits | loop.Interrupted | None, began: float
+    ) -> Summary | None:
         claim, jobs = run.claim, self._stores.jobs
         if isinstance(made, loop.Interrupted):
             await self._write(run, lambda: jobs.give_back(claim))
@@ -297,6 +327,15 @@ class Runner:
             log.warning("agent_unknown", reason="no such agent here: left to other workers")
             parked = await self._write(run, lambda: jobs.leave_to_others(claim))
             error = None
+        elif isinstance(made, Waits):
+            waits = made
+            parked = await self._write(
+                run,
+                lambda: jobs.wait_for_lane(
+                    claim, waits.lane, waits.delay, most=waits.most, only=waits.only, retry=waits.a_try
+                ),
+            )
+            error = JobError(made.error.code, str(made.error))
         else:
             parked = await self._write(run, lambda: jobs.park(claim, "retry", made.delay, retry=True))
             error = JobError(made.error.code, str(made.error))
@@ -346,7 +385,7 @@ class Runner:
             log.warning("run_left_behind", worker=claim.worker)
         return None
 
-    async def _follow(self, claim: Claim, calls: Calls) -> Ending | Retry | loop.Interrupted | None:
+    async def _follow(self, claim: Claim, calls: Calls) -> Ending | Retry | Waits | loop.Interrupted | None:
         """From the claim to how it ends; what fails in between is an end too. None: another worker has to do it."""
         try:
             agent = self._registry[claim.agent]
@@ -372,10 +411,10 @@ class Runner:
         except Stopped:
             return Ending(State.CANCELLED, error=CANCELLED)
         except ModelError as error:
-            if isinstance(error, CURABLE) and claim.retries < agent.max_retries:
-                delay = backoff(agent, claim.retries, error)
-                if delay <= self._chord_ttl or not claim.chords:
-                    return Retry(error, delay)
+            later = self._later(agent, claim, error, calls.most, only=spec["model"] or len(agent.lanes) == 1)
+            waits = timedelta(0) if later is None else later.delay + timedelta(seconds=claim.waited_for_lanes)
+            if later is not None and (waits <= self._chord_ttl or not claim.chords):
+                return later
             return Ending(State.FAILED, error=JobError(error.code, str(error)))
         except CeleriacError as error:
             return Ending(State.FAILED, error=JobError(error.code, str(error)))
@@ -392,6 +431,18 @@ class Runner:
             settlement=outcome.settlement,
             turn=encode_turn([*asked, Message("assistant", outcome.text)]) if claim.context_id else b"",
         )
+
+    @staticmethod
+    def _later(
+        agent: Agent, claim: Claim, error: ModelError, most: tuple[int, int], *, only: bool
+    ) -> Retry | Waits | None:
+        """How the job goes on after an error that time may cure; None where it does not."""
+        a_try = was_asked(error)
+        if not isinstance(error, (*CURABLE, LaneClosed)) or (a_try and claim.retries >= agent.max_retries):
+            return None
+        if isinstance(error, (RateLimited, LaneClosed)) or error.retry_after is not None:
+            return Waits(error, a_try, most, bool(only))
+        return Retry(error, backoff(claim.retries, agent.retry_backoff, agent.retry_backoff_max))
 
     def _summarise(
         self,
@@ -449,14 +500,3 @@ def _summary_of(job: Job) -> Summary:
         error=job.error,
         tell=job.replays,
     )
-
-
-def backoff(agent: Agent, retries: int, error: ModelError) -> timedelta:
-    """How long a job waits for its next try: exponential, full jitter, and at least as long as we were asked to."""
-    ms = get_exponential_backoff_interval(
-        factor=int(agent.retry_backoff.total_seconds() * 1000),
-        retries=retries,
-        maximum=int(agent.retry_backoff_max.total_seconds() * 1000),
-        full_jitter=True,
-    )
-    return max(timedelta(milliseconds=ms), timedelta(seconds=error.retry_after or 0))

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from celeriac.cli.jobs import jobs
+from celeriac.cli.lanes import lanes
 from celeriac.errors import Misconfigured, NotStarted, StoreUnavailable
 
 
@@ -41,6 +42,7 @@ def main() -> None:
 
 
 main.add_command(jobs)
+main.add_command(lanes)
 
 
 @main.command()

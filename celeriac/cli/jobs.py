@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from celeriac.cli.over import over_the_stores, shown, table
 
 if TYPE_CHECKING:
     from celeriac.jobs.model import Job
     from celeriac.settings import Settings
     from celeriac.stores import Stores
-
-T = TypeVar("T")
 
 STATES = ("queued", "running", "parked", "succeeded", "failed", "cancelled", "expired")
 ENDED_BADLY = ("failed", "cancelled", "expired")
@@ -46,8 +46,8 @@ def list_jobs(tenant: str | None, state: str | None, agent: str, dead: bool, lim
                 break
         return found
 
-    found = _over_the_stores(work)
-    for line in (_json(_facts(job)) for job in found) if as_json else _table(found):
+    found = over_the_stores(work)
+    for line in (shown(_facts(job)) for job in found) if as_json else table([COLUMNS, *map(_row, found)]):
         click.echo(line)
 
 
@@ -60,11 +60,11 @@ def show(job_id: str, tenant: str | None) -> None:
     async def work(stores: Stores, _: Settings) -> Job | None:
         return await stores.jobs.get(job_id, tenant)
 
-    job = _over_the_stores(work)
+    job = over_the_stores(work)
     if job is None:
         _complain(f"there is no job {job_id}")
         sys.exit(1)
-    click.echo(_json(_facts(job) | {"answer": job.answer, "calls": [_call(call) for call in job.calls]}, indent=True))
+    click.echo(shown(_facts(job) | {"answer": job.answer, "calls": [_call(call) for call in job.calls]}, indent=True))
 
 
 @jobs.command()
@@ -84,7 +84,7 @@ def cancel(ids: tuple[str, ...], tenant: str | None) -> None:
                 refused += 1
         return refused
 
-    sys.exit(1 if _over_the_stores(work) else 0)
+    sys.exit(1 if over_the_stores(work) else 0)
 
 
 @jobs.command()
@@ -131,7 +131,7 @@ def retry(
         click.echo(f"{len(wanted) - refused} retried" + (f", {refused} refused" if refused else ""), err=True)
         return refused
 
-    sys.exit(1 if _over_the_stores(work) else 0)
+    sys.exit(1 if over_the_stores(work) else 0)
 
 
 async def _retry(stores: Stores, job: Job | str, fresh: bool, expires_in: timedelta | None) -> bool:
@@ -169,26 +169,6 @@ async def _all(stores: Stores, tenant: str, state: str | None, agent: str, dead:
             return
 
 
-def _over_the_stores(work: Callable[[Stores, Settings], Awaitable[T]]) -> T:
-    import asyncio
-
-    from celeriac import logs
-    from celeriac.settings import load_settings
-    from celeriac.stores import open_stores
-
-    settings = load_settings()
-    logs.configure(settings.env, "WARNING", service="cli")
-
-    async def run() -> T:
-        stores = open_stores(settings, connections=2, name="celeriac-cli")
-        try:
-            return await work(stores, settings)
-        finally:
-            await stores.close()
-
-    return asyncio.run(run())
-
-
 def _tenant(settings: Settings, named: str | None) -> str:
     """Without API keys everybody is one tenant."""
     if named is not None:
@@ -223,19 +203,6 @@ def _call(call: Any) -> dict[str, Any]:
 
     price = "cost_usd" if call.stands == "settled" else "bound_usd"
     return {"id": call.id, "stands": call.stands, price: usd(call.nanos), "started_at": call.at, **call.facts}
-
-
-def _json(value: Any, *, indent: bool = False) -> str:
-    import orjson
-
-    return orjson.dumps(value, option=orjson.OPT_UTC_Z | (orjson.OPT_INDENT_2 if indent else 0)).decode()
-
-
-def _table(found: Sequence[Job]) -> Iterator[str]:
-    rows = [COLUMNS, *map(_row, found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _row(job: Job) -> tuple[str, ...]:

@@ -107,9 +107,18 @@ class Prices:
         """
         # Looked up for each call, and the same for many: tokens are rounded up by at most a sixteenth, prices are those
         # of the hour.
-        tokens, hour = _most_input(request), int(time.time()) // 3600
+        tokens, hour = most_input(request), int(time.time()) // 3600
         step = max(1, 1 << tokens.bit_length() - 5)
         return self._bound_of(request.lane, -(-tokens // step) * step, request.max_output_tokens, hour)
+
+    def window(self, lane: Lane) -> int | None:
+        """The tokens that fit into one call, input and output together; None where that is not known."""
+        try:
+            _, found = self._table.find_provider_model(lane.model, None, lane.provider, None)
+        except LookupError:
+            return None
+        window: int | None = found.context_window
+        return window
 
     def _bound_for(self, lane: Lane, tokens: int, output: int, _hour: int) -> int:
         return max(
@@ -150,7 +159,7 @@ class Prices:
         return self._dearest[provider]
 
 
-def _most_input(request: ModelRequest) -> int:
+def most_input(request: ModelRequest) -> int:
     """Tokens, at most: the bytes of all text, raw or as a tokenizer may normalise it, and what providers add unseen.
 
     One character was seen to grow 11-fold by NFKC, so the larger form counts.

@@ -254,18 +254,18 @@ def headers(api: Api, name: str) -> dict[str, str]:
     if api == "messages":
         return {
             "request-id": name,
-            "anthropic-ratelimit-requests-limit": "4000",
-            "anthropic-ratelimit-requests-remaining": "3999",
-            "anthropic-ratelimit-tokens-limit": "400000",
-            "anthropic-ratelimit-tokens-remaining": "399000",
+            "anthropic-ratelimit-requests-limit": "1000000",
+            "anthropic-ratelimit-requests-remaining": "999999",
+            "anthropic-ratelimit-tokens-limit": "1000000000",
+            "anthropic-ratelimit-tokens-remaining": "999999000",
         }
     return {
         "x-request-id": name,
         "openai-processing-ms": "12",
-        "x-ratelimit-limit-requests": "10000",
-        "x-ratelimit-limit-tokens": "200000",
-        "x-ratelimit-remaining-requests": "9999",
-        "x-ratelimit-remaining-tokens": "199000",
+        "x-ratelimit-limit-requests": "1000000",
+        "x-ratelimit-limit-tokens": "1000000000",
+        "x-ratelimit-remaining-requests": "999999",
+        "x-ratelimit-remaining-tokens": "999999000",
         "x-ratelimit-reset-requests": "6ms",
         "x-ratelimit-reset-tokens": "12ms",
     }

@@ -57,7 +57,8 @@ local function call_move(id, name, c, stands, amount)
 end
 
 -- The money half of a settlement: by the call's name, once, whoever asks. A call that the store does not know (it lost its
--- history) is booked from the worker's own copy. s: call, stands, bound, nanos, facts.
+-- history) is booked from the worker's own copy. s: call, stands, bound, nanos, facts. Answers what was done, and when the call
+-- was admitted.
 local function book(id, s)
   if call('EXISTS', K.job(id)) == 0 then return 'lost' end
   local c = call_read(id, s.call)
@@ -72,7 +73,17 @@ local function book(id, s)
     local ttl = call('PTTL', K.job(id))
     if ttl > 0 then call('PEXPIRE', K.calls(id), ttl) end
   end
-  return known and 'booked' or 'unknown'
+  return known and 'booked' or 'unknown', c.at
+end
+
+-- Nothing will be heard of this call: if it tried a lane out, another one may.
+local function stop_probing(name)
+  local lane = redis.pcall('HGET', K.probes(), name)
+  if type(lane) ~= 'string' then return end
+  call('HDEL', K.probes(), name)
+  if redis.pcall('HGET', K.lane(lane), 'probe') == name then
+    call('HDEL', K.lane(lane), 'probe', 'probe_until', 'probe_ms')
+  end
 end
 
 -- Calls without an outcome may have been sent: they are in doubt at their full bound.
@@ -82,6 +93,7 @@ local function doubt_open_calls(id)
     if string.sub(all[i + 1], 1, 5) == 'open ' then
       local c = call_read(id, all[i])
       call_move(id, all[i], c, 'doubt', c.bound)
+      stop_probing(all[i])
     end
   end
 end

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final, Literal
+from urllib.parse import unquote
 
 import orjson
 
@@ -27,7 +30,8 @@ MOST_NANOS: Final = 9 * 10**15
 class Settlement:
     """What became of a call.
 
-    bound: as it was admitted. nanos: what it cost, if `stands` is "settled". facts: for the receipt.
+    bound: as it was admitted. nanos: what it cost, if `stands` is "settled". facts: for the receipt. heard: what it
+    says of its lane, as `celeriac.gate.lanes.heard` has it; None for nothing.
     """
 
     call: str
@@ -35,29 +39,55 @@ class Settlement:
     bound: int
     nanos: int
     facts: Mapping[str, Any]
+    heard: Mapping[str, Any] | None = None
 
-    def as_argument(self) -> dict[str, str]:
+    def as_argument(self) -> dict[str, Any]:
         return {
             "call": self.call,
             "stands": self.stands,
             "bound": str(self.bound),
             "nanos": str(self.nanos),
             "facts": orjson.dumps(self.facts).decode(),
+            "heard": self.heard,
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A lane that may not be asked now. wait: for so long, then it may be asked, or asked about. why: a code."""
+
+    wait: timedelta
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """took: input and output tokens that the call is expected to use, taken out of its lane's rates."""
+
+    took: tuple[int, int]
+
+
+#: A call that is made whatever is known of its lane.
+ANYHOW: Final[Mapping[str, Any]] = {"lane": None, "lease": 0, "input": 0, "output": 0, "caps": (0, 0)}
+
+
 class Journal:
-    """The journals of all jobs."""
+    """The journals of all jobs. lanes: the helpers that know of lanes, for the scripts."""
 
-    def __init__(self, scripts: Scripts) -> None:
-        self._admit = scripts.load(HERE / "admit.lua", NEW_WORK)
-        self._settle = scripts.load(HERE / "settle.lua", ALWAYS, durable=True)
+    def __init__(self, scripts: Scripts, lanes: str) -> None:
+        self._admit = scripts.load(HERE / "admit.lua", NEW_WORK, before=lanes)
+        self._settle = scripts.load(HERE / "settle.lua", ALWAYS, before=lanes, durable=True)
 
-    async def admit(self, claim: Claim, call: str, bound: int, facts: Mapping[str, Any]) -> None:
+    async def admit(
+        self, claim: Claim, call: str, bound: int, facts: Mapping[str, Any], asking: Mapping[str, Any] = ANYHOW
+    ) -> Admitted | Closed:
         """Book a call at its highest possible price, before it is sent. The same call again changes nothing.
 
-        bound: nano-dollars. Raises Invalid for more than MOST_NANOS, Fenced where this run no longer holds the job,
-        Stopped where the job was asked to stop, StoreFull, StoreUnavailable.
+        bound: nano-dollars. asking: what its lane has to know, as `celeriac.gate.lanes.asking` has it. Answers Closed,
+        and has booked nothing, where the lane may not be asked now.
+
+        Raises Invalid for more than MOST_NANOS, Fenced where this run no longer holds the job, Stopped where the job
+        was asked to stop, StoreFull, StoreUnavailable.
         """
         if bound > MOST_NANOS:
             raise Invalid("the call could cost more than $9 million", remedy="ask for fewer output tokens")
@@ -68,11 +98,15 @@ class Journal:
             call=call,
             bound=str(bound),
             facts=orjson.dumps(facts).decode(),
+            **asking,
         )
+        if said == b"closed":
+            return Closed(timedelta(milliseconds=rest[0]), rest[1].decode())
         if said == b"stop":
             raise Stopped(f"the job was asked to stop: {rest[0].decode()}")
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
+        return Admitted((rest[0], rest[1]))
 
     async def commit(self, claim: Claim, step: int, made: Any, settlement: Settlement | None) -> None:
         """Store a finished step under its number, and the price of the call that made it, in one step.
@@ -81,7 +115,8 @@ class Journal:
         """
         packed = pack(made)
         while True:
-            said, money, stored = await self._commit(claim, step, packed, settlement)
+            said, money, stored, changed = await self._commit(claim, step, packed, settlement)
+            tell_of_lane(settlement, changed)
             if said != b"gap":
                 break
             # The store lost history, and this run knows what is missing.
@@ -107,10 +142,28 @@ class Journal:
 
     async def settle(self, claim: Claim, settlement: Settlement) -> None:
         """Book what became of a call. It needs no lease, and counts once, however often it is said."""
-        _, money, _ = await self._settle(
+        _, money, _, changed = await self._settle(
             id=claim.id, worker=claim.worker, nonce=claim.nonce, settlement=settlement.as_argument(), step=None
         )
+        tell_of_lane(settlement, changed)
         _notice(claim, money)
+
+
+#: Lane, and "open" or "closed" -> how often a call of this process made its breaker so; for the metrics.
+breaker_changes: Counter[tuple[str, str]] = Counter()
+
+
+def tell_of_lane(settlement: Settlement | None, changed: bytes) -> None:
+    """The breaker of a lane has changed by this call: said once in the fleet."""
+    if settlement is None or settlement.heard is None or not changed:
+        return
+    how, *facts = changed.decode().split(" ")
+    lane = unquote(settlement.heard["lane"])
+    breaker_changes[lane, "closed" if how == "closed" else "open"] += 1
+    if how == "closed":
+        log.warning("breaker_closed", lane=lane)
+    else:
+        log.error("breaker_opened", lane=lane, seconds=int(facts[0]) / 1000, why=facts[1])
 
 
 def _notice(claim: Claim, money: bytes) -> None:

@@ -51,12 +51,15 @@ class Beat:
 
 
 class Fleet:
-    """What a worker process says of itself. scripts: over a connection of its own that does not resend.
+    """What a worker process says of itself. scripts: over a connection of its own that does not resend. lanes: the
+    helpers that know of lanes, for them.
 
     upkeep: False for the drill alone, which shows what is lost without.
     """
 
-    def __init__(self, scripts: Scripts, ringer: Ringer, *, lease: timedelta, keep: Keep, upkeep: bool = True) -> None:
+    def __init__(
+        self, scripts: Scripts, ringer: Ringer, *, lease: timedelta, keep: Keep, lanes: str, upkeep: bool = True
+    ) -> None:
         self._does_upkeep = upkeep
         self._ringer = ringer
         self._lease = int(lease.total_seconds() * 1000)
@@ -70,6 +73,7 @@ class Fleet:
         self._give_up = scripts.load(HERE / "give_up.lua", ALWAYS)
         self._due = scripts.load(HERE / "due.lua", ALWAYS)
         self._quarantine = scripts.load(HERE / "quarantine.lua", ALWAYS)
+        self._wake = scripts.load(HERE / "wake.lua", ALWAYS, before=lanes)
         self._tell = scripts.load(HERE / "tell.lua", ALWAYS)
         self._upkeep = scripts.load(HERE / "upkeep.lua", ALWAYS)
 
@@ -145,8 +149,14 @@ class Fleet:
 
     async def upkeep(self) -> None:
         """One round of what nobody else does. Two at once do no harm, and what fails in it stops nothing else."""
-        parts = self._give_up_the_dead, self._bring_what_is_due, self._choose_quarantine, self._tell_celery, self._tidy
-        for part in parts:
+        for part in (
+            self._give_up_the_dead,
+            self._bring_what_is_due,
+            self._wake_for_lanes,
+            self._choose_quarantine,
+            self._tell_celery,
+            self._tidy,
+        ):
             try:
                 await part()
             except StoreUnavailable as error:
@@ -173,6 +183,11 @@ class Fleet:
             more, bells = await self._due(page=PAGE, keep=self._keep)
             await self._ringer.ring(bells)
             if not more:
+                break
+
+    async def _wake_for_lanes(self) -> None:
+        for _ in range(PAGES):
+            if not (await self._wake(page=PAGE))[0]:
                 break
 
     async def _choose_quarantine(self) -> None:

@@ -7,6 +7,9 @@ local LONGEST_PATIENCE = 60000
 local PASSED_BY = 100       -- jobs of a newer release that one dispatch looks past
 local COMPANY = {[2] = 32, [3] = 4, [4] = 1} -- crashes -> how many suspects one process may hold at once
 local KEPT_BROKEN = 1000
+local LANE_TURN = {1, 2, 4} -- high, normal, low: the way from one place of a tenant in a lane's line to its next
+local LOOK_AROUND = 15000   -- ms after which a job that waits for a lane asks its others; doubles to the longest
+local LONGEST_LOOK = 300000
 
 -- Whether a key that is set for so many ms is there. Redis keeps the time of day at which it goes: where its clock went
 -- back, one that is longer in going than it may be would stay for all of that, and counts as gone.
@@ -170,8 +173,10 @@ local function leave_place(r)
     end
   elseif r.place == 'rung' then call('ZREM', K.rung(bell_queue(r)), r.id)
   elseif r.place == 'parked' then
+    local lane = get(r.id, 'lane')
+    if lane then call('ZREM', K.lane_line(lane), r.id) end
     call('ZREM', K.parked(), r.id)
-    call('HDEL', K.job(r.id), 'reason', 'resume_at', 'parked_for')
+    call('HDEL', K.job(r.id), 'reason', 'resume_at', 'parked_for', 'lane', 'lane_input', 'lane_output')
   end
 end
 
@@ -180,9 +185,41 @@ local function to_ready(r) move(r, 'ready'); enter_line(r) end
 local function to_parked(r, reason, resume_at)
   move(r, 'parked')
   call('HSET', K.job(r.id), 'reason', reason, 'resume_at', resume_at)
+  call('HDEL', K.job(r.id), 'lane', 'lane_input', 'lane_output')
   -- Where the clock goes back, this still says how long the job was to wait. What is scheduled is for a time of day.
   if reason ~= 'scheduled' then call('HSET', K.job(r.id), 'parked_for', resume_at - now) end
   call('ZADD', K.parked(), resume_at, r.id)
+end
+
+-- In the line of a lane that may not be asked now, as seen from here until a time. Tenants take turns in it, and who comes back
+-- has its old place. After a while it looks around in any case: another of its lanes may be free. lane: its name, the input and
+-- output tokens that the next call may use at most, and whether it is the only one.
+local function to_lane_line(r, lane, resume_at)
+  local input, output, only, line
+  lane, input, output, only = unpack(lane)
+  line = K.lane_line(lane)
+  local since, waits, place = get(r.id, 'lane_since', 'lane_waits', 'lane_place')
+  local was, at = string.match(place or '', '^(%S+) ([%d.]+)$')
+  if was ~= lane then
+    local first, own = redis.pcall('ZRANGE', line, 0, 0, 'WITHSCORES'), redis.pcall('HGET', K.lane_turns(lane), r.tenant)
+    if first.err or type(own) == 'table' then -- no line, or no turns
+      call('DEL', line, K.lane_turns(lane))
+      first, own = {}, nil
+    end
+    at = math.max(tonumber(first[1] and first[2] or 0), tonumber(own or 0)) + LANE_TURN[r.priority + 1]
+    call('HSET', K.lane_turns(lane), r.tenant, at)
+  end
+  waits = tonumber(waits or 0)
+  move(r, 'parked')
+  call('HSET', K.job(r.id), 'reason', 'lane_closed', 'resume_at', resume_at, 'lane', lane, 'lane_input', input,
+    'lane_output', output, 'lane_since', since or now, 'lane_waits', waits + 1, 'lane_place', lane .. ' ' .. at)
+  call('HDEL', K.job(r.id), 'ticket')
+  call('ZADD', line, at, r.id)
+  local look = only and LONGEST_LOOK or math.min(LONGEST_LOOK, LOOK_AROUND * 2 ^ math.min(waits, 10))
+  look = math.max(resume_at - now, look)
+  call('HSET', K.job(r.id), 'parked_for', look)
+  call('ZADD', K.parked(), now + look, r.id)
+  call('SADD', K.lanes(), lane)
 end
 
 -- The oldest job of the tenant whose turn it is, which goes to the end. A tenant at its limit leaves the rotation.

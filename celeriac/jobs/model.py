@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -239,6 +240,17 @@ class Claim:
     def tell(self) -> int | None:
         """Which of the job's lives Celery is to be told the end of; None: nobody asks Celery."""
         return int(self.record.get("replays", 0)) if "tell" in self.record else None
+
+    @property
+    def waited_for_lanes(self) -> float:
+        """Seconds since it first had to wait for a lane; 0 where it has made a call since."""
+        since = int(self.record.get("lane_since", 0))
+        return max(0.0, time.time() - since / 1000) if since else 0.0
+
+    @property
+    def deadline(self) -> float | None:
+        """By when the job has to have ended, in seconds since 1970."""
+        return int(self.record["deadline"]) / 1000 if self.record.get("deadline") else None
 
     @property
     def chords(self) -> list[str]:

@@ -1,6 +1,7 @@
 -- Park: a run lets go of its slot until a time. A job that was asked to stop ends, and so does one whose agent nobody knew
 -- for too long. a: id, worker, nonce, reason, delay (ms), retry (whether it counts as a try), unknown (whether this worker
--- does not know its agent), keep. Answers {"parked", resume_at, bells}, {"ended", state, bells} or {"fenced"}.
+-- does not know its agent), lane (that it waits for, as `to_lane_line` takes it; or null), keep. Answers {"parked", resume_at,
+-- bells}, {"ended", state, bells} or {"fenced"}.
 local r, bells = read(a.id), {}
 local mine = fence(r, 'park', a.worker, a.nonce)
 if mine == 'fenced' then return {'fenced'} end
@@ -14,7 +15,7 @@ if mine == 'mine' then
   elseif a.unknown then resume_at = leave_to_knowing(r, a.worker, unknown_since, bells, a.nonce)
   else
     if a.retry then call('HINCRBY', K.job(a.id), 'retries', 1) end
-    to_parked(r, a.reason, resume_at)
+    if a.lane ~= cjson.null then to_lane_line(r, a.lane, resume_at) else to_parked(r, a.reason, resume_at) end
   end
   call('HSET', K.job(a.id), 'release_answer', get(a.id, 'state') or tostring(resume_at))
   dispatch_for(group, 1 + MARGIN, bells)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AwareDatetime,
@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from celeriac.errors import Invalid
+from celeriac.errors import Invalid, Unpriceable
 from celeriac.jobs.model import NewJob
 from celeriac.settings import NAME, Name
 
@@ -27,7 +27,37 @@ MAX_TEXT = 4_000_000
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 ContextId = Annotated[str, StringConstraints(pattern=NAME)]
 #: It goes into logs, metrics and the provider's request: printable ASCII without spaces.
-MODEL = r"^(openai|anthropic)/[!-~]{1,128}$"
+MODEL = r"^[a-z][a-z0-9_-]{0,63}/[!-~]{1,128}$"
+#: What OpenAI and Anthropic take and we do not pass on: it is billed by rules of its own, or changes those of the rest,
+#: so that nobody could say beforehand what a call costs at most.
+UNPRICEABLE: Final = frozenset(
+    {
+        "audio",
+        "background",
+        "best_of",
+        "betas",
+        "container",
+        "conversation",
+        "extra_body",
+        "extra_headers",
+        "extra_query",
+        "inference_geo",
+        "mcp_servers",
+        "modalities",
+        "n",
+        "prediction",
+        "previous_response_id",
+        "reasoning",
+        "reasoning_effort",
+        "service_tier",
+        "speed",
+        "store",
+        "thinking",
+        "tools",
+        "web_search_options",
+    }
+)
+NOT_PRICED: Final = "what a call costs with it cannot be said beforehand, so it is not passed on to a model"
 ModelName = Annotated[str, StringConstraints(pattern=MODEL)]
 
 
@@ -124,12 +154,14 @@ def read_submission(asked: Any) -> Submission:
     try:
         return Submission.model_validate(asked)
     except ValidationError as error:
-        mistakes = []
+        mistakes, kind = [], Invalid
         for mistake in error.errors(include_url=False, include_input=False, include_context=False):
             field = ".".join(str(part) for part in mistake["loc"] if part not in {"text", "messages"})
             message = mistake["msg"].removeprefix("Value error, ")
             if mistake["type"] == "extra_forbidden":
                 message = f"there is no such field; known are {', '.join(Submission.model_fields)}"
+                if mistake["loc"][-1] in UNPRICEABLE:
+                    kind, message = Unpriceable, NOT_PRICED
             mistakes.append(f"{field}: {message}" if field else message)
         first = error.errors(include_url=False)[0]["loc"]
-        raise Invalid("; ".join(mistakes), field=str(first[0]) if first else "request") from None
+        raise kind("; ".join(mistakes), field=str(first[0]) if first else "request") from None

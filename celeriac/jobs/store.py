@@ -17,6 +17,7 @@ from celeriac import keys
 from celeriac.connections import ALWAYS, NEW_WORK, READ, Redis, Scripts, answering, pack, unpack
 from celeriac.errors import Conflict, Fenced, Invalid, KeyReused
 from celeriac.jobs.dispatch import Ringer
+from celeriac.jobs.journal import tell_of_lane
 from celeriac.jobs.model import (
     AGENT_UNKNOWN,
     PRIORITIES,
@@ -108,7 +109,8 @@ def new_nonce() -> str:
 
 class JobStore:
     """ringer: rings what a script could not ring itself. max_messages, max_bytes: of a context. celery_results: whether
-    jobs that did not come through Celery have a Celery result too.
+    jobs that did not come through Celery have a Celery result too. lanes: the helpers that know of lanes, for the
+    scripts.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class JobStore:
         keep: Keep,
         max_messages: int,
         max_bytes: int,
+        lanes: str,
         celery_results: bool = False,
     ) -> None:
         self._redis = redis
@@ -130,7 +133,7 @@ class JobStore:
         self._submit = scripts.load(HERE / "submit.lua", NEW_WORK, before=ENTER, durable=True)
         self._replay = scripts.load(HERE / "replay.lua", NEW_WORK, before=ENTER, durable=True)
         self._claim = scripts.load(HERE / "claim.lua", ALWAYS)
-        self._finish = scripts.load(HERE / "finish.lua", ALWAYS, durable=True)
+        self._finish = scripts.load(HERE / "finish.lua", ALWAYS, before=lanes, durable=True)
         self._park = scripts.load(HERE / "park.lua", ALWAYS)
         self._give_back = scripts.load(HERE / "give_back.lua", ALWAYS)
         self._break_off = scripts.load(HERE / "break_off.lua", ALWAYS)
@@ -367,6 +370,8 @@ class JobStore:
             max_messages=self._max_messages,
             max_bytes=self._max_bytes,
         )
+        changed, *rest = rest
+        tell_of_lane(ending.settlement, changed)
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
         state, cost, in_doubt, appended, bells = rest
@@ -379,21 +384,51 @@ class JobStore:
         Answers the state in which the job ended instead, where it was asked to stop. Raises Fenced where this run no
         longer holds the job.
         """
-        return await self._let_go(claim, reason=reason, delay=_ms(delay), retry=retry, unknown=False)
+        return await self._let_go(claim, reason=reason, delay=_ms(delay), retry=retry)
+
+    async def wait_for_lane(
+        self,
+        claim: Claim,
+        lane: str,
+        wait: timedelta,
+        *,
+        most: tuple[int, int] = (0, 0),
+        only: bool = True,
+        retry: bool = False,
+    ) -> Parked | State:
+        """Let go of the slot until the lane may be asked again, which others find out. wait: how long that may be.
+
+        most: input and output tokens that the next call may use. only: whether it is the job's only lane; with others,
+        it goes on after a while in any case, to ask them. Else as `park`.
+        """
+        return await self._let_go(claim, delay=_ms(wait), retry=retry, lane=(lane, *most, only))
 
     async def leave_to_others(self, claim: Claim) -> Parked | State:
         """This worker does not know the job's agent: it is parked for five seconds, and not for this worker again.
 
         Answers FAILED where no worker has known it for as long as it is kept for one. Else as `park`.
         """
-        return await self._let_go(claim, reason="", delay=0, retry=False, unknown=True)
+        return await self._let_go(claim, unknown=True)
 
-    async def _let_go(self, claim: Claim, **how: Any) -> Parked | State:
+    async def _let_go(
+        self,
+        claim: Claim,
+        *,
+        reason: str = "",
+        delay: int = 0,
+        retry: bool = False,
+        unknown: bool = False,
+        lane: tuple[str, int, int, bool] | None = None,
+    ) -> Parked | State:
         said, *rest = await self._park(
             id=claim.id,
             worker=claim.worker,
             nonce=claim.nonce,
-            **how,
+            reason=reason,
+            delay=delay,
+            retry=retry,
+            unknown=unknown,
+            lane=lane,
             keep=self._keep,
         )
         if said == b"fenced":

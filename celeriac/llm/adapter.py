@@ -13,6 +13,7 @@ import httpx2
 
 from celeriac.errors import BadAnswer, ModelError
 from celeriac.llm.failures import broken, failure, refused, request_id
+from celeriac.llm.limits import limits
 from celeriac.llm.model import Answer, ModelRequest
 from celeriac.llm.reading import NotAnAnswer, json_object
 from celeriac.llm.transport import Wire, current_wire
@@ -37,7 +38,12 @@ class Adapter(ABC):
             async with asyncio.timeout(request.deadline):
                 response = await self._ask(request)
             answer = self._read(json_object(response.content), request)
-            return replace(answer, request_id=request_id(response.headers), seconds=time.monotonic() - began)
+            return replace(
+                answer,
+                request_id=request_id(wire.headers),
+                seconds=time.monotonic() - began,
+                limits=limits(wire.headers),
+            )
         except NotAnAnswer as error:
             failed = failure(BadAnswer, request.lane, wire, in_doubt=True, why=str(error))
         except Declined as error:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib import import_module
+from typing import Any, Final
 
 from pydantic import SecretStr
 
-from celeriac.errors import BadCredentials
-from celeriac.llm.model import Answer, ModelClient, ModelRequest
+from celeriac.errors import BadCredentials, Misconfigured
+from celeriac.llm.model import BUILT_IN, Answer, Endpoint, ModelClient, ModelRequest
 from celeriac.llm.scripted import Echo
 from celeriac.llm.transport import open_http
 from celeriac.settings import Settings
 
 #: Sent where an operator has set a URL and no key: servers of one's own mostly want none, the SDKs insist on one.
-NO_KEY = "no-key-needed"
+NO_KEY: Final = "no-key-needed"
+NONE: Final[Mapping[str, Endpoint]] = {}
 
 
 class Models:
@@ -39,31 +42,42 @@ class Models:
 
 
 @asynccontextmanager
-async def open_models(settings: Settings, concurrency: int) -> AsyncIterator[Models]:
+async def open_models(
+    settings: Settings, concurrency: int, providers: Mapping[str, Endpoint] = NONE
+) -> AsyncIterator[Models]:
     """The models of this process, open while inside. Open and close it on the loop that asks them.
 
-    concurrency: calls in flight at once; a further one waits for a connection within its deadline. In dev there is a
-    provider "scripted" too, which echoes; with `scripted` set, it answers for the others as well.
+    concurrency: calls in flight at once; a further one waits for a connection within its deadline. providers: those of
+    the deployment's own. In dev there is a provider "scripted" too, which echoes; with `scripted` set, it answers for
+    all others as well. Raises Misconfigured for a provider whose key is not in the environment.
     """
     if settings.scripted:
-        yield Models(dict.fromkeys(("openai", "anthropic", "scripted"), Echo()))
+        yield Models(dict.fromkeys((*BUILT_IN, "scripted", *providers), Echo()))
         return
+    wanted: dict[str, tuple[str, str, str | None]] = {
+        name: (end.api, _key_of(name, end), end.base_url) for name, end in providers.items()
+    }
+    if key := _key(settings.openai_api_key, settings.openai_base_url):
+        wanted["openai"] = "openai", key, settings.openai_base_url
+    if key := _key(settings.anthropic_api_key, settings.anthropic_base_url):
+        wanted["anthropic"] = "anthropic", key, settings.anthropic_base_url
     async with open_http(concurrency) as http:
         clients: dict[str, ModelClient] = {}
-        # Imported here: the two SDKs cost 1.5 s and 100 MB, and few processes need both. In a thread: the loop goes on.
-        if key := _key(settings.openai_api_key, settings.openai_base_url):
-            await asyncio.to_thread(import_module, "celeriac.llm.openai")
-            from celeriac.llm.openai import OpenAI
-
-            clients["openai"] = OpenAI(http, key=key, base_url=settings.openai_base_url)
-        if key := _key(settings.anthropic_api_key, settings.anthropic_base_url):
-            await asyncio.to_thread(import_module, "celeriac.llm.anthropic")
-            from celeriac.llm.anthropic import Anthropic
-
-            clients["anthropic"] = Anthropic(http, key=key, base_url=settings.anthropic_base_url)
+        for name, (api, key, base_url) in wanted.items():
+            # Imported here, in a thread: the two SDKs cost 1.5 s and 100 MB, and few processes need both.
+            adapters: Any = await asyncio.to_thread(import_module, f"celeriac.llm.{api}")
+            kind = adapters.OpenAI if api == "openai" else adapters.Anthropic
+            clients[name] = kind(http, key=key, base_url=base_url)
         if settings.env == "dev":
             clients["scripted"] = Echo()
         yield Models(clients)
+
+
+def _key_of(name: str, end: Endpoint) -> str:
+    key = os.environ.get(end.key_variable, "") if end.key_variable else NO_KEY
+    if not key:
+        raise Misconfigured(f"{end.key_variable} is not set: provider {name} wants a key (api_key_env)")
+    return key
 
 
 def _key(key: SecretStr | None, base_url: str | None) -> str:

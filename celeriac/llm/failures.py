@@ -31,6 +31,7 @@ from celeriac.errors import (
     UnknownModel,
     Unreachable,
 )
+from celeriac.llm.limits import limits
 from celeriac.llm.model import Lane
 from celeriac.llm.transport import Truncated, Wire
 
@@ -143,6 +144,7 @@ def failure(
         status=wire.status,
         request_id=request_id(wire.headers),
         in_doubt=in_doubt,
+        limits=limits(wire.headers),
         **facts,
     )
 

@@ -8,54 +8,55 @@ from dataclasses import replace
 
 from celeriac.errors import BadCredentials, BadModelRequest, LocalFault, ModelError, QuotaExhausted
 from celeriac.llm.model import Answer, Attempt, Lane, ModelClient, ModelRequest
+from celeriac.llm.patient import attempt
 
 #: What asking the same lane again later does not cure.
 LASTING = (BadCredentials, BadModelRequest, QuotaExhausted, LocalFault)
 
 
-def says_itself(error: ModelError) -> bool:
+def says_itself(error: ModelError, lane: Lane) -> bool:
     return error.next_lane
 
 
 class Fallback:
     """Asks the lanes in order until one answers. The request's own lane is replaced.
 
-    goes_on: whether the next lane is asked after an error; by default what the error's type says. Each lane has the
-    request's whole deadline: a first lane that hangs would leave nothing to the second. The answer, or the error, holds
-    the attempts that failed.
+    worth: whether a lane is asked after the error of the one before it; by default what the error's type says. Each
+    lane has the request's whole deadline: a first lane that hangs would leave nothing to the second. The answer, or the
+    error, holds the attempts that failed.
     """
 
     def __init__(
-        self, lanes: Sequence[tuple[Lane, ModelClient]], *, goes_on: Callable[[ModelError], bool] = says_itself
+        self, lanes: Sequence[tuple[Lane, ModelClient]], *, worth: Callable[[ModelError, Lane], bool] = says_itself
     ) -> None:
         if not lanes:
             raise ValueError("a fallback needs at least one lane")
         self._lanes = tuple(lanes)
-        self._goes_on = goes_on
+        self._worth = worth
 
     async def answer(self, request: ModelRequest) -> Answer:
-        """Raises the first error that time may cure, so that a job that can wait does; if there is none, the first."""
+        """Raises an error that time may cure, so that a job that can wait does; if there is none, the first.
+
+        Of several, one that names no time to wait; else the one with the shortest: all lanes are asked again then.
+        """
         attempts: list[Attempt] = []
         errors: list[ModelError] = []
         for lane, client in self._lanes:
+            if errors and not self._worth(errors[-1], lane):
+                continue
             began = time.monotonic()
             try:
                 answer = await client.answer(replace(request, lane=lane))
             except ModelError as error:
                 errors.append(error)
-                attempts += (*error.attempts, attempt(error, lane, time.monotonic() - began))
-                if not self._goes_on(error):
-                    break
+                attempts += error.attempts or [attempt(error, lane, time.monotonic() - began)]
             else:
                 return replace(answer, attempts=(*attempts, *answer.attempts)) if attempts else answer
-        told = errors[-1] if not self._goes_on(errors[-1]) else _most_telling(errors)
+        told = _most_telling(errors) if errors[-1].next_lane else errors[-1]
         told.attempts = tuple(attempts)
         raise told
 
 
-def attempt(error: ModelError, lane: Lane, seconds: float) -> Attempt:
-    return Attempt(lane, error.code, seconds, error.request_id, error.status, error.in_doubt)
-
-
 def _most_telling(errors: Sequence[ModelError]) -> ModelError:
-    return next((error for error in errors if not isinstance(error, LASTING)), errors[0])
+    curable = [error for error in errors if not isinstance(error, LASTING)]
+    return min(curable, key=lambda error: error.retry_after or 0.0) if curable else errors[0]

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
+
+from celeriac.llm.limits import Limit
+
+#: The providers that a deployment has without naming them.
+BUILT_IN: Final = ("openai", "anthropic")
 
 Role = Literal["user", "assistant"]
 #: Why the model stopped: it was done, it met the output limit, or it wants a tool.
@@ -22,13 +27,22 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One provider and one of its models. provider: "openai", "anthropic", or a scripted one."""
+    """One provider and one of its models. provider: built in, one of the deployment's own, or a scripted one."""
 
     provider: str
     model: str
 
     def __str__(self) -> str:
         return f"{self.provider}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A provider of the deployment's own. api: whose it speaks. key_variable: in the environment, "" for no key."""
+
+    api: Literal["openai", "anthropic"]
+    base_url: str
+    key_variable: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +119,7 @@ class Answer:
     model: the name the provider billed, which may be longer than the one asked for. tier: the service tier that it says
     it billed, "" if it says nothing. call: the name under which the call is booked, if it is. seconds: from asking to
     having read the answer. attempts: the calls that failed before this one, oldest first, where a wrapper asked more
-    than once.
+    than once. limits: of the provider's rates, as it says them.
     """
 
     text: str = field(repr=False)
@@ -118,6 +132,7 @@ class Answer:
     tier: str = ""
     call: str = ""
     attempts: tuple[Attempt, ...] = ()
+    limits: tuple[Limit, ...] = ()
 
 
 class ModelClient(Protocol):

@@ -120,13 +120,17 @@ def test_a_group_is_waited_for_as_a_whole(home: Home) -> None:
         ({"agent": "assistant"}, "input: Field required"),
         ({"agent": "assistant", "input": "hi", "colour": "red"}, "colour: there is no such field"),
         ({"agent": "nobody", "input": "hi"}, "agent: there is no agent 'nobody'; use one of: assistant"),
+        (
+            {"agent": "assistant", "input": "hi", "model": "groq/x"},
+            "model: there is no such provider; write provider/model",
+        ),
         ({"agent": "assistant", "input": "hi", "tenant": "a:b"}, "tenant: String should match"),
         ({"agent": "assistant", "input": [{"role": "user", "content": ""}]}, "input.0.content: String should have"),
         ({"agent": "assistant", "input": [{"role": "assistant", "content": "hi"}]}, "input: the last message is not"),
         ({"agent": "assistant", "input": "hi", "run_at": "tomorrow"}, "run_at: Input should be a valid datetime"),
         ("What is the capital of France?", "Input should be a valid dictionary"),
     ],
-    ids=["missing", "extra", "agent", "tenant", "empty", "role", "time", "text"],
+    ids=["missing", "extra", "agent", "model", "tenant", "empty", "role", "time", "text"],
 )
 def test_a_bad_submission_fails_and_names_the_field(home: Home, request_: Any, message: str) -> None:
     """Its errbacks are called and nothing is stored."""

@@ -28,9 +28,10 @@ STAY: Final = {
     "picks",
     "went_back",
     "miscounted",
+    "lane_changes",
 }
 #: Keys that age, whatever they hold.
-AGE: Final = {"recount", "upkeep", "quiet", "room", "revoked", "deleted"}
+AGE: Final = {"recount", "upkeep", "quiet", "room", "revoked", "deleted", "lane"}
 COMPANY: Final = {2: 32, 3: 4, 4: 1}
 #: Not the store's: the clock of these tests, and Celery's results, which age.
 OTHERS: Final = re.compile(r"test:.*|celery-task-meta-.*|_kombu\..*")
@@ -64,6 +65,7 @@ def read(client: redis.Redis) -> tuple[dict[str, Key], list[str]]:
         "set": pipe.smembers,
         "list": lambda name: pipe.lrange(name, 0, -1),
         "zset": lambda name: pipe.zrange(name, 0, -1, withscores=True),
+        "stream": pipe.xrange,
     }
     there = [
         (name, kind, ttl) for name, kind, ttl in zip(names, facts[::2], facts[1::2], strict=True) if kind != "none"
@@ -162,6 +164,8 @@ class Look:
                     stands.add((id, f"held:{job.get('worker')}"))
                 case Place.PARKED:
                     stands.add((id, "parked"))
+                    if "lane" in job:
+                        stands.add((id, f"lane_line:{job['lane']}"))
                 case Place.BEHIND:
                     stands.add((id, f"line:{job['tenant']}:{job['context']}"))
                 case Place.NEW:
@@ -169,7 +173,7 @@ class Look:
         found = Counter(
             (id, name.removeprefix(PREFIX))
             for name, key in self.keys.items()
-            if key.name in {"suspects", "ready", "rung", "held", "parked", "line"}
+            if key.name in {"suspects", "ready", "rung", "held", "parked", "line", "lane_line"}
             for id in (key.value if isinstance(key.value, set) else [entry for entry, _ in key.value])
         )
         for where in found - Counter(stands):
@@ -203,19 +207,27 @@ class Look:
             if "dead" in job:
                 expected[f"dead:{job['tenant']}"][id] = seq
             if job["place"] == Place.PARKED:
-                expected["parked"][id] = float(job["resume_at"])
+                # Who waits for a lane looks around later than the lane may be asked.
+                waits = dict(self.one("parked", ())).get(id, 0.0) if "lane" in job else 0.0
+                expected["parked"][id] = max(float(job["resume_at"]), waits)
+                if "lane" in job:
+                    expected[f"lane_line:{job['lane']}"][id] = float(job["lane_place"].rpartition(" ")[2])
             # Told once: from then on the request in the record counts.
             if "deadline" in job and job["place"] != Place.ENDED and "stop" not in job:
                 expected["deadlines"][id] = float(job["deadline"])
         for name, key in self.keys.items():
             short = name.removeprefix(PREFIX)
-            if key.name in {"jobs", "jobs_in", "dead", "parked", "deadlines"}:
+            if key.name in {"jobs", "jobs_in", "dead", "parked", "lane_line", "deadlines"}:
                 value = {id: at for id, at in key.value if not self.is_stopped(short, id)}
                 if value != expected.pop(short, {}):
                     yield f"{short} holds {value}"
         for short, value in expected.items():
             if value:
                 yield f"{short} lacks {value}"
+        if lines := {key.parts["lane"] for key in self.by["lane_line"]} - self.one("lanes", set()):
+            yield f"jobs wait for {lines}, and lanes does not hold them"
+        if lines := {key.parts["lane"] for key in self.by["lane_turns"]} - self.one("lanes", set()):
+            yield f"turns are kept for {lines}, and lanes does not hold them"
         untold = {id for id, _ in self.one("untold", ())}
         ended = {id: j for id, j in self.jobs.items() if j["place"] == Place.ENDED and id not in untold}
         kept = {f"{j['tenant']}|{j.get('state')}|{id}" for id, j in ended.items()}

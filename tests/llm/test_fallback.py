@@ -12,6 +12,7 @@ from celeriac.errors import (
     BadModelRequest,
     ContentRefused,
     ContextTooLong,
+    LaneClosed,
     ModelError,
     Overloaded,
     QuotaExhausted,
@@ -79,13 +80,20 @@ async def test_no_other_lane_is_asked_where_it_would_say_the_same(error: ModelEr
 
 async def test_whoever_asks_may_decide_when_to_go_on() -> None:
     """An agent may want a second opinion on a refusal."""
-    fallback, _ = over(ContentRefused("x"), "Paris", goes_on=lambda error: True)
+    fallback, _ = over(ContentRefused("x"), "Paris", worth=lambda error, lane: True)
     assert (await fallback.answer(REQUEST)).text == "Paris"
+
+
+async def test_a_lane_that_is_not_worth_it_is_passed_by() -> None:
+    """The one behind it may be."""
+    fallback, (_, second, _) = over(ContextTooLong("x"), "Lyon", "Paris", worth=lambda error, lane: lane == C)
+    assert (await fallback.answer(REQUEST)).text == "Paris"
+    assert second.requests == []
 
 
 async def test_if_all_fail_the_error_that_time_may_cure_is_raised() -> None:
     """A job that can wait shall wait; it holds all attempts, in order."""
-    fallback, _ = over(BadCredentials("x"), RateLimited("busy", retry_after=20), Overloaded("x"))
+    fallback, _ = over(BadCredentials("x"), RateLimited("busy", retry_after=20), Overloaded("x", retry_after=30))
     with pytest.raises(RateLimited) as caught:
         await fallback.answer(REQUEST)
     assert caught.value.retry_after == 20
@@ -117,3 +125,29 @@ async def test_fallbacks_nest() -> None:
     answer = await outer.answer(REQUEST)
     assert answer.text == "Paris"
     assert [attempt.code for attempt in answer.attempts][:2] == ["overloaded", "rate_limited"]
+
+
+async def test_where_nobody_could_be_asked_the_lane_that_opens_first_tells() -> None:
+    """The job waits for that one."""
+    fallback, _ = over(LaneClosed("a", retry_after=9.0), LaneClosed("b", retry_after=4.0), BadCredentials("c"))
+    with pytest.raises(LaneClosed) as told:
+        await fallback.answer(REQUEST)
+    assert told.value.retry_after == 4.0
+
+
+async def test_a_lane_that_failed_tells_more_than_one_that_asks_for_time() -> None:
+    """It may be asked again at once."""
+    fallback, _ = over(LaneClosed("a", retry_after=1.0), Unreachable("b"))
+    with pytest.raises(Unreachable):
+        await fallback.answer(REQUEST)
+
+
+@pytest.mark.parametrize("asked", [RateLimited, Overloaded])
+async def test_a_job_waits_for_the_lane_that_may_be_asked_first(asked: type[ModelError]) -> None:
+    """Whether it was told so itself, or the fleet was."""
+    fallback, _ = over(asked("a", retry_after=3600.0), LaneClosed("b", retry_after=2.0))
+    with pytest.raises(LaneClosed, match="b"):
+        await fallback.answer(REQUEST)
+    fallback, _ = over(asked("a", retry_after=1.0), LaneClosed("b", retry_after=2.0))
+    with pytest.raises(asked, match="a"):
+        await fallback.answer(REQUEST)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from celeriac.jobs.request import NOT_PRICED
 from tests.by_hand import finish
 from tests.conftest import Valkey
 from tests.processes import ROOT, Shim, running, wait_until
@@ -173,6 +174,16 @@ def test_a_wrong_request_is_told_which_field_and_what_to_do(
     error = next(e for e in problem["errors"] if e["field"] == field)
     assert error["message"]
     assert error["remedy"]
+    assert valkey.client().dbsize() == 0
+
+
+@pytest.mark.parametrize("field", ["tools", "extra_body", "service_tier", "web_search_options", "n"])
+def test_what_cannot_be_priced_is_refused_by_name(shim: Shim, valkey: Valkey, field: str) -> None:
+    """Nothing is passed on to a model that might cost more than was booked for it."""
+    answer = shim.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi", field: 2})
+    [error] = answer.json()["errors"]
+    assert (answer.status_code, answer.json()["code"], error["field"]) == (422, "unpriceable_feature", field)
+    assert (error["message"], error["remedy"]) == (NOT_PRICED, "leave it out, or look for a typing mistake")
     assert valkey.client().dbsize() == 0
 
 
@@ -615,7 +626,7 @@ def test_a_stranger_is_asked_for_a_key_first(valkey: Valkey) -> None:
 
 
 NAMED = "1 to 64 letters, digits, dots, hyphens or underscores, the first a letter or a digit"
-MODEL_NAMED = "openai/ or anthropic/ and the name of a model, in at most 128 printable ASCII characters without spaces"
+MODEL_NAMED = "a provider, / and one of its models, as openai/gpt-5.4, in at most 128 printable ASCII characters"
 
 
 @pytest.mark.parametrize(
@@ -671,7 +682,7 @@ def test_so_does_every_other_route(shim: Shim, path: str, body: Any, field: str,
     [
         ({"agent": ""}, "is empty"),
         ({"context_id": ""}, "is empty"),
-        ({"model": "foo/bar"}, "does not name a provider and one of its models"),
+        ({"model": "foo/bar"}, "there is no such provider"),
         ({"context_id": "a b"}, "has characters that are not allowed here, or too many"),
     ],
 )

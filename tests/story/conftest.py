@@ -101,8 +101,10 @@ def one_home() -> Iterator[Home]:
 
 @pytest.fixture
 def home(one_home: Home) -> Home:
-    """The provider has forgotten what the test before told it."""
+    """The provider has forgotten what the test before told it, and the fleet how that went."""
     asyncio.run(one_home.provider.reset())
+    redis = one_home.valkey.client()
+    redis.delete("celeriac:lane:none", *redis.scan_iter("celeriac:lane:*"))
     return one_home
 
 

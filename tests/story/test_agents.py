@@ -28,7 +28,13 @@ api = "responses"
 description = "Does not wait for long."
 lanes = ["openai/gpt-5-mini", "anthropic/claude-haiku-5-5"]
 timeout_seconds = 1
+tries_per_lane = 1
 max_retries = 0
+
+[agents.forgetful]
+description = "Leaves out what was said long ago."
+lanes = ["openai/gpt-5-mini"]
+too_long = "trim"
 
 [agents.unknown]
 description = "Asks a model whose price nobody knows."
@@ -76,11 +82,28 @@ def test_a_call_that_outlives_its_deadline_is_in_doubt_and_the_next_lane_is_aske
     """It may have been billed: the receipt says so, at its highest possible price."""
     house, _ = agents
     house.scripted({"hang": True}, {"text": "Paris"})
-    job, _, _ = ask(agents, "hasty")
+    job, _, path = ask(agents, "hasty")
     wait_until(lambda: house.in_flight() == 0, "the hanging call to be aborted")
     first, second = job["calls"]
     assert (first["error"], first["in_doubt"], second["error"], job["answer"]) == ("timeout", True, None, "Paris")
+    assert path == "/v1/messages"
     assert job["in_doubt_usd"] == first["bound_usd"] > "0"
+
+
+def test_a_conversation_that_is_too_long_for_the_model_goes_on_without_its_oldest_turns(
+    agents: tuple[House, Shim],
+) -> None:
+    """Where its agent says so. The refused call costs nothing, and nothing is taken out of the conversation itself."""
+    house, shim = agents
+    for number in range(3):
+        ask(agents, "forgetful", input=f"question {number}", context_id="long")
+    house.scripted({"fault": "context"})
+    job, body, _ = ask(agents, "forgetful", input="question 3", context_id="long")
+    assert [call["error"] for call in job["calls"]] == ["context_too_long", None]
+    assert [call["stands"] for call in job["calls"]] == ["released", "settled"]
+    asked = [message["content"] for message in body["messages"] if message["role"] == "user"]
+    assert asked == ["question 2", "question 3"]
+    assert len(shim.http.get("/v1/contexts/long").json()["messages"]) == 8
 
 
 def test_a_model_without_a_known_price_is_not_free(agents: tuple[House, Shim]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from celeriac.agents.registry import Registry, read_agents
-from celeriac.errors import Misconfigured, NotFound
-from celeriac.llm.model import Lane
+from celeriac.errors import Invalid, Misconfigured, NotFound
+from celeriac.gate.lanes import Caps
+from celeriac.llm.model import Endpoint, Lane
 from celeriac.settings import SHIPPED_AGENTS
+from tests.processes import ROOT
 
 GOOD = '[agents.writer]\ndescription = "Writes."\nlanes = ["openai/gpt-5.4", "anthropic/claude-haiku-5-5"]\n'
 
@@ -19,6 +22,43 @@ def registry(tmp_path: Path, text: str) -> Registry:
     file = tmp_path / "agents.toml"
     file.write_text(text)
     return read_agents(file)
+
+
+def test_lanes_have_caps(tmp_path: Path) -> None:
+    """What the operator allows a minute."""
+    text = GOOD + '[lanes."openai/gpt-5.4"]\nrequests_per_minute = 500\n[lanes."anthropic/x"]\ntokens_per_minute = 9\n'
+    assert registry(tmp_path, text).caps == {
+        Lane("openai", "gpt-5.4"): Caps(requests=500),
+        Lane("anthropic", "x"): Caps(tokens=9),
+    }
+
+
+def test_a_deployment_has_providers_of_its_own(tmp_path: Path) -> None:
+    """Whoever speaks like OpenAI or Anthropic. Keys are not in the file, which says where they are."""
+    text = (
+        GOOD.replace("openai/", "together/")
+        + '[providers.together]\nbase_url = "https://api.together.xyz/v1"\napi_key_env = "TOGETHER_API_KEY"\n'
+        + '[providers.local]\napi = "anthropic"\nbase_url = "http://127.0.0.1:8081"\n'
+    )
+    known = registry(tmp_path, text)
+    assert known.providers == {
+        "together": Endpoint("openai", "https://api.together.xyz/v1", "TOGETHER_API_KEY"),
+        "local": Endpoint("anthropic", "http://127.0.0.1:8081"),
+    }
+    for model in (None, "openai/x", "anthropic/x", "together/meta/llama", "local/x"):
+        known.check_model(model)
+    for model in ("groq/x", "scripted/x"):
+        with pytest.raises(Invalid, match="no such provider") as caught:
+            known.check_model(model)
+        assert caught.value.remedy.endswith("openai, anthropic, together, local")
+
+
+def test_what_the_documents_write_into_the_file_is_taken(tmp_path: Path) -> None:
+    """Each block as it stands there."""
+    blocks = re.findall(r"^( *)```toml\n(.*?)```", (ROOT / "docs/providers.md").read_text(), re.M | re.S)
+    assert len(blocks) == 2
+    for indent, block in blocks:
+        registry(tmp_path, GOOD + block.replace(f"\n{indent}", "\n").removeprefix(indent))
 
 
 def test_the_shipped_agents_are_useful_as_they_are() -> None:
@@ -62,6 +102,28 @@ def test_an_unknown_agent_names_those_that_there_are(tmp_path: Path) -> None:
         (GOOD + 'max_output_tokens = "5"\n', 4, "valid integer"),
         (GOOD + "temperature = 3\n", 4, "less than or equal to 2"),
         (GOOD + '[agents."a b"]\n', 4, "no name for an agent"),
+        (GOOD + '[lanes."gpt-5.4"]\n', 4, "'gpt-5.4' is not a lane"),
+        (GOOD + '[lanes."openai/x"]\nrequests_per_second = 3\n', 5, "known are requests_per_minute, tokens_per_minute"),
+        (
+            GOOD + '[lanes."openai/x"]\ntokens_per_minute = 0\n',
+            5,
+            r"lanes\.openai/x\.tokens_per_minute: .*greater than 0",
+        ),
+        ("lanes = 3\n" + GOOD, 1, "lanes are tables"),
+        (GOOD + '[lanes."opnai/x"]\ntokens_per_minute = 5\n', 4, "lanes.opnai/x: there is no provider 'opnai'"),
+        (GOOD + "[providers.local]\n", 4, r"providers\.local\.base_url: Field required"),
+        (GOOD + "[providers.local]\nbase_url = 'localhost'\n", 5, "does not begin with http://, https://"),
+        (
+            GOOD + "[providers.local]\nbase_url = 'http://x'\napi_key = 'sk-1'\n",
+            6,
+            "known are api, base_url, api_key_env",
+        ),
+        (GOOD + "[providers.openai]\nbase_url = 'http://x'\n", 4, "'openai' is no name for a provider of yours"),
+        (
+            GOOD.replace("anthropic/", "antropic/"),
+            3,
+            r"there is no provider 'antropic'; add \[prov",
+        ),
         (
             GOOD + 'instructions = """\nlanes = no\ntemperature = 3\n"""\ntemperature = 3\n',
             8,

@@ -16,9 +16,12 @@ from celeriac.agents.registry import read_agents
 from celeriac.agents.runner import Runner
 from celeriac.costs.prices import Prices
 from celeriac.drill.proxy import Proxy
-from celeriac.jobs.model import AGENT_UNKNOWN, NewJob, State
-from celeriac.jobs.store import new_id
-from celeriac.llm.model import ModelRequest
+from celeriac.errors import BadCredentials, ModelError, QuotaExhausted, RateLimited
+from celeriac.gate.lanes import Caps, asking, heard, spelt
+from celeriac.jobs.journal import Settlement
+from celeriac.jobs.model import AGENT_UNKNOWN, Claim, NewJob, State
+from celeriac.jobs.store import new_id, new_nonce
+from celeriac.llm.model import Lane, ModelRequest
 from celeriac.llm.scripted import Scripted
 from celeriac.settings import SHIPPED_AGENTS, load_settings
 from celeriac.stores import Stores, open_fleet, open_stores
@@ -45,8 +48,8 @@ def runner(runs: Stores, model: Scripted) -> Runner:
     return made
 
 
-async def submitted(stores: Stores, agent: str = "assistant") -> str:
-    job = NewJob(new_id(), "default", agent, "celeriac", (("user", "hi"),), context_id="trip", ignore_result=False)
+async def submitted(stores: Stores, agent: str = "assistant", context: str | None = "trip") -> str:
+    job = NewJob(new_id(), "default", agent, "celeriac", (("user", "hi"),), context_id=context, ignore_result=False)
     return (await stores.jobs.submit(job)).id
 
 
@@ -210,6 +213,53 @@ async def test_a_cancel_whose_answer_is_late_says_nothing_else(
     proxy.speak()
     summary = await run
     assert (summary and summary.state) == (None if taken else State.CANCELLED)
+
+
+async def shut(runs: Stores, lane: Lane, error: ModelError) -> None:
+    """Somebody's call found it so."""
+    claim = await runs.jobs.claim(await submitted(runs, context=None), "w1", new_nonce())
+    assert isinstance(claim, Claim)
+    await runs.journal.admit(claim, "c1", 0, {}, asking(lane, (0, 0), Caps(), 9.0))
+    await runs.journal.settle(claim, Settlement("c1", "released", 0, 0, {}, heard(lane, error)))
+    await runs.jobs.give_back(claim)
+
+
+LANES = read_agents(SHIPPED_AGENTS)["assistant"].lanes
+
+
+async def test_a_lane_that_opens_in_a_moment_is_waited_for_in_place(runs: Stores) -> None:
+    """Parking costs more than a second of a slot."""
+    for lane in LANES:
+        await shut(runs, lane, RateLimited(status=429, retry_after=1.0))
+    model, began = Scripted("Paris"), time.monotonic()
+    summary = await runner(runs, model).run(await submitted(runs))
+    assert summary is not None
+    assert (summary.state, len(model.requests), time.monotonic() - began > 0.5) == (State.SUCCEEDED, 1, True)
+
+
+async def test_a_job_waits_for_the_lane_that_opens_first(runs: Stores, valkey: Valkey) -> None:
+    """Nobody is asked, nothing is booked, and it is no try."""
+    for lane, seconds in zip(LANES, (90.0, 30.0), strict=True):
+        await shut(runs, lane, RateLimited(status=429, retry_after=seconds))
+    model, id = Scripted("Paris"), await submitted(runs)
+    summary = await runner(runs, model).run(id)
+    assert summary is not None
+    assert summary.error is not None
+    assert (summary.state, summary.error.code, model.requests) == (State.PARKED, "lane_closed", [])
+    record = valkey.client().hgetall(f"celeriac:job:{id}")
+    assert (record["lane"], record["retries"], record.get("reserved", "0")) == (spelt(LANES[1]), "0", "0")
+
+
+@pytest.mark.parametrize("error", [QuotaExhausted(status=429), BadCredentials(status=401)], ids=lambda e: e.code)
+async def test_where_all_lanes_refuse_us_a_job_fails_at_once(runs: Stores, error: ModelError) -> None:
+    """As the one that was asked did: waiting brings no money and no key."""
+    for lane in LANES:
+        await shut(runs, lane, error)
+    model = Scripted("Paris")
+    summary = await runner(runs, model).run(await submitted(runs))
+    assert summary is not None
+    assert summary.error is not None
+    assert (summary.state, summary.error.code, model.requests) == (State.FAILED, error.code, [])
 
 
 async def test_no_call_is_sent_without_a_lease(runs: Stores) -> None:

@@ -1,0 +1,56 @@
+"""Whether the next lane is worth asking, or the one before it worth waiting for; and what is left out of a conversation
+that is too long for all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from celeriac.agents.agent import Agent
+from celeriac.costs.prices import Prices
+from celeriac.errors import ContextTooLong, LaneClosed, ModelError, RateLimited
+from celeriac.llm.model import Lane, Message, ModelRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Of one agent for one question. deadline: of the job, in seconds since 1970; None for none. waited: seconds since
+    it first had to wait for this answer. is_last_try: if this one fails, so does the job.
+    """
+
+    agent: Agent
+    prices: Prices
+    request: ModelRequest
+    deadline: float | None = None
+    waited: float = 0.0
+    is_last_try: bool = False
+
+    def worth(self, error: ModelError, lane: Lane) -> bool:
+        """Whether this lane is to be asked after another one's error."""
+        if isinstance(error, ContextTooLong):
+            return self._longer(lane, Lane(error.provider, error.model))
+        if isinstance(error, LaneClosed | RateLimited) and error.retry_after is not None:
+            return self.is_last_try or not (
+                self.waited + error.retry_after <= self.agent.patience.total_seconds()
+                and self._bound(lane) > self._bound(Lane(error.provider, error.model))
+                and self._in_time(error.retry_after)
+            )
+        return error.next_lane
+
+    def _longer(self, lane: Lane, other: Lane) -> bool:
+        window, its = self.prices.window(lane), self.prices.window(other)
+        return window is None or its is None or window > its
+
+    def _bound(self, lane: Lane) -> int:
+        return self.prices.bound(replace(self.request, lane=lane))
+
+    def _in_time(self, wait: float) -> bool:
+        """Whether there is time enough to wait and then to ask."""
+        return self.deadline is None or time.time() + wait + self.request.deadline <= self.deadline
+
+
+def shortened(messages: Sequence[Message]) -> tuple[Message, ...] | None:
+    """Without the older half of its turns; None where only the last one is left."""
+    turns = [number for number, message in enumerate(messages) if message.role == "user"]
+    return tuple(messages[turns[len(turns) // 2] :]) if len(turns) > 1 else None

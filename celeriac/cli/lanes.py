@@ -1,0 +1,63 @@
+"""`celeriac lanes`: what the fleet knows of the providers, straight over the stores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from celeriac.cli.over import over_the_stores, shown, table
+
+if TYPE_CHECKING:
+    from celeriac.gate.lanes import Change, Known, Rate
+    from celeriac.settings import Settings
+    from celeriac.stores import Stores
+
+COLUMNS = ("LANE", "MAY BE ASKED", "WAITING", "LEFT OF ITS RATES")
+
+
+@click.command()
+@click.option("--changes", type=click.IntRange(0, 1000), default=5, show_default=True, help="Of breakers, the newest.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def lanes(changes: int, as_json: bool) -> None:
+    """The lanes of all agents: whether each may be asked, who waits for it, its rates; and which breakers changed."""
+
+    async def work(stores: Stores, settings: Settings) -> tuple[list[Known], list[Change]]:
+        from celeriac.agents.registry import read_agents
+
+        registry = read_agents(settings.agents_file)
+        changed = await stores.lanes.changes(changes) if changes else []
+        named = {lane for agent in registry for lane in agent.lanes} | registry.caps.keys() | {c.lane for c in changed}
+        return await stores.lanes.look(sorted(named, key=str)), changed
+
+    known, changed = over_the_stores(work)
+    if as_json:
+        facts: list[Known | Change] = [*known, *changed]
+        for fact in facts:
+            click.echo(shown(dataclasses.asdict(fact) | {"lane": str(fact.lane)}))
+        return
+    for line in table([COLUMNS, *map(_row, known)]):
+        click.echo(line)
+    for change in changed:
+        what = f"opened for {change.wait.total_seconds():g} s: {change.why}" if change.state == "open" else "closed"
+        click.echo(f"{change.at:%Y-%m-%d %H:%M:%S}Z  {change.lane}  {what}")
+
+
+def _row(known: Known) -> Sequence[str]:
+    return str(known.lane), _may_be_asked(known), str(known.waiting or ""), _rates(known.rates)
+
+
+def _may_be_asked(known: Known) -> str:
+    if known.wait:
+        return f"in {known.wait.total_seconds():.1f} s: {known.why}"
+    return "by one call, to try it out" if known.trial else "yes"
+
+
+def _rates(rates: Mapping[str, Rate]) -> str:
+    return ", ".join(
+        f"{name} {rate.left} of {rate.most}" + (" a day" if rate.period > timedelta(hours=1) else " a minute")
+        for name, rate in sorted(rates.items())
+    )

@@ -1,0 +1,187 @@
+"""How a call went, as its lane is judged by it; and what the whole fleet then knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import quote, unquote
+
+from celeriac import keys
+from celeriac.connections import ALWAYS, Redis, Scripts, answering
+from celeriac.errors import (
+    BadCredentials,
+    BadModelRequest,
+    ContentRefused,
+    LocalFault,
+    ModelError,
+    QuotaExhausted,
+    RateLimited,
+)
+from celeriac.llm.limits import Limit
+from celeriac.llm.model import Lane, Usage
+
+HERE: Final = Path(__file__).parent
+#: The helpers that the scripts of the job store share with ours.
+LUA: Final = (HERE / "lanes.lua").read_text()
+
+#: Seconds that a lane is left alone which asked us to slow down and named no time.
+UNNAMED_WAIT: Final = 2.0
+
+Says = Literal["answered", "alive", "failed", "busy", "refused", "nothing"]
+
+
+def spelt(lane: Lane) -> str:
+    """As a part of a key, which holds no colon; models may."""
+    return quote(str(lane))
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """What the operator allows a lane, a minute; 0 for anything."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
+#: Input and output tokens.
+Tokens = tuple[int, int]
+
+
+def asking(lane: Lane, most: Tokens, caps: Caps, seconds: float) -> dict[str, Any]:
+    """A call to be admitted, as the scripts take it. most: tokens that it may use. seconds: that it may take."""
+    return {
+        "lane": spelt(lane),
+        "lease": int(seconds * 1000),
+        "input": most[0],
+        "output": most[1],
+        "caps": [caps.requests, caps.tokens],
+    }
+
+
+def heard(
+    lane: Lane,
+    error: ModelError | None = None,
+    *,
+    most: Tokens = (0, 0),
+    took: Tokens = (0, 0),
+    usage: Usage | None = None,
+    limits: Sequence[Limit] = (),
+) -> dict[str, Any]:
+    """What a call says of its lane, as the scripts take it. error: None where it was answered.
+
+    took: tokens that it was expected to use. usage: what it used, None where nobody knows.
+    """
+    wait = error.retry_after if error else None
+    if wait is None:
+        wait = UNNAMED_WAIT if isinstance(error, RateLimited) else 0.0
+    return {
+        "lane": spelt(lane),
+        "says": _says(error),
+        "why": error.code if error else "",
+        "wait": int(wait * 1000),
+        "most": most,
+        "took": took,
+        "used": usage and _counted(lane, usage),
+        "limits": [(limit.bucket, limit.most, limit.left, int(limit.period * 1000)) for limit in limits],
+    }
+
+
+def unheard(lane: Lane) -> dict[str, Any]:
+    """Of a call that was broken off here: it says nothing."""
+    return heard(lane) | {"says": "nothing"}
+
+
+def _counted(lane: Lane, usage: Usage) -> Tokens:
+    """Tokens that count for the provider's rates: Anthropic leaves out those read from its cache, OpenAI does not."""
+    cached = 0 if lane.provider == "anthropic" else usage.cache_read
+    return usage.input + usage.cache_write + cached, usage.output
+
+
+def _says(error: ModelError | None) -> Says:
+    match error:
+        case None:
+            return "answered"
+        case LocalFault():
+            return "nothing"
+        case QuotaExhausted() | BadCredentials():
+            # Without a status nobody was asked: this process has no key for it, and others may have one.
+            return "refused" if error.status else "nothing"
+        case BadModelRequest() | ContentRefused():
+            return "alive"
+        case RateLimited():
+            return "busy"
+        case _:
+            return "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """most: that may be asked for in `period`. left: of it, now; below 0 where more was used than expected."""
+
+    most: int
+    period: timedelta
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the fleet knows of a lane.
+
+    wait: for how long it may not be asked; zero where it may. why: a code. trial: its breaker is open, and after the
+    wait one call tries it out. waiting: jobs in its line. rates: by bucket.
+    """
+
+    lane: Lane
+    wait: timedelta
+    why: str
+    trial: bool
+    waiting: int
+    rates: Mapping[str, Rate]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Of a breaker. wait: for how long it opened. why: a code, "" where it closed."""
+
+    at: datetime
+    lane: Lane
+    state: Literal["open", "closed"]
+    why: str
+    wait: timedelta
+
+
+class Lanes:
+    """For whoever looks at the gate."""
+
+    def __init__(self, redis: Redis, scripts: Scripts) -> None:
+        self._redis = redis
+        self._look = scripts.load(HERE / "look.lua", ALWAYS, before=LUA)
+
+    async def look(self, lanes: Sequence[Lane]) -> list[Known]:
+        """Raises StoreUnavailable."""
+        found = await self._look(lanes=[spelt(lane) for lane in lanes])
+        return [_known(lane, *values) for lane, values in zip(lanes, found, strict=True)]
+
+    async def changes(self, most: int) -> list[Change]:
+        """The newest of the last thousand, newest first. Raises StoreUnavailable."""
+        async with answering():
+            entries: Any = await self._redis.xrevrange(keys.spell("lane_changes"), count=most)
+        return [_change(id, {name.decode(): value.decode() for name, value in facts.items()}) for id, facts in entries]
+
+
+def _known(lane: Lane, wait: int, why: bytes, opened: int, waiting: int, flat: Sequence[Any]) -> Known:
+    rates = {
+        name.decode(): Rate(most, timedelta(milliseconds=period), left)
+        for name, most, period, left in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+    }
+    return Known(lane, timedelta(milliseconds=wait), why.decode(), opened > 0, waiting, rates)
+
+
+def _change(id: bytes, facts: Mapping[str, str]) -> Change:
+    provider, _, model = unquote(facts["lane"]).partition("/")
+    at = datetime.fromtimestamp(int(id.partition(b"-")[0]) / 1000, UTC)
+    state: Literal["open", "closed"] = "open" if facts["state"] == "open" else "closed"
+    return Change(at, Lane(provider, model), state, facts["why"], timedelta(milliseconds=float(facts["ms"])))

@@ -1,0 +1,493 @@
+"""What the fleet knows of a lane: when it is left alone, who tries it out, and who waits for it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from celeriac.errors import (
+    BadAnswer,
+    BadCredentials,
+    BadModelRequest,
+    ContentRefused,
+    ContextTooLong,
+    LocalFault,
+    ModelError,
+    ModelTimeout,
+    Overloaded,
+    ProviderFailed,
+    QuotaExhausted,
+    RateLimited,
+    UnknownModel,
+    Unreachable,
+)
+from celeriac.gate.lanes import Caps, asking, heard, spelt, unheard
+from celeriac.jobs.journal import Admitted, Closed, Settlement
+from celeriac.jobs.model import Claim, Parked, Place, State
+from celeriac.llm.model import Lane
+from tests.jobs.conftest import Queue
+
+LANE = Lane("openai", "llama3:8b")
+KEY = f"celeriac:lane:{spelt(LANE)}"
+LEASE = timedelta(seconds=30)
+DOOR = asking(LANE, (0, 0), Caps(), LEASE.total_seconds())
+
+
+class Callers:
+    """Runs that call one lane."""
+
+    def __init__(self, queue: Queue, claim: Claim) -> None:
+        self.queue, self.claim, self.calls = queue, claim, 0
+
+    async def ask(self, name: str = "") -> Closed | str:
+        """The name of a call that may be made, or why not."""
+        self.calls += 1
+        name = name or f"c{self.calls}"
+        said = await self.queue.stores.journal.admit(self.claim, name, 0, {}, DOOR)
+        return said if isinstance(said, Closed) else name
+
+    async def hear(self, name: str, error: ModelError | None = None) -> None:
+        await self.queue.stores.journal.settle(self.claim, Settlement(name, "released", 0, 0, {}, heard(LANE, error)))
+
+    async def call(self, error: ModelError | None = None) -> None:
+        name = await self.ask()
+        assert isinstance(name, str), name
+        await self.hear(name, error)
+
+    async def fail(self, times: int = 10) -> None:
+        for _ in range(times):
+            await self.call(ProviderFailed(status=500))
+
+    async def closed(self) -> tuple[float, str] | None:
+        """Looked at without asking: for how many seconds, and why."""
+        wait = await self.ask()
+        if isinstance(wait, Closed):
+            return wait.wait.total_seconds(), wait.why
+        await self.queue.stores.journal.settle(self.claim, Settlement(wait, "released", 0, 0, {}, unheard(LANE)))
+        return None
+
+
+@pytest.fixture
+async def callers(queue: Queue) -> Callers:
+    await queue.worker()
+    return Callers(queue, await queue.claim(await queue.submit()))
+
+
+FAILURES = [Overloaded(status=529), ProviderFailed(status=500), ModelTimeout(), Unreachable(), BadAnswer(status=200)]
+NO_FAILURES = [
+    None,
+    LocalFault(),
+    BadModelRequest(status=400),
+    ContextTooLong(status=400),
+    UnknownModel(status=404),
+    ContentRefused(status=200),
+    BadCredentials("no key is set here"),
+]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: error.code)
+async def test_a_lane_that_fails_too_often_is_left_alone(callers: Callers, error: ModelError) -> None:
+    """From ten failures in a minute on, where half of the calls failed; before that, they say little."""
+    for _ in range(10):
+        await callers.call()
+    for _ in range(9):
+        await callers.call(error)
+    assert await callers.closed() is None
+    await callers.call(error)
+    assert await callers.closed() == (10, error.code)
+
+
+@pytest.mark.parametrize("error", NO_FAILURES, ids=lambda error: error.code if error else "answered")
+async def test_what_is_no_fault_of_the_lane_does_not_count(callers: Callers, error: ModelError | None) -> None:
+    """Our own faults, and requests that no lane would take."""
+    for _ in range(30):
+        await callers.call(error)
+    assert await callers.closed() is None
+
+
+async def test_few_failures_among_many_calls_are_forgiven(callers: Callers) -> None:
+    """And those of more than a minute ago are forgotten."""
+    for _ in range(20):
+        await callers.call()
+    await callers.fail(19)
+    assert await callers.closed() is None
+    callers.queue.later(61_000)
+    await callers.fail(9)
+    assert await callers.closed() is None
+
+
+async def test_one_call_in_the_fleet_tries_a_closed_lane_out(callers: Callers) -> None:
+    """When its time is over; the others look again in a second. Answered, it opens the lane for all."""
+    await callers.fail()
+    callers.queue.later(10_000)
+    probe = await callers.ask()
+    assert isinstance(probe, str)
+    for _ in range(3):
+        assert await callers.ask() == Closed(timedelta(seconds=1), "probed")
+    assert await callers.ask(probe) == probe, "asked again, it is the same call"
+    await callers.hear(probe)
+    assert await callers.closed() is None
+    callers.queue.later(20_000)
+    await callers.fail(9)
+    assert await callers.closed() is None, "it begins to count anew"
+
+
+async def test_a_probe_that_fails_closes_the_lane_for_twice_as_long(callers: Callers) -> None:
+    """Up to five minutes."""
+    await callers.fail()
+    spans = []
+    for _ in range(8):
+        closed = await callers.closed()
+        assert closed is not None
+        spans.append(closed[0])
+        callers.queue.later(int(closed[0] * 1000))
+        await callers.call(ModelTimeout())
+    assert spans == [10, 20, 40, 80, 160, 300, 300, 300]
+
+
+async def test_a_request_at_fault_shows_that_a_lane_is_alive(callers: Callers) -> None:
+    """It does not count, and as a probe it opens the lane."""
+    await callers.fail()
+    callers.queue.later(10_000)
+    await callers.call(BadModelRequest(status=400))
+    assert await callers.closed() is None
+
+
+@pytest.mark.parametrize("end", ["local fault", "broken off"])
+async def test_a_probe_that_says_nothing_leaves_its_place_to_the_next(callers: Callers, end: str) -> None:
+    """Our own fault is neither good nor bad news of the lane."""
+    await callers.fail()
+    callers.queue.later(10_000)
+    probe = await callers.ask()
+    assert isinstance(probe, str)
+    said = heard(LANE, LocalFault()) if end == "local fault" else unheard(LANE)
+    await callers.queue.stores.journal.settle(callers.claim, Settlement(probe, "doubt", 0, 0, {}, said))
+    assert isinstance(await callers.ask(), str)
+
+
+async def test_a_probe_is_a_lease(callers: Callers) -> None:
+    """Whoever made it may be dead: after the longest that its call may take, the next one tries. Its late word counts
+    no more."""
+    await callers.fail()
+    callers.queue.later(10_000)
+    lost = await callers.ask()
+    assert isinstance(lost, str)
+    callers.queue.later(int(LEASE.total_seconds() * 1000) - 1)
+    assert isinstance(await callers.ask(), Closed)
+    callers.queue.later(1)
+    assert isinstance(await callers.ask(), str)
+    await callers.hear(lost)
+    assert isinstance(await callers.ask(), Closed)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "given back", "given up", "broken off"])
+async def test_a_probe_whose_run_is_gone_leaves_its_place_to_the_next(callers: Callers, how: str) -> None:
+    """However it went: nothing will be heard of it."""
+    queue = callers.queue
+    await callers.fail()
+    claim = await queue.claim(await queue.submit())
+    queue.later(10_000)
+    await queue.beat()
+    assert isinstance(await queue.stores.journal.admit(claim, "probe", 0, {}, DOOR), Admitted)
+    assert isinstance(await callers.ask(), Closed)
+    match how:
+        case "cancelled":
+            await queue.jobs.cancel(claim.id, None)
+            await queue.end(claim, state=State.CANCELLED, answer=None)
+        case "given back":
+            await queue.jobs.give_back(claim)
+        case "broken off":
+            await queue.jobs.break_off(claim)
+        case "given up":
+            await queue.worker("w2")
+            callers.claim = await queue.claim(await queue.submit(), "w2")
+            await queue.given_up("w2")
+    assert isinstance(await callers.ask(), str)
+    assert queue.redis.hlen("celeriac:probes") == 1
+
+
+async def test_a_late_refusal_does_not_end_a_probe(callers: Callers) -> None:
+    """It is heard; the call that tries the lane out goes on, and is the only one."""
+    late = await callers.ask()
+    assert isinstance(late, str)
+    await callers.fail()
+    callers.queue.later(10_000)
+    probe = await callers.ask()
+    assert isinstance(probe, str)
+    await callers.hear(late, RateLimited(status=429, retry_after=3.0))
+    callers.queue.later(3000)
+    assert isinstance(await callers.ask(), Closed)
+    await callers.hear(probe)
+    assert await callers.closed() is None
+
+
+async def test_calls_from_before_a_breaker_closed_do_not_open_it_again(callers: Callers) -> None:
+    """They hung for long: what they say is of a time that is over."""
+    names = [await callers.ask() for _ in range(20)]
+    await callers.fail()
+    callers.queue.later(10_000)
+    await callers.call()
+    callers.queue.later(20_000)
+    for name in names:
+        assert isinstance(name, str)
+        await callers.hear(name, ModelTimeout())
+    assert await callers.closed() is None
+
+
+async def test_a_provider_that_fails_and_asks_for_time_fails(callers: Callers) -> None:
+    """It gets its time, and its breaker opens all the same."""
+    for _ in range(10):
+        await callers.call(Overloaded(status=503, retry_after=3.0))
+        callers.queue.later(3000)
+    assert callers.queue.redis.hget(KEY, "opened") == "1"
+    callers.queue.later(10_000)
+    await callers.call(Overloaded(status=503, retry_after=90.0))
+    assert await callers.closed() == (90, "overloaded"), "longer than the breaker would stay open"
+
+
+async def test_a_clock_that_goes_back_keeps_no_probe(callers: Callers) -> None:
+    """Whoever made it may be dead: it counts for as long as its call may take."""
+    await callers.fail()
+    callers.queue.later(10_000)
+    await callers.ask()
+    callers.queue.later(-900_000)
+    callers.queue.redis.hset(KEY, "shut", callers.queue.now)
+    assert isinstance(await callers.ask(), Closed)
+    callers.queue.later(int(LEASE.total_seconds() * 1000))
+    assert isinstance(await callers.ask(), str)
+
+
+async def test_old_news_does_not_touch_a_breaker_that_is_open(callers: Callers) -> None:
+    """Calls that were under way when it opened."""
+    names = [await callers.ask() for _ in range(30)]
+    await callers.fail()
+    callers.queue.later(4000)
+    for name, error in zip(names, [None, Unreachable(), BadModelRequest(status=400)] * 10, strict=True):
+        assert isinstance(name, str)
+        await callers.hear(name, error)
+    assert await callers.closed() == (6, "provider_failed")
+
+
+@pytest.mark.parametrize("error", [QuotaExhausted(status=429), BadCredentials(status=401)], ids=lambda e: e.code)
+async def test_no_money_and_no_key_close_a_lane_at_once(callers: Callers, error: ModelError) -> None:
+    """For a minute, then one call tries."""
+    await callers.call(error)
+    assert await callers.closed() == (60, error.code)
+    callers.queue.later(60_000)
+    await callers.call()
+    assert await callers.closed() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (RateLimited(status=429, retry_after=7.0), 7),
+        (RateLimited(status=429), 2),
+        (Overloaded(status=529, retry_after=3.5), 3.5),
+        (RateLimited(status=429, retry_after=3600.0), 3600),
+    ],
+)
+async def test_a_lane_that_asks_for_time_gets_it(callers: Callers, error: ModelError, seconds: float) -> None:
+    """From the whole fleet, and it is no failure: then it may be asked again."""
+    await callers.call(error)
+    assert await callers.closed() == (seconds, error.code)
+    callers.queue.later(int(seconds * 1000))
+    assert isinstance(await callers.ask(), str)
+
+
+async def test_the_longest_time_that_was_asked_for_counts(callers: Callers) -> None:
+    """Calls under way each bring an answer of their own."""
+    names = [await callers.ask() for _ in range(3)]
+    for name, seconds in zip(names, [3.0, 9.0, 1.0], strict=True):
+        assert isinstance(name, str)
+        await callers.hear(name, RateLimited(status=429, retry_after=seconds))
+    assert await callers.closed() == (9, "rate_limited")
+
+
+async def test_what_a_call_says_counts_once(callers: Callers) -> None:
+    """A settlement whose answer was lost is sent again."""
+    for i in range(2):
+        name = await callers.ask()
+        assert isinstance(name, str)
+        for _ in range(9):
+            await callers.hear(name, Unreachable())
+        assert await callers.closed() is None, i
+
+
+async def test_a_clock_that_goes_back_closes_no_lane_for_longer(callers: Callers) -> None:
+    """The time that is stored is from another clock."""
+    await callers.call(RateLimited(status=429, retry_after=7.0))
+    callers.queue.later(-900_000)
+    assert await callers.closed() == (7, "rate_limited")
+    callers.queue.later(7000)
+    assert await callers.closed() is None
+
+
+@pytest.mark.parametrize("what", ["string", "nonsense"])
+async def test_a_lane_of_which_nonsense_is_stored_may_be_asked(callers: Callers, what: str) -> None:
+    """To leave it alone is a courtesy; no call and no money is lost over it."""
+    if what == "string":
+        callers.queue.redis.set(KEY, "nonsense")
+    else:
+        fields = "shut", "opened", "slot0", "probe_until", "requests", "own_tokens", "ramp", "of_input"
+        callers.queue.redis.hset(KEY, mapping=dict.fromkeys(fields, "nonsense"))
+    for _ in range(3):
+        await callers.call()
+    await callers.fail(10)
+    assert await callers.closed() == (10, "provider_failed")
+
+
+async def test_how_a_breaker_changes_is_said_once(callers: Callers, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the worker whose call changed it; and it is kept for whoever looks at it later."""
+    await callers.fail()
+    callers.queue.later(10_000)
+    await callers.call()
+    said = capsys.readouterr().out
+    assert (said.count("breaker_opened"), said.count("breaker_closed")) == (1, 1)
+    kept = [entry for _, entry in callers.queue.redis.xrange("celeriac:lane_changes")]
+    assert kept == [
+        {"lane": spelt(LANE), "state": "open", "why": "provider_failed", "ms": "10000"},
+        {"lane": spelt(LANE), "state": "closed", "why": "", "ms": "0"},
+    ]
+
+
+async def wait_for_lane(queue: Queue, *, only: bool = True, **facts: Any) -> str:
+    job = await queue.submit(**facts)
+    parked = await queue.jobs.wait_for_lane(await queue.claim(job), spelt(LANE), timedelta(seconds=10), only=only)
+    assert isinstance(parked, Parked)
+    return job.id
+
+
+async def test_a_job_waits_for_its_lane_outside_every_slot(callers: Callers) -> None:
+    """It says what it waits for and until when, and it is no try of its own."""
+    queue = callers.queue
+    await callers.fail()
+    job = await wait_for_lane(queue)
+    found = await queue.job(job)
+    assert (found.state, found.reason) == (State.PARKED, "lane_closed")
+    assert found.resume_at is not None
+    assert found.resume_at.timestamp() == queue.now / 1000 + 10
+    assert queue.record(job)["retries"] == "0"
+    await queue.pass_time(9, "w1")
+    assert await queue.state(job) == State.PARKED
+    queue.later(1000)
+    await queue.fleet.upkeep()
+    assert queue.record(job)["place"] == Place.RUNG
+    assert "lane" not in queue.record(job)
+
+
+async def test_the_oldest_tries_the_lane_out_and_the_others_follow_once_it_is_open(callers: Callers) -> None:
+    """In their order, few at first: ten thousand that wait do not rush at it."""
+    queue = callers.queue
+    await callers.fail()
+    jobs = [await wait_for_lane(queue) for _ in range(4)]
+
+    async def ready() -> list[str]:
+        return [job for job in jobs if queue.record(job)["place"] == Place.RUNG]
+
+    queue.later(10_000)
+    await queue.fleet.upkeep()
+    assert await ready() == jobs[:1]
+    probe = await queue.claim(jobs[0])
+    assert isinstance(await queue.stores.journal.admit(probe, "p", 0, {}, DOOR), Admitted)
+    queue.later(1000)
+    await queue.fleet.upkeep()
+    assert await ready() == [], "while it is tried out, nobody else is woken"
+    await queue.end(probe, settlement=Settlement("p", "settled", 0, 0, {}, heard(LANE, None)))
+    for seconds, woken in ((0, 1), (1, 2), (1, 3)):
+        queue.later(seconds * 1000)
+        await queue.fleet.upkeep()
+        assert await ready() == jobs[1 : 1 + woken]
+    assert not queue.redis.exists("celeriac:lanes")
+
+
+async def test_a_job_with_other_lanes_looks_around_after_a_while(callers: Callers) -> None:
+    """The one that it waits for may stay closed for long, and another one may be free: after 15 s, 30 s, ... it asks
+    them. It keeps its place in the line."""
+    queue = callers.queue
+    await callers.call(RateLimited(status=429, retry_after=3600.0))
+    alone, job = await wait_for_lane(queue), await wait_for_lane(queue, only=False)
+    for seconds in (15, 30, 60):
+        await queue.pass_time(seconds - 5, "w1")
+        assert queue.record(job)["place"] == Place.PARKED
+        await queue.pass_time(5, "w1")
+        assert queue.record(job)["place"] == Place.RUNG
+        claim = await queue.claim(job)
+        assert claim.waited_for_lanes != 0
+        await queue.jobs.wait_for_lane(claim, spelt(LANE), timedelta(seconds=10), only=False)
+    assert queue.record(alone)["place"] == Place.PARKED
+    assert queue.redis.zrange(f"celeriac:lane_line:{spelt(LANE)}", 0, -1) == [alone, job]
+
+
+async def test_tenants_take_turns_in_a_lanes_line(callers: Callers) -> None:
+    """And who is in a hurry goes before the others of its tenant."""
+    queue = callers.queue
+    await callers.call(RateLimited(status=429, retry_after=10.0))
+    flood = [await wait_for_lane(queue) for _ in range(5)]
+    other = [await wait_for_lane(queue, tenant="b") for _ in range(2)]
+    urgent = await wait_for_lane(queue, tenant="c", priority="high")
+    line = queue.redis.zrange(f"celeriac:lane_line:{spelt(LANE)}", 0, -1)
+    assert line.index(urgent) < line.index(flood[1])
+    assert line.index(other[0]) < line.index(flood[2])
+    assert line.index(other[1]) < line.index(flood[3])
+
+
+@pytest.mark.parametrize(("limits", "woken"), [({"t:default": 2}, 2), ({"a:assistant": 2}, 2), ({}, 3)])
+async def test_nobody_is_woken_who_could_not_run(queue: Queue, limits: dict[str, int], woken: int) -> None:
+    """It would take of the lane's rates what others could use. There is one slot, and a margin of two."""
+    await queue.worker("w1", slots=1, limits=limits)
+    jobs = [await wait_for_lane(queue, limited="a:assistant" in limits) for _ in range(6)]
+    for _ in range(2):
+        await queue.pass_time(1, "w1")
+        assert [job for job in jobs if queue.record(job)["place"] != Place.PARKED] == jobs[:woken]
+
+
+@pytest.mark.parametrize("key", ["lane_line", "lane_turns"])
+async def test_a_job_can_wait_in_a_line_of_which_nonsense_is_stored(callers: Callers, key: str) -> None:
+    """It has let go of its slot, and must not be nowhere."""
+    queue = callers.queue
+    queue.redis.set(f"celeriac:{key}:{spelt(LANE)}", "nonsense")
+    await callers.call(RateLimited(status=429, retry_after=3.0))
+    job = await wait_for_lane(queue)
+    assert queue.record(job)["place"] == Place.PARKED
+    await queue.pass_time(4, "w1")
+    assert queue.record(job)["place"] == Place.RUNG
+
+
+async def test_a_line_of_which_nonsense_is_stored_keeps_no_other_waiting(callers: Callers) -> None:
+    queue = callers.queue
+    queue.planted = True
+    job = await wait_for_lane(queue)
+    for lane in ("openai/a", "openai/z"):
+        queue.redis.set(f"celeriac:lane_line:{lane}", "nonsense")
+        queue.redis.sadd("celeriac:lanes", lane)
+    await queue.fleet.upkeep()
+    assert queue.record(job)["place"] == Place.RUNG
+    assert queue.redis.smembers("celeriac:lanes") == set()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "expired"])
+async def test_a_job_that_waits_for_a_lane_can_be_stopped(callers: Callers, how: str) -> None:
+    """At once; nothing of it stays in the line."""
+    queue = callers.queue
+    await callers.call(RateLimited(status=429, retry_after=600.0))
+    job = await wait_for_lane(queue, expires_in=timedelta(seconds=20) if how == "expired" else None)
+    if how == "cancelled":
+        assert await queue.jobs.cancel(job, None) == State.CANCELLED
+    else:
+        await queue.pass_time(20, "w1")
+    assert await queue.state(job) == how
+    assert not queue.redis.exists(f"celeriac:lane_line:{spelt(LANE)}")
+
+
+async def test_a_job_that_waits_for_its_lane_keeps_its_context(callers: Callers) -> None:
+    """It is in a line of its own, and nobody takes it for one that went astray: who comes later waits behind it."""
+    queue = callers.queue
+    await callers.fail()
+    first = await wait_for_lane(queue, context_id="trip")
+    second = await queue.submit(context_id="trip")
+    assert second.waits_for == first
+    await queue.pass_time(5, "w1")
+    assert (await queue.submit(context_id="trip")).waits_for == first

@@ -1,0 +1,155 @@
+"""When a provider asks for time, or fails: the whole fleet knows, and jobs wait outside every slot."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.processes import Shim, free_port, wait_until
+from tests.story.conftest import House
+
+AGENTS = """
+[agents.single]
+description = "One lane."
+lanes = ["openai/gpt-5-mini"]
+max_retries = 1
+retry_backoff_seconds = 0.1
+
+[agents.once]
+description = "One lane, no second try."
+lanes = ["openai/gpt-5-mini"]
+tries_per_lane = 1
+max_retries = 0
+
+[agents.capped]
+description = "A lane of which the operator allows half a call a second."
+lanes = ["openai/gpt-5-nano"]
+max_retries = 0
+
+[lanes."openai/gpt-5-nano"]
+requests_per_minute = 30
+
+[agents.double]
+description = "Two lanes."
+lanes = ["openai/gpt-5-mini", "anthropic/claude-haiku-5-5"]
+max_retries = 0
+"""
+
+
+@pytest.fixture
+def ports() -> list[int]:
+    """Where the workers answer probes."""
+    return [free_port(), free_port()]
+
+
+@pytest.fixture
+def fleet(house: House, tmp_path: Path, ports: list[int]) -> Shim:
+    agents = tmp_path / "agents.toml"
+    agents.write_text(AGENTS)
+    env = {"CELERIAC_AGENTS_FILE": str(agents)}
+    for port in ports:
+        house.worker("-n", f"w{port}@%h", CELERIAC_WORKER__HEALTH_PORT=str(port), **env)
+    return house.shim(**env)
+
+
+def submit(shim: Shim, agent: str, number: int) -> list[str]:
+    return [shim.submit(agent=agent)["id"] for _ in range(number)]
+
+
+def asked_of_openai(house: House) -> int:
+    return sum(call["path"].endswith("/chat/completions") for call in house.asked())
+
+
+def states(shim: Shim, ids: list[str]) -> set[tuple[str, str | None]]:
+    return {(job["state"], job.get("reason")) for job in map(shim.job, ids)}
+
+
+def test_a_provider_that_asks_for_time_gets_it_from_the_whole_fleet(house: House, fleet: Shim) -> None:
+    """One call meets the refusal; no other reaches the provider until the time is over. Jobs wait and all succeed."""
+    house.scripted({"status": 429, "headers": {"retry-after": "7"}})
+    [first] = submit(fleet, "single", 1)
+    wait_until(lambda: len(house.asked()) == 1, "the refusal")
+    refused = time.monotonic()
+    others = submit(fleet, "single", 20)
+    wait_until(lambda: states(fleet, others) == {("parked", "lane_closed")}, "them to wait for their lane")
+    assert fleet.job(submit(fleet, "double", 1)[0], wait=5)["model"].startswith("claude"), "the other lane is open"
+    assert time.monotonic() - refused < 7, "all of this while it is left alone"
+    assert asked_of_openai(house) == 1
+    for id in [first, *others]:
+        job = fleet.job(id, wait=60)
+        assert (job["state"], job["attempts"] > 1) == ("succeeded", True)
+    assert asked_of_openai(house) == 22
+
+
+def breaker_changes(ports: list[int]) -> Counter[str]:
+    """State -> how often the lane of these stories went there, by all workers' metrics."""
+    line = re.compile(r'celeriac_breaker_changes_total\{lane="openai/gpt-5-mini",state="(\w+)"\} (\d+)')
+    changes: Counter[str] = Counter()
+    for port in ports:
+        for state, count in line.findall(httpx2.get(f"http://127.0.0.1:{port}/metrics").text):
+            changes[state] += int(count)
+    return changes
+
+
+def test_a_provider_that_fails_is_tried_out_by_one_call(house: House, fleet: Shim, ports: list[int]) -> None:
+    """After ten failures nobody asks it. When the breaker is half open one call does, and then all the others. Workers
+    count that."""
+    house.always(status=500)
+    for id in submit(fleet, "once", 10):
+        assert fleet.job(id, wait=30)["error"]["code"] == "provider_failed"
+    waiting = submit(fleet, "once", 20)
+    wait_until(lambda: states(fleet, waiting) == {("parked", "lane_closed")}, "them to wait for their lane")
+    assert len(house.asked()) == 10
+    house.always(delay=2.0)
+    wait_until(lambda: house.in_flight() == 1, "the breaker to be half open", 30)
+    tried, began = len(house.asked()), time.monotonic()
+    while time.monotonic() - began < 1.5:
+        assert (len(house.asked()), tried) == (11, 11)
+        time.sleep(0.1)
+    for id in waiting:
+        assert fleet.job(id, wait=60)["state"] == "succeeded"
+    assert len(house.asked()) == 30
+    assert breaker_changes(ports) == {"open": 1, "closed": 1}
+
+
+def test_a_lane_is_asked_no_more_than_its_rate_allows(house: House, fleet: Shim) -> None:
+    """As its operator says, or its provider in the headers of its answers. Jobs above that wait outside every slot, and
+    go on as it allows."""
+    began = time.monotonic()
+    jobs = submit(fleet, "capped", 33)
+    wait_until(lambda: states(fleet, jobs) == {("succeeded", None), ("parked", "lane_closed")}, "the others to wait")
+    for id in jobs:
+        assert fleet.job(id, wait=60)["state"] == "succeeded"
+    assert len(house.asked()) == 33
+    assert time.monotonic() - began > 5, "30 at once, and one in two seconds"
+
+    headers = {"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "2"}
+    house.always(headers=headers)
+    [first] = submit(fleet, "single", 1)
+    assert fleet.job(first, wait=30)["state"] == "succeeded"
+    jobs = submit(fleet, "single", 6)
+    wait_until(lambda: ("parked", "lane_closed") in states(fleet, jobs), "the others to wait")
+    for id in jobs:
+        assert fleet.job(id, wait=60)["state"] == "succeeded"
+
+
+def test_a_provider_that_asks_for_time_for_ever_is_not_waited_for_so_long(house: House, fleet: Shim) -> None:
+    """Each time that a job is told so itself is one of its tries. Waiting in line is none."""
+    house.always(status=429, headers={"retry-after": "1"})
+    [id] = submit(fleet, "single", 1)
+    job = fleet.job(id, wait=60)
+    assert (job["state"], job["error"]["code"], job["attempts"]) == ("failed", "rate_limited", 2)
+    assert [call["error"] for call in job["calls"]] == ["rate_limited"] * 4
+
+
+def test_a_caller_cannot_ask_a_provider_that_there_is_not(fleet: Shim) -> None:
+    """It is told which there are."""
+    answer = fleet.http.post("/v1/jobs", json={"agent": "single", "input": "hi", "model": "groq/llama"})
+    [error] = answer.json()["errors"]
+    assert (answer.status_code, error["field"], error["message"]) == (422, "model", "there is no such provider")
+    assert error["remedy"].endswith("openai, anthropic")
