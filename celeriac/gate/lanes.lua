@@ -10,8 +10,8 @@ local LANE_TTL = 86400000
 local CHANGES = 1000    -- of breakers, that are kept to be looked at
 -- A bucket holds what may still be asked for: of what the provider says that it allows ("requests", "tokens", or tokens of
 -- "input" and "output" apart), of what the operator allows ("own_..."), and, after a time in which the lane was left alone,
--- of the calls that it is tried with ("ramp"): a tenth of what there were before, one a second at least, and twice as many every
--- two seconds.
+-- of the calls that it is tried with ("ramp"): half of what it answered before, one a second at least, and twice as many every two
+-- seconds. Fewer would never be many again where it asks for a moment after every hundredth call.
 local BUCKETS = {'requests', 'tokens', 'input', 'output', 'own_requests', 'own_tokens', 'ramp'}
 local OWN = {own_requests = true, own_tokens = true}
 local MINUTE = 60000
@@ -182,14 +182,14 @@ local function lane_learn(h)
   lane_put(h.lane, buckets, at, fields)
 end
 
--- Calls of the last minute that were answered, or failed.
-local function lane_calls(lane)
-  local current, calls = math.floor(now / SLOT), 0
+-- Calls a second that were answered, in the busiest ten seconds of the last minute.
+local function lane_pace(lane)
+  local current, most = math.floor(now / SLOT), 0
   for slot = 0, SLOTS - 1 do
-    local of, all = string.match(of_lane(lane, 'slot' .. slot) or '', '^(%d+) (%d+) %d+$')
-    if number(of) <= current and number(of) > current - SLOTS then calls = calls + number(all) end
+    local of, all, bad = string.match(of_lane(lane, 'slot' .. slot) or '', '^(%d+) (%d+) (%d+)$')
+    if number(of) <= current and number(of) > current - SLOTS then most = math.max(most, number(all) - number(bad)) end
   end
-  return calls
+  return most * 1000 / SLOT
 end
 
 -- From then on the lane is asked again: with empty buckets, by a few at first.
@@ -199,8 +199,8 @@ local function lane_ramp(lane, at)
     -- What fills in a day would not be back for hours.
     if b.period <= MINUTE then b.level = math.min(0, b.level) end
   end
-  local first = math.max(1, math.floor(lane_calls(lane) / 600))
-  buckets.ramp = {most = first, period = first, level = first, seen = at}
+  local first = math.max(1, math.floor(lane_pace(lane) / 2))
+  buckets.ramp = {most = first, period = first, level = 1, seen = at}
   lane_put(lane, buckets, at)
 end
 

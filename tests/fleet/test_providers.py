@@ -36,7 +36,7 @@ FAULTS: Final[tuple[dict[str, Any], ...]] = (
     {"fault": "reset-before"},
     {"fault": "reset-after"},
     {"fault": "gateway"},
-) * 3 + ({"status": 429, "headers": {"retry-after": "1"}},)
+) * 3 + ({"status": 429, "headers": {"retry-after-ms": "200"}},)
 
 
 @pytest.fixture
