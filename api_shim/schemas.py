@@ -148,7 +148,9 @@ class JobOut(BaseModel):
         "`agent_unknown`: the worker that had it does not know its agent; where no worker knows it for "
         "`CELERIAC_JOBS__UNKNOWN_AGENT_TTL`, it fails with this as its error's code.",
     )
-    resume_at: datetime | None = Field(None, description="When a parked job goes on.")
+    resume_at: datetime | None = Field(
+        None, description="When a parked job goes on; of one that waits for a lane, not before."
+    )
     steps: int = Field(0, description="How many finished steps are stored. A job that goes on does not repeat them.")
     crashes: int = Field(0, description="How often its worker died with it since it last made a step.")
     dead: bool = Field(False, description="A dead letter: its workers died with it too often. It can be retried.")

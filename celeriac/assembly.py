@@ -53,6 +53,7 @@ async def open_worker(settings: Settings, concurrency: int) -> AsyncIterator[Wor
         await check_redis(stores.redis, settings)
         async with open_models(settings, concurrency, registry.providers) as models:
             check_lanes(registry, models)
+            registry = registry.asking(models.providers)
             chord_ttl = settings.jobs.chord_ttl
             runner = Runner(stores, registry, models, prices, chord_ttl=chord_ttl)
             yield WorkerParts(stores, fleet, registry, runner, Intake(stores.jobs, registry, chord_ttl=chord_ttl))

@@ -121,7 +121,8 @@ class ModelError(CeleriacError):
     provider, model: whom we asked. status: the HTTP status, 0 if there was none. request_id: the provider's own name of
     the request, "" if it gave none. in_doubt: the call may have been billed. retry_after: seconds the provider asked us
     to wait, or None. attempts: where several calls were made, those that failed (`celeriac.llm.model.Attempt`). limits:
-    of the provider's rates, as it says them (`celeriac.llm.limits.Limit`).
+    of the provider's rates, as it says them (`celeriac.llm.limits.Limit`). asked: whether the provider was. ours: the
+    fault is on our side, whatever the call was up to.
     """
 
     code = "model_error"
@@ -142,8 +143,12 @@ class ModelError(CeleriacError):
         retry_after: float | None = None,
         attempts: tuple[Any, ...] = (),
         limits: tuple[Any, ...] = (),
+        asked: bool = True,
+        ours: bool = False,
     ) -> None:
         super().__init__(message)
+        self.asked = asked
+        self.ours = ours
         self.provider = provider
         self.model = model
         self.status = status

@@ -120,7 +120,7 @@ class Calls:
 
     async def _admit(self, name: str, request: ModelRequest) -> Call:
         """Wait here for a moment if the lane may not be asked. For longer, another is asked, or the job lets go."""
-        lane, began = request.lane, time.monotonic()
+        lane, began, refusals = request.lane, time.monotonic(), 0
         bound, most = self.prices.bound(request), (most_input(request), request.max_output_tokens)
         self.most = most
         facts = {"lane": str(lane), "step": self.step}
@@ -129,8 +129,9 @@ class Calls:
             said = await self.insist(lambda: self._journal.admit(self._claim, name, bound, facts, door))
             if isinstance(said, Admitted):
                 return Call(name, lane, time.monotonic() - began, bound, most, said.took)
-            # Those who wait together are not to ask again together.
-            wait = max(LOOK, said.wait.total_seconds()) * random.uniform(1.0, 1.2)  # noqa: S311
+            # Those who wait together are not to ask again together: each was told the wait of one.
+            refusals += 1
+            wait = max(LOOK * 2**refusals, said.wait.total_seconds()) * random.uniform(0.75, 1.5)  # noqa: S311
             if time.monotonic() + wait > began + IN_PLACE:
                 raise _not_now(lane, said)
             await asyncio.sleep(wait)
@@ -203,6 +204,7 @@ def _not_now(lane: Lane, closed: Closed) -> ModelError:
         "provider": lane.provider,
         "model": lane.model,
         "retry_after": closed.wait.total_seconds(),
+        "asked": False,
     }
     if kind := REFUSED.get(closed.why):
         return kind(f"{lane} was not asked, the fleet leaves it alone: {closed.why}", **facts)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from celeriac.agents.agent import Agent
 from celeriac.errors import Invalid, Misconfigured, NotFound
@@ -64,6 +65,12 @@ class _LaneTable(BaseModel):
     requests_per_minute: int = Field(0, gt=0, le=MOST)
     tokens_per_minute: int = Field(0, gt=0, le=MOST)
 
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("it allows nothing: write requests_per_minute, tokens_per_minute, or both")
+        return self
+
 
 class _ProviderTable(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -97,6 +104,14 @@ class Registry:
             raise NotFound(
                 f"there is no agent {name!r}", field="agent", remedy=f"use one of: {', '.join(self._agents)}"
             ) from None
+
+    def asking(self, providers: Collection[str]) -> Registry:
+        """The same agents, with those of their lanes that are of these providers."""
+        agents = {
+            agent.name: replace(agent, lanes=tuple(lane for lane in agent.lanes if lane.provider in providers))
+            for agent in self
+        }
+        return Registry(agents, self.caps, self.providers)
 
     def check_model(self, model: str | None) -> None:
         """Raises Invalid for a model of a provider that this deployment does not have."""
@@ -220,7 +235,7 @@ def _why(table: type[BaseModel], kind: str, message: str) -> str:
         return f"there is no such key; known are {', '.join(table.model_fields)}"
     if kind == "string_pattern_mismatch":
         return NO_LANE
-    return message
+    return message.removeprefix("Value error, ")
 
 
 def _line(text: str, table: str, key: str = "") -> int:

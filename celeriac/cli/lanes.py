@@ -23,7 +23,7 @@ COLUMNS = ("LANE", "MAY BE ASKED", "WAITING", "LEFT OF ITS RATES")
 @click.option("--changes", type=click.IntRange(0, 1000), default=5, show_default=True, help="Of breakers, the newest.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def lanes(changes: int, as_json: bool) -> None:
-    """The lanes of all agents: whether each may be asked, who waits for it, its rates; and which breakers changed."""
+    """Lanes of agents, and those that jobs wait for: which may be asked, their rates; and which breakers changed."""
 
     async def work(stores: Stores, settings: Settings) -> tuple[list[Known], list[Change]]:
         from celeriac.agents.registry import read_agents
@@ -31,6 +31,7 @@ def lanes(changes: int, as_json: bool) -> None:
         registry = read_agents(settings.agents_file)
         changed = await stores.lanes.changes(changes) if changes else []
         named = {lane for agent in registry for lane in agent.lanes} | registry.caps.keys() | {c.lane for c in changed}
+        named |= await stores.lanes.waited_for()
         return await stores.lanes.look(sorted(named, key=str)), changed
 
     known, changed = over_the_stores(work)
@@ -56,8 +57,15 @@ def _may_be_asked(known: Known) -> str:
     return "by one call, to try it out" if known.trial else "yes"
 
 
+def _period(period: timedelta) -> str:
+    """A bucket's, as providers name them."""
+    minutes = round(period / timedelta(minutes=1))
+    if period > timedelta(hours=1):
+        return "a day"
+    return "a minute" if minutes <= 1 else f"in {minutes} minutes"
+
+
 def _rates(rates: Mapping[str, Rate]) -> str:
     return ", ".join(
-        f"{name} {rate.left} of {rate.most}" + (" a day" if rate.period > timedelta(hours=1) else " a minute")
-        for name, rate in sorted(rates.items())
+        f"{name} {rate.left} of {rate.most}" + f" {_period(rate.period)}" for name, rate in sorted(rates.items())
     )

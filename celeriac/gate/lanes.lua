@@ -1,6 +1,6 @@
 -- What the fleet knows of a lane, which is one provider and one of its models: whether it is to be left alone, and until when.
 -- Shared with the scripts that admit and settle calls. A lane about which nothing sensible is stored is open: to leave it
--- alone is a courtesy, and no promise hangs on it.
+-- alone is a courtesy, and no promise hangs on it. What is stored about it is never believed beyond its bounds.
 local SLOT, SLOTS = 10000, 6 -- failures are counted over a minute, in slots of ten seconds
 local LEAST, RATIO = 10, 0.5 -- failures in it that say something, and the share of all calls that is too much
 local OPEN, LONGEST_OPEN = 10000, 300000 -- ms that a breaker stays open: doubles from the first to the last
@@ -18,7 +18,7 @@ local MINUTE = 60000
 local BELIEVED = 600000 -- ms for which a limit counts that no answer has named again
 local DOUBLES, RAMPS = 2000, 20000 -- ms in which the ramp doubles, and after which there is none
 local EXPECTED = 0.5    -- of the tokens that a call may use at most, what one uses of a lane that we know nothing of
-local TICKET = 30000    -- ms for which a job that was woken keeps what was taken for it
+local LONGEST = 3600000  -- ms that anything of a lane may take: what lies further ahead is nonsense
 local NEWS = 0.1        -- how much one call changes that
 
 -- Fields of a lane; none where it is no hash.
@@ -27,7 +27,11 @@ local function of_lane(lane, ...)
   if not values.err then return unpack(values) end
 end
 
-local function number(text) return tonumber(text or '') or 0 end
+-- What is stored, as far as it makes sense.
+local function number(text)
+  local value = tonumber(text or '')
+  return value and value > -1e15 and value < 1e15 and value or 0
+end
 
 local function lane_set(lane, ...)
   local set = redis.pcall('HSET', K.lane(lane), ...)
@@ -42,23 +46,26 @@ end
 local function lane_closed(lane)
   local shut, span, why, opened, probe_until, probe_ms =
     of_lane(lane, 'shut', 'span', 'why', 'opened', 'probe_until', 'probe_ms')
-  shut, span = number(shut), number(span)
+  shut, span = number(shut), math.min(LONGEST, number(span))
   if shut > now then
     -- The clock went back: no lane is left alone for longer than it was to be.
     if shut - now > span then
       shut = now + span
       lane_set(lane, 'shut', shut)
     end
-    if shut > now then return shut - now, why end
+    if shut > now then return shut - now, why or '' end
   end
   -- Half open: one call in the whole fleet tries it out. A probe is a lease: whoever made it may be dead.
-  probe_until = number(opened) > 0 and number(probe_until) or 0
-  if probe_until - now > number(probe_ms) then
-    probe_until = now + number(probe_ms)
+  probe_until, probe_ms = number(opened) > 0 and number(probe_until) or 0, math.min(LONGEST, number(probe_ms))
+  if probe_until - now > probe_ms then
+    probe_until = now + probe_ms
     lane_set(lane, 'probe_until', probe_until)
   end
   if probe_until > now then return math.min(PROBED, probe_until - now), 'probed' end
 end
+
+-- Whether the next call is to try it out.
+local function lane_is_tried(lane) return number(of_lane(lane, 'opened')) > 0 end
 
 -- Calls that a ramp of one a second has let through since it began.
 local function ramped(ms) return DOUBLES / 1000 / math.log(2) * (2 ^ (ms / DOUBLES) - 1) end
@@ -71,17 +78,18 @@ local function lane_buckets(lane)
   for i, name in ipairs(BUCKETS) do
     local most, period, level, at, seen = string.match(stored[i + 1] or '', '^(%d+) (%d+) (%-?[%d.]+) (%d+) (%d+)$')
     most, period, at, seen = number(most), number(period), number(at), math.min(number(seen), open)
+    level = math.max(-most, number(level))
     if at > open then ahead, at = true, open end
     if name == 'ramp' and most > 0 and open - seen < RAMPS then
       -- Its period is how many calls a second it began with.
       local rate = period * 2 ^ ((open - seen) / DOUBLES) / 1000
       local flown = period * (ramped(open - seen) - ramped(math.max(0, at - seen)))
       most = math.max(1, 2000 * rate)
-      found.ramp = {most = most, period = period, rate = rate, seen = seen, level = math.min(most, number(level) + flown)}
+      found.ramp = {most = most, period = period, rate = rate, seen = seen, level = math.min(most, level + flown)}
     elseif name ~= 'ramp' and most > 0 and period > 0 and (now - seen < BELIEVED or OWN[name]) then
       local rate = most / period
       found[name] =
-        {most = most, period = period, rate = rate, seen = seen, level = math.min(most, number(level) + (open - at) * rate)}
+        {most = most, period = period, rate = rate, seen = seen, level = math.min(most, level + (open - at) * rate)}
     end
   end
   return found, open, ahead
@@ -129,6 +137,7 @@ local function lane_take(lane, need, ahead)
     local wanted = ahead and need[name] + ahead[name] or math.min(b.most, need[name])
     if b.level < wanted then wait = math.max(wait, math.ceil((wanted - b.level) / b.rate)) end
   end
+  wait = math.min(LONGEST, wait)
   if wait > 0 then
     if from_ahead then lane_put(lane, buckets, at) end
     return wait
@@ -207,17 +216,20 @@ end
 -- Nobody tries the lane out any more.
 local function lane_unprobe(lane)
   local probe = of_lane(lane, 'probe')
-  if probe then redis.call('HDEL', K.probes(), probe) end
+  if probe then redis.pcall('HDEL', K.probes(), probe) end
   redis.call('HDEL', K.lane(lane), 'probe', 'probe_until', 'probe_ms')
 end
 
 -- A call is about to be made. lease: ms that it may take.
 local function lane_ask(lane, name, lease)
-  if number(of_lane(lane, 'opened')) == 0 then return end
+  if not lane_is_tried(lane) then return end
   lane_unprobe(lane)
   lane_set(lane, 'probe', name, 'probe_until', now + lease, 'probe_ms', lease)
   -- Whoever finds out that nothing will be heard of it knows the call only.
-  redis.call('HSET', K.probes(), name, lane)
+  if type(redis.pcall('HSET', K.probes(), name, lane)) == 'table' then
+    redis.call('DEL', K.probes())
+    redis.call('HSET', K.probes(), name, lane)
+  end
 end
 
 local function lane_shut(lane, ms, why, ...) lane_set(lane, 'shut', now + ms, 'span', ms, 'why', why, ...) end

@@ -38,6 +38,11 @@ def spelt(lane: Lane) -> str:
     return quote(str(lane))
 
 
+def _unspelt(text: str) -> Lane:
+    provider, _, model = unquote(text).partition("/")
+    return Lane(provider, model)
+
+
 @dataclass(frozen=True, slots=True)
 class Caps:
     """What the operator allows a lane, a minute; 0 for anything."""
@@ -101,14 +106,14 @@ def _counted(lane: Lane, usage: Usage) -> Tokens:
 
 
 def _says(error: ModelError | None) -> Says:
+    if error is None:
+        return "answered"
+    # A process without a key for a provider asks nobody, and others may have one.
+    if error.ours or not error.asked or isinstance(error, LocalFault):
+        return "nothing"
     match error:
-        case None:
-            return "answered"
-        case LocalFault():
-            return "nothing"
         case QuotaExhausted() | BadCredentials():
-            # Without a status nobody was asked: this process has no key for it, and others may have one.
-            return "refused" if error.status else "nothing"
+            return "refused"
         case BadModelRequest() | ContentRefused():
             return "alive"
         case RateLimited():
@@ -165,6 +170,12 @@ class Lanes:
         found = await self._look(lanes=[spelt(lane) for lane in lanes])
         return [_known(lane, *values) for lane, values in zip(lanes, found, strict=True)]
 
+    async def waited_for(self) -> set[Lane]:
+        """Lanes that jobs wait for. Raises StoreUnavailable."""
+        async with answering():
+            names: Any = await self._redis.smembers(keys.spell("lanes"))
+        return {_unspelt(name.decode()) for name in names}
+
     async def changes(self, most: int) -> list[Change]:
         """The newest of the last thousand, newest first. Raises StoreUnavailable."""
         async with answering():
@@ -181,7 +192,6 @@ def _known(lane: Lane, wait: int, why: bytes, opened: int, waiting: int, flat: S
 
 
 def _change(id: bytes, facts: Mapping[str, str]) -> Change:
-    provider, _, model = unquote(facts["lane"]).partition("/")
     at = datetime.fromtimestamp(int(id.partition(b"-")[0]) / 1000, UTC)
     state: Literal["open", "closed"] = "open" if facts["state"] == "open" else "closed"
-    return Change(at, Lane(provider, model), state, facts["why"], timedelta(milliseconds=float(facts["ms"])))
+    return Change(at, _unspelt(facts["lane"]), state, facts["why"], timedelta(milliseconds=float(facts["ms"])))

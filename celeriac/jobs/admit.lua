@@ -14,23 +14,29 @@ if deadline and deadline <= now then
   r.stop = 'expired'
 end
 if r.stop then return {'stop', r.stop} end
-local need = a.lane ~= cjson.null and lane_need(a.lane, a.input, a.output) or {input = 0, output = 0}
-if call('HEXISTS', K.calls(a.id), a.call) == 0 then
-  if a.lane ~= cjson.null then
-    local wait, why = lane_closed(a.lane)
-    if wait then return {'closed', wait, why} end
-    lane_cap(a.lane, 'own_requests', a.caps[1])
-    lane_cap(a.lane, 'own_tokens', a.caps[2])
-    -- Whoever was woken out of the line has what it needs already, unless the lane had to be left alone since.
-    local lane, woken, input, output = string.match(get(a.id, 'ticket') or '', '^(%S+) (%d+) (%d+) (%d+)$')
-    if lane == a.lane and lane_holds(a.lane, number(woken)) then need.input, need.output = number(input), number(output)
-    else
-      wait = lane_take(a.lane, need, lane_ahead(a.lane))
-      if wait then return {'closed', wait, 'rate_reached'} end
-    end
-    lane_ask(a.lane, a.call, a.lease)
-  end
-  call('HDEL', K.job(a.id), 'ticket', 'lane_since', 'lane_waits', 'lane_place')
-  call_move(a.id, a.call, {stands = 'new', bound = a.bound, amount = '0', at = tostring(now), facts = a.facts}, 'open', a.bound)
+local booked = call_read(a.id, a.call)
+if booked then
+  local input, output = string.match(booked.facts, '"took":%[(%d+),(%d+)%]')
+  return {'admitted', number(input), number(output)}
 end
+local need = {input = 0, output = 0}
+if a.lane ~= cjson.null then
+  local wait, why = lane_closed(a.lane)
+  if wait then return {'closed', wait, why} end
+  lane_cap(a.lane, 'own_requests', a.caps[1])
+  lane_cap(a.lane, 'own_tokens', a.caps[2])
+  need = lane_need(a.lane, a.input, a.output)
+  -- Whoever was woken out of the line has what it needs already, unless the lane had to be left alone since.
+  local lane, at, input, output = string.match(get(a.id, 'ticket') or '', '^(%S+) (%d+) (%d+) (%d+)$')
+  if lane == a.lane and lane_holds(a.lane, number(at)) then need.input, need.output = number(input), number(output)
+  elseif not lane_is_tried(a.lane) then -- the one that tries it out waits for nobody: all the others wait for it
+    wait = lane_take(a.lane, need, lane_ahead(a.lane))
+    if wait then return {'closed', wait, 'rate_reached'} end
+  end
+  lane_ask(a.lane, a.call, a.lease)
+  if not lane or lane == a.lane then woken_no_more(r) end
+end
+local took = string.format('"took":[%.0f,%.0f]}', need.input, need.output)
+local facts = string.gsub(a.facts, '}$', (a.facts == '{}' and '' or ',') .. took)
+call_move(a.id, a.call, {stands = 'new', bound = a.bound, amount = '0', at = tostring(now), facts = facts}, 'open', a.bound)
 return {'admitted', need.input, need.output}

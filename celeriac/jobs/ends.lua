@@ -80,7 +80,7 @@ end
 local function stop_probing(name)
   local lane = redis.pcall('HGET', K.probes(), name)
   if type(lane) ~= 'string' then return end
-  call('HDEL', K.probes(), name)
+  redis.pcall('HDEL', K.probes(), name)
   if redis.pcall('HGET', K.lane(lane), 'probe') == name then
     call('HDEL', K.lane(lane), 'probe', 'probe_until', 'probe_ms')
   end

@@ -151,6 +151,8 @@ class Journal:
 
 #: Lane, and "open" or "closed" -> how often a call of this process made its breaker so; for the metrics.
 breaker_changes: Counter[tuple[str, str]] = Counter()
+#: So many of them have a name of their own there: callers may name any model.
+NAMED: Final = 200
 
 
 def tell_of_lane(settlement: Settlement | None, changed: bytes) -> None:
@@ -159,7 +161,9 @@ def tell_of_lane(settlement: Settlement | None, changed: bytes) -> None:
         return
     how, *facts = changed.decode().split(" ")
     lane = unquote(settlement.heard["lane"])
-    breaker_changes[lane, "closed" if how == "closed" else "open"] += 1
+    state = "closed" if how == "closed" else "open"
+    known = (lane, state) in breaker_changes or len(breaker_changes) < NAMED
+    breaker_changes[lane if known else "other", state] += 1
     if how == "closed":
         log.warning("breaker_closed", lane=lane)
     else:

@@ -22,6 +22,8 @@ HEARTBEAT: Final = timedelta(seconds=1)
 PAGE: Final = 200
 #: So many pages a round: the rest waits for the next one, a second later.
 PAGES: Final = 20
+#: Pages of jobs that wait for a lane and could not run, that one round looks past.
+PASSED: Final = 5
 
 
 class HistoryLost(CeleriacError):
@@ -65,6 +67,7 @@ class Fleet:
         self._lease = int(lease.total_seconds() * 1000)
         self._keep = keep.as_argument()
         self._beats = 0
+        self._lane_before = ""
         self._register = scripts.load(HERE / "register.lua", ALWAYS)
         self._heartbeat = scripts.load(HERE / "heartbeat.lua", ALWAYS)
         self._leave = scripts.load(HERE / "leave.lua", ALWAYS)
@@ -186,8 +189,15 @@ class Fleet:
                 break
 
     async def _wake_for_lanes(self) -> None:
+        """Lane by lane. Where a round is not long enough for all, the next one goes on where it ended."""
+        passed = 0
         for _ in range(PAGES):
-            if not (await self._wake(page=PAGE))[0]:
+            lane, said = await self._wake(after=self._lane_before, page=PAGE)
+            passed += said == b"passed"
+            if lane and (said == b"woken" or (said == b"passed" and passed < PASSED)):
+                continue
+            self._lane_before = lane.decode()
+            if not lane:
                 break
 
     async def _choose_quarantine(self) -> None:

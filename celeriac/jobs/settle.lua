@@ -17,6 +17,8 @@ if a.step ~= cjson.null then
   if stored == a.step then
     call('RPUSH', K.journal(a.id), ARGV[2])
     call('HSET', K.job(a.id), 'steps', a.step + 1)
+    -- What it waited for was this answer.
+    if a.settlement ~= cjson.null then call('HDEL', K.job(a.id), 'lane_since', 'lane_waits', 'lane_place') end
   end
 end
 return {'done', money, 0, changed}

@@ -37,7 +37,9 @@ class Models:
         lane = request.lane
         client = self._clients.get(lane.provider)
         if client is None:
-            raise BadCredentials(f"no key is set for {lane.provider}", provider=lane.provider, model=lane.model)
+            raise BadCredentials(
+                f"no key is set for {lane.provider}", provider=lane.provider, model=lane.model, asked=False
+            )
         return await client.answer(request)
 
 

@@ -186,11 +186,12 @@ def broken(
     found = _transport_kind(error) or (_transport_kind(cause) if cause is not None else None)
     kind = found or next((own[of] for of in type(error).__mro__ if of in own), LocalFault)
     if isinstance(error, TimeoutError):
-        kind = LocalFault if wire.stage == "queued" else ModelTimeout
-    if wire.sent and kind is LocalFault:
+        kind = LocalFault if wire.stage in ("start", "queued") else ModelTimeout
+    ours = kind is LocalFault
+    if wire.sent and ours:
         kind = BadAnswer  # our own side failed on what came back
     why = {"queued": "no connection was free", "connecting": "no connection was made"}.get(wire.stage, "")
-    return failure(kind, lane, wire, in_doubt=wire.sent, why=why)
+    return failure(kind, lane, wire, in_doubt=wire.sent, why=why, ours=ours)
 
 
 def _transport_kind(error: BaseException) -> type[ModelError] | None:

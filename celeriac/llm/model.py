@@ -102,7 +102,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One call that failed, as a receipt shows it. code: of the error. in_doubt: it may have been billed."""
+    """One call that failed, as a receipt shows it.
+
+    code: of the error. in_doubt: it may have been billed. asked: whether the provider was, or only our memory of it.
+    """
 
     lane: Lane
     code: str
@@ -110,6 +113,7 @@ class Attempt:
     request_id: str = ""
     status: int = 0
     in_doubt: bool = False
+    asked: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,12 +73,12 @@ class Patient:
 
 
 def attempt(error: ModelError, lane: Lane, seconds: float) -> Attempt:
-    return Attempt(lane, error.code, seconds, error.request_id, error.status, error.in_doubt)
+    return Attempt(lane, error.code, seconds, error.request_id, error.status, error.in_doubt, error.asked)
 
 
 def was_asked(error: ModelError) -> bool:
     """Whether a provider was, on the way to this error."""
-    return any(attempt.code != LaneClosed.code for attempt in error.attempts)
+    return any(attempt.asked for attempt in error.attempts)
 
 
 def backoff(retries: int, first: timedelta, longest: timedelta) -> timedelta:

@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from celeriac.errors import ModelError, ProviderFailed, RateLimited
-from celeriac.gate.lanes import Caps, asking, heard
+from celeriac.gate.lanes import Caps, asking, heard, spelt
 from celeriac.jobs.journal import Settlement
 from celeriac.jobs.model import Claim, NewJob
 from celeriac.jobs.store import new_id, new_nonce
@@ -48,7 +49,7 @@ def lanes(valkey: Valkey, agents: Path, *arguments: str) -> str:
     return ended.stdout
 
 
-def meet(valkey: Valkey, model: str, *errors: ModelError, limits: tuple[Limit, ...] = ()) -> None:
+def meet(valkey: Valkey, model: str, *errors: ModelError, limits: tuple[Limit, ...] = (), parked: bool = False) -> None:
     """Calls of this model of OpenAI's end so, in a run of their own."""
 
     async def run() -> None:
@@ -59,6 +60,8 @@ def meet(valkey: Valkey, model: str, *errors: ModelError, limits: tuple[Limit, .
         job = await stores.jobs.submit(NewJob(new_id(), "default", "one", "celeriac", (("user", "hi"),)))
         claim = await stores.jobs.claim(job.id, model, new_nonce())
         assert isinstance(claim, Claim)
+        if parked:
+            await stores.jobs.wait_for_lane(claim, spelt(lane), timedelta(seconds=30))
         for number, error in enumerate(errors):
             await stores.journal.admit(claim, f"c{number}", 0, {}, asking(lane, (0, 0), Caps(), 9.0))
             says = heard(lane, error, limits=limits)
@@ -94,3 +97,22 @@ def test_a_lane_that_may_not_be_asked_says_why_and_for_how_long(valkey: Valkey, 
     assert (by_lane["openai/gpt-5.4"]["trial"], by_lane["openai/gpt-5-mini"]["trial"]) == (True, False)
     assert by_lane["openai/gpt-5-mini"]["rates"]["requests"]["most"] == 500
     assert (facts[3]["state"], facts[3]["why"], facts[3]["wait"]) == ("open", "provider_failed", 10.0)
+
+
+def test_lanes_that_no_agent_names_are_shown_while_jobs_wait_for_them(valkey: Valkey, agents: Path) -> None:
+    """A job may name any model."""
+    meet(valkey, "gpt-9", parked=True)
+    [line] = [line for line in lanes(valkey, agents).splitlines() if line.startswith("openai/gpt-9 ")]
+    assert line.split() == ["openai/gpt-9", "yes", "1"]
+
+
+def test_the_period_of_a_rate_is_said(valkey: Valkey, agents: Path) -> None:
+    """A minute, a day, or what lies between."""
+    meet(
+        valkey,
+        "gpt-5-mini",
+        ProviderFailed(),
+        limits=(Limit("requests", 60, 40, 600.0), Limit("tokens", 9, 5, 86_400.0)),
+    )
+    [line] = [line for line in lanes(valkey, agents).splitlines() if line.startswith("openai/gpt-5-mini ")]
+    assert "requests 40 of 60 in 10 minutes, tokens 5 of 9 a day" in line

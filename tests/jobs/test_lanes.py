@@ -26,7 +26,7 @@ from celeriac.errors import (
 from celeriac.gate.lanes import Caps, asking, heard, spelt, unheard
 from celeriac.jobs.journal import Admitted, Closed, Settlement
 from celeriac.jobs.model import Claim, Parked, Place, State
-from celeriac.llm.model import Lane
+from celeriac.llm.model import Lane, Usage
 from tests.jobs.conftest import Queue
 
 LANE = Lane("openai", "llama3:8b")
@@ -83,7 +83,8 @@ NO_FAILURES = [
     ContextTooLong(status=400),
     UnknownModel(status=404),
     ContentRefused(status=200),
-    BadCredentials("no key is set here"),
+    BadCredentials("no key is set here", asked=False),
+    BadAnswer(status=200, ours=True),
 ]
 
 
@@ -99,7 +100,7 @@ async def test_a_lane_that_fails_too_often_is_left_alone(callers: Callers, error
     assert await callers.closed() == (10, error.code)
 
 
-@pytest.mark.parametrize("error", NO_FAILURES, ids=lambda error: error.code if error else "answered")
+@pytest.mark.parametrize("error", NO_FAILURES, ids=lambda error: (error and error.code) or "answered")
 async def test_what_is_no_fault_of_the_lane_does_not_count(callers: Callers, error: ModelError | None) -> None:
     """Our own faults, and requests that no lane would take."""
     for _ in range(30):
@@ -491,3 +492,253 @@ async def test_a_job_that_waits_for_its_lane_keeps_its_context(callers: Callers)
     assert second.waits_for == first
     await queue.pass_time(5, "w1")
     assert (await queue.submit(context_id="trip")).waits_for == first
+
+
+async def park(callers: Callers, **facts: Any) -> str:
+    """As `wait_for_lane`, of a run that has just been told that the lane is closed."""
+    return await wait_for_lane(callers.queue, **facts)
+
+
+async def test_a_lane_is_tried_out_however_long_its_line_is(callers: Callers) -> None:
+    """The one that tries it out waits for nobody: all the others wait for it."""
+    queue = callers.queue
+    door = asking(LANE, (0, 0), Caps(requests=60), LEASE.total_seconds())
+    await callers.fail()
+    jobs = [await park(callers) for _ in range(80)]
+    queue.later(10_000)
+    await queue.beat()
+    await queue.fleet.upkeep()
+    claim = await queue.claim(jobs[0])
+    assert isinstance(await queue.stores.journal.admit(claim, "p", 0, {}, door), Admitted)
+
+
+async def test_another_one_tries_a_lane_out_where_the_first_did_not_come(callers: Callers) -> None:
+    """After five seconds; until then nobody is woken in vain."""
+    queue = callers.queue
+    await callers.fail()
+    jobs = [await park(callers) for _ in range(3)]
+    queue.later(10_000)
+    counts = []
+    for _ in range(7):
+        await queue.beat()
+        await queue.fleet.upkeep()
+        counts.append(sum(queue.record(job)["place"] != Place.PARKED for job in jobs))
+        queue.later(1000)
+    assert counts == [1, 1, 1, 1, 1, 2, 2]
+
+
+async def test_those_who_wait_for_a_lane_are_woken_though_no_slot_is_free(callers: Callers) -> None:
+    """While other jobs are ready none ever is. As many as there are slots, and the margin, may be woken and not have
+    called yet."""
+    queue = callers.queue
+    jobs = [await park(callers) for _ in range(40)]
+    others = [await queue.submit(agent="other") for _ in range(40)]
+    running = [await queue.claim(other) for other in others[:9]]
+    await queue.pass_time(1, "w1")
+    for _ in range(3):
+        await queue.pass_time(1, "w1")
+        assert [job for job in jobs if queue.record(job)["place"] != Place.PARKED] == jobs[:12]
+    for other in running[:3]:
+        await queue.end(other)
+    claim = await queue.claim(jobs[0])
+    assert isinstance(await queue.stores.journal.admit(claim, "c", 0, {}, DOOR), Admitted)
+    await queue.pass_time(1, "w1")
+    assert [job for job in jobs if queue.record(job)["place"] != Place.PARKED] == jobs[:13]
+
+
+async def test_those_who_cannot_run_do_not_hide_those_behind_them(callers: Callers) -> None:
+    """However many they are."""
+    queue = callers.queue
+    await queue.worker("s1", queues=("slow",), slots=500)
+    for _ in range(450):
+        await queue.jobs.wait_for_lane(
+            await queue.claim(await queue.submit(queue="slow"), "s1"), spelt(LANE), timedelta(0)
+        )
+    await queue.fleet.leave("s1")
+    job = await park(callers)
+    await queue.pass_time(1, "w1")
+    assert queue.record(job)["place"] == Place.RUNG
+
+
+async def test_all_lanes_have_their_turn(callers: Callers) -> None:
+    """Also where one round is not long enough for them; each script looks at one of them."""
+    queue = callers.queue
+    jobs = []
+    for number in range(50):
+        claim = await queue.claim(await queue.submit())
+        await queue.jobs.wait_for_lane(claim, f"openai/m{number}", timedelta(0))
+        jobs.append(claim.id)
+    await queue.worker("w2", slots=100)
+    left = []
+    for _ in range(4):
+        await queue.fleet.upkeep()
+        left.append(sum(queue.record(job)["place"] == Place.PARKED for job in jobs))
+    assert left == [30, 10, 0, 0]
+
+
+async def test_what_was_taken_for_a_job_is_for_its_own_lane(callers: Callers) -> None:
+    """Another one that it asks first uses nothing of it up, nor its place in the line, nor how long it has waited."""
+    queue, other = callers.queue, asking(Lane("anthropic", "x"), (0, 0), Caps(), 9.0)
+    door = asking(LANE, (0, 0), Caps(requests=60), 9.0)
+    for _ in range(60):
+        await queue.stores.journal.admit(callers.claim, f"n{_}", 0, {}, door)
+    jobs = [await park(callers, only=False) for _ in range(20)]
+    await queue.pass_time(1, "w1")
+    claim = await queue.claim(jobs[0])
+    waited = {name: value for name, value in queue.record(claim).items() if name.startswith("lane_")}
+    assert waited
+    assert isinstance(await queue.stores.journal.admit(claim, "other", 0, {}, other), Admitted)
+    assert queue.record(claim).items() >= waited.items()
+    assert isinstance(await queue.stores.journal.admit(claim, "own", 0, {}, door), Admitted)
+    await queue.jobs.wait_for_lane(claim, spelt(LANE), timedelta(seconds=1), only=False)
+    assert queue.redis.zrank(f"celeriac:lane_line:{spelt(LANE)}", claim.id) == 0
+
+
+async def test_a_job_has_waited_for_an_answer_until_it_has_one(callers: Callers) -> None:
+    """Each step begins anew; so does a job that is started again."""
+    queue = callers.queue
+    job = await park(callers)
+    await queue.pass_time(1, "w1")
+    claim = await queue.claim(job)
+    await queue.stores.journal.admit(claim, "c", 0, {}, DOOR)
+    assert queue.record(job)["lane_since"]
+    await queue.stores.journal.commit(claim, 0, {}, Settlement("c", "settled", 0, 0, {}))
+    assert not any(name.startswith("lane_") for name in queue.record(job))
+    await queue.jobs.wait_for_lane(claim, spelt(LANE), timedelta(0))
+    await queue.pass_time(1, "w1")
+    await queue.end(await queue.claim(job), state=State.FAILED, answer=None)
+    await queue.jobs.replay(job, "default")
+    assert queue.record(job).keys().isdisjoint({"lane_since", "lane_waits", "lane_place", "ticket", "woken"})
+
+
+async def test_the_same_call_is_admitted_as_it_was(callers: Callers) -> None:
+    """Whatever was learned of its lane since: what it is expected to use is corrected when it is settled."""
+    queue, door = callers.queue, asking(LANE, (1000, 1000), Caps(), 9.0)
+    first = await queue.stores.journal.admit(callers.claim, "a", 0, {"lane": "x"}, door)
+    await queue.stores.journal.admit(callers.claim, "b", 0, {}, door)
+    says = heard(LANE, most=(1000, 1000), took=(500, 500), usage=Usage(input=10, output=10))
+    await queue.stores.journal.settle(callers.claim, Settlement("b", "settled", 0, 0, {}, says))
+    assert first == Admitted((500, 500))
+    assert await queue.stores.journal.admit(callers.claim, "a", 0, {"lane": "x"}, door) == first
+    assert await queue.stores.journal.admit(callers.claim, "c", 0, {}, door) == Admitted((10, 10))
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "value"),
+    [
+        (f"celeriac:lane_turns:{spelt(LANE)}", "default", "abc"),
+        ("celeriac:job:{id}", "lane_waits", "abc"),
+        ("celeriac:job:{id}", "lane_since", "abc"),
+        ("celeriac:job:{id}", "lane_place", f"{spelt(LANE)} 1.2.3"),
+        ("celeriac:lanes", "no", "set"),
+    ],
+)
+async def test_a_job_waits_whatever_is_stored_of_its_waiting(
+    callers: Callers, key: str, field: str, value: str
+) -> None:
+    """It lets go of its slot and stands in the line: it is never nowhere."""
+    queue = callers.queue
+    claim = await queue.claim(await queue.submit())
+    queue.redis.hset(key.format(id=claim.id), field, value)
+    await callers.call(RateLimited(status=429, retry_after=3.0))
+    assert isinstance(await queue.jobs.wait_for_lane(claim, spelt(LANE), timedelta(seconds=3)), Parked)
+    await queue.pass_time(5, "w1")
+    assert queue.record(claim)["place"] == Place.RUNG
+
+
+FAR = "9" * 30
+SENSELESS: dict[str, dict[str, str]] = {
+    "shut without why": {"shut": "1002000", "span": "5000"},
+    "shut for ever": {"shut": FAR, "span": FAR},
+    "shut until infinity": {"shut": "inf", "span": "nan"},
+    "tried out for ever": {"opened": "1", "probe_until": FAR, "probe_ms": FAR},
+    "tried out until infinity": {"opened": "1", "probe_until": "inf", "probe_ms": "inf"},
+    "no number of openings": {"opened": "nan"},
+    "empty for ever": {"requests": "60 60000 -99999999999999 1000000 1000000"},
+    "of a rate without bounds": {"requests": f"{FAR} 60000 0.0 1000000 1000000"},
+    "a ramp from another time": {"ramp": f"1 1 0 {FAR} {FAR}"},
+    "expected to use all there is": {"of_input": "nan", "of_output": "1e300"},
+    "counted without bounds": {"slot0": f"100 {FAR} 5"},
+    "closed in another time": {"closed": "inf"},
+}
+
+
+@pytest.mark.parametrize("stored", SENSELESS.values(), ids=SENSELESS)
+async def test_what_is_stored_of_a_lane_is_believed_within_bounds(callers: Callers, stored: dict[str, str]) -> None:
+    """Within an hour it may be asked, and looked at before."""
+    queue = callers.queue
+    queue.planted = True
+    queue.redis.hset(KEY, mapping=stored)
+    door = asking(LANE, (1000, 1000), Caps(), LEASE.total_seconds())
+    for number in range(75):
+        await queue.stores.lanes.look([LANE])
+        if isinstance(await queue.stores.journal.admit(callers.claim, f"n{number}", 0, {}, door), Admitted):
+            break
+        queue.later(60_000)
+        await queue.worker("w1")
+    else:
+        pytest.fail("the lane stayed closed")
+
+
+async def test_nobody_minds_what_is_stored_of_probes(callers: Callers) -> None:
+    """A job ends, whatever it is, and the next one tries the lane out."""
+    queue = callers.queue
+    queue.planted = True
+    queue.redis.set("celeriac:probes", "nonsense")
+    await callers.fail()
+    queue.later(10_000)
+    await queue.beat()
+    claim = await queue.claim(await queue.submit())
+    await queue.stores.journal.admit(claim, "p", 0, {}, DOOR)
+    queue.redis.delete("celeriac:probes")
+    queue.redis.set("celeriac:probes", "nonsense")
+    assert (await queue.end(claim)).state == State.SUCCEEDED
+
+
+async def test_a_job_with_one_lane_has_nothing_to_look_for_before_it_opens(callers: Callers) -> None:
+    """It does not come by in vain, however long that is."""
+    queue = callers.queue
+    claim = await queue.claim(await queue.submit())
+    await callers.call(RateLimited(status=429, retry_after=3600.0))
+    await queue.jobs.wait_for_lane(claim, spelt(LANE), timedelta(seconds=3600))
+    assert queue.redis.zscore("celeriac:parked", claim.id) == queue.now + 3_600_000
+
+
+async def test_an_end_that_is_written_again_says_nothing_more_of_its_lane(callers: Callers) -> None:
+    queue = callers.queue
+    claim = await queue.claim(await queue.submit())
+    await queue.stores.journal.admit(claim, "c", 0, {}, DOOR)
+    said = Settlement("c", "released", 0, 0, {}, heard(LANE, ProviderFailed(status=500)))
+    for _ in range(12):
+        await queue.end(claim, state=State.FAILED, answer=None, settlement=said)
+    assert await callers.closed() is None
+
+
+async def test_what_a_newer_release_owns_stays_in_its_line(callers: Callers) -> None:
+    """Here nobody knows what it waits for."""
+    queue = callers.queue
+    job = await park(callers)
+    queue.planted = True
+    queue.redis.hset(f"celeriac:job:{job}", "place", "dreaming")
+    await queue.pass_time(2, "w1")
+    assert queue.redis.zrange(f"celeriac:lane_line:{spelt(LANE)}", 0, -1) == [job]
+    assert not queue.redis.exists("celeriac:broken")
+
+
+async def test_a_late_refusal_changes_nothing_of_an_open_breaker(callers: Callers) -> None:
+    """It was sent before."""
+    late = await callers.ask()
+    assert isinstance(late, str)
+    await callers.fail()
+    await callers.hear(late, BadCredentials(status=401))
+    assert await callers.closed() == (10, "provider_failed")
+
+
+async def test_who_waits_again_was_not_woken(callers: Callers) -> None:
+    """It leaves its room to the next one."""
+    queue = callers.queue
+    job = await park(callers)
+    await queue.pass_time(1, "w1")
+    assert queue.redis.zrange("celeriac:woken:queue:celeriac", 0, -1) == [job]
+    await queue.jobs.wait_for_lane(await queue.claim(job), spelt(LANE), timedelta(seconds=9))
+    assert queue.redis.zrange("celeriac:woken:queue:celeriac", 0, -1) == []

@@ -175,6 +175,14 @@ def test_no_exception_of_the_sdk_is_let_out(base: type[Exception], client: type[
         assert isinstance(made, ModelError)
         assert type(made).__module__ == "celeriac.errors"
         assert made.in_doubt is (stage == "sent")
+        if kind in others:
+            assert made.ours, "a bug of ours says nothing of the provider"
+
+
+def test_a_deadline_that_ends_before_anything_began_is_our_own_fault() -> None:
+    """Something blocked the event loop."""
+    made = broken(TimeoutError(), Lane("p", "m"), Wire(), {})
+    assert (type(made), made.in_doubt, made.ours) == (errors.LocalFault, False, True)
 
 
 def test_every_transport_failure_has_a_meaning() -> None:

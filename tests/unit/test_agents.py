@@ -110,6 +110,7 @@ def test_an_unknown_agent_names_those_that_there_are(tmp_path: Path) -> None:
             r"lanes\.openai/x\.tokens_per_minute: .*greater than 0",
         ),
         ("lanes = 3\n" + GOOD, 1, "lanes are tables"),
+        (GOOD + '[lanes."openai/x"]\n', 4, "lanes.openai/x: it allows nothing"),
         (GOOD + '[lanes."opnai/x"]\ntokens_per_minute = 5\n', 4, "lanes.opnai/x: there is no provider 'opnai'"),
         (GOOD + "[providers.local]\n", 4, r"providers\.local\.base_url: Field required"),
         (GOOD + "[providers.local]\nbase_url = 'localhost'\n", 5, "does not begin with http://, https://"),

@@ -26,3 +26,10 @@ async def test_a_workers_pool_is_as_large_as_its_concurrency_asks(
         await asyncio.gather(*(jobs.get("none", "default") for _ in range(8 * connections)))
         names = [client["name"] for client in valkey.client().client_list()]
     assert names.count("celeriac-worker") == connections
+
+
+async def test_a_worker_asks_no_lane_that_it_has_no_key_for(valkey: Valkey) -> None:
+    """It would be admitted in vain, again and again."""
+    settings = load_settings(redis_url=valkey.url, anthropic_api_key="sk-x")
+    async with open_worker(settings, 1) as parts:
+        assert [lane.provider for lane in parts.registry["assistant"].lanes] == ["anthropic"]

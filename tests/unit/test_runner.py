@@ -7,21 +7,25 @@ import time
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from celeriac.agents import runner as module
-from celeriac.agents.registry import read_agents
+from celeriac.agents.agent import Agent
+from celeriac.agents.registry import Registry, read_agents
 from celeriac.agents.runner import Runner
 from celeriac.costs.prices import Prices
 from celeriac.drill.proxy import Proxy
 from celeriac.errors import BadCredentials, ModelError, QuotaExhausted, RateLimited
 from celeriac.gate.lanes import Caps, asking, heard, spelt
+from celeriac.jobs.canvas import Canvas
 from celeriac.jobs.journal import Settlement
 from celeriac.jobs.model import AGENT_UNKNOWN, Claim, NewJob, State
 from celeriac.jobs.store import new_id, new_nonce
-from celeriac.llm.model import Lane, ModelRequest
+from celeriac.llm.client import Models
+from celeriac.llm.model import Lane, ModelClient, ModelRequest
 from celeriac.llm.scripted import Scripted
 from celeriac.settings import SHIPPED_AGENTS, load_settings
 from celeriac.stores import Stores, open_fleet, open_stores
@@ -41,8 +45,8 @@ async def runs(proxy: Proxy) -> AsyncIterator[Stores]:
     await line.aclose()
 
 
-def runner(runs: Stores, model: Scripted) -> Runner:
-    made = Runner(runs, read_agents(SHIPPED_AGENTS), model, Prices())
+def runner(runs: Stores, model: ModelClient, registry: Registry | None = None, **facts: Any) -> Runner:
+    made = Runner(runs, registry or read_agents(SHIPPED_AGENTS), model, Prices(), **facts)
     made.worker = "w1"
     made.lease.renewed()
     return made
@@ -377,3 +381,82 @@ async def test_a_job_that_fails_since_no_worker_knows_its_agent_is_told_to_celer
     parked = await one.run(await submitted(runs, agent="unheard-of"))
     assert parked is not None
     assert (parked.state, parked.error, model.requests) == (State.PARKED, None, [])
+
+
+async def test_a_lane_that_nobody_was_asked_of_is_no_try(runs: Stores, valkey: Valkey) -> None:
+    """Not where the fleet remembers that there is no money left, and not where this worker has no key."""
+    await shut(runs, LANES[1], RateLimited(status=429, retry_after=3600.0))
+    clients: tuple[ModelClient, ...] = (Models({"anthropic": Scripted()}), Scripted())
+    for models in clients:
+        if isinstance(models, Scripted):
+            await shut(runs, LANES[0], QuotaExhausted(status=429))
+        id = await submitted(runs)
+        summary = await runner(runs, models).run(id)
+        assert summary is not None
+        assert (summary.state, valkey.client().hget(f"celeriac:job:{id}", "retries")) == (State.PARKED, "0")
+        await runs.jobs.cancel(id, None)
+
+
+DEAR = Lane("anthropic", "claude-opus-4-6")
+
+
+@pytest.mark.parametrize(
+    ("waited", "deadline", "retries", "asked"),
+    [(0, None, 0, False), (0, 40, 0, True), (0, 600, 0, False), (50, None, 0, True), (0, None, 3, True)],
+    ids=["patient", "no time to wait", "time to wait", "waited long", "last try"],
+)
+async def test_an_agent_with_patience_waits_for_its_cheap_lane(
+    runs: Stores, valkey: Valkey, waited: int, deadline: int | None, retries: int, asked: bool
+) -> None:
+    """Within its patience and its deadline; the dearer lane is asked where it has waited long enough, or would fail."""
+    cheap = LANES[0]
+    await shut(runs, cheap, RateLimited(status=429, retry_after=30.0))
+    agent = Agent("assistant", "", "", (cheap, DEAR), patience=timedelta(seconds=60), timeout=timedelta(seconds=20))
+    model = Scripted("Paris")
+    job = NewJob(
+        new_id(),
+        "default",
+        "assistant",
+        "celeriac",
+        (("user", "hi"),),
+        expires_in=None if deadline is None else timedelta(seconds=deadline),
+    )
+    await runs.jobs.submit(job)
+    record = {"retries": retries} | ({"lane_since": int((time.time() - waited) * 1000)} if waited else {})
+    valkey.client().hset(f"celeriac:job:{job.id}", mapping=record)
+    summary = await runner(runs, model, Registry({"assistant": agent})).run(job.id)
+    assert summary is not None
+    assert [request.lane for request in model.requests] == ([DEAR] if asked else [])
+    assert summary.state == (State.SUCCEEDED if asked else State.PARKED)
+
+
+async def test_a_job_that_waits_for_a_lane_says_what_it_needs(runs: Stores, valkey: Valkey) -> None:
+    """The tokens that its next call may use, and whether it has other lanes to look at meanwhile."""
+    for lane in LANES:
+        await shut(runs, lane, RateLimited(status=429, retry_after=90.0))
+    for model, only in ((None, False), (str(LANES[0]), True)):
+        job = NewJob(new_id(), "default", "assistant", "celeriac", (("user", "hi"),), model=model)
+        await runs.jobs.submit(job)
+        await runner(runs, Scripted()).run(job.id)
+        record = valkey.client().hgetall(f"celeriac:job:{job.id}")
+        assert int(record["lane_input"]) > 0
+        assert record["lane_output"] == "1024"
+        assert (int(record["parked_for"]) > 60_000) == only
+        await runs.jobs.cancel(job.id, None)
+
+
+async def test_a_chords_member_does_not_wait_longer_than_the_chord(runs: Stores, valkey: Valkey) -> None:
+    """All that it waited for lanes counts."""
+    for lane in LANES:
+        await shut(runs, lane, RateLimited(status=429, retry_after=30.0))
+    chord = Canvas("r", group="g", chord={"task": "shop.note"})
+    for waited, state in ((0, State.PARKED), (3600, State.FAILED)):
+        job = NewJob(new_id(), "default", "assistant", "celeriac", (("user", "hi"),), canvas=chord)
+        await runs.jobs.submit(job)
+        if waited:
+            valkey.client().hset(f"celeriac:job:{job.id}", "lane_since", int((time.time() - waited) * 1000))
+        made = runner(runs, Scripted(), chord_ttl=timedelta(minutes=30))
+        summary = await made.run(job.id)
+        assert summary is not None
+        assert summary.state == state
+        await runs.jobs.cancel(job.id, None)
