@@ -478,6 +478,8 @@ class Machine(RuleBasedStateMachine):
                         self.do(self.ending(claim, "succeeded", None))
             if all(self.record(id)["place"] == "ended" for id in self.contexts):
                 break
+        # What was kept for a suspect is let go of.
+        self.do(self.queue.fleet.upkeep())
         unfinished = {id: job for id in self.contexts if (job := self.record(id))["place"] != "ended"}
         assert not unfinished, "a job did not end"
         assert faults(self.redis) == []
