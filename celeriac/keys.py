@@ -72,7 +72,6 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "probes": ("probes", "hash: call -> lane that it tries out", "until something is heard of it"),
     "lane_turns": ("lane_turns:{lane}", "hash: tenant -> its last place in the line", "while the line holds a job"),
     "lane_line": ("lane_line:{lane}", "zset: jobs that wait for it, tenants in turn", "while it holds a job"),
-    "woken": ("woken:{kind}:{name}", "zset: jobs woken for a lane, by when (ms), until they call", "two minutes"),
     "lanes": ("lanes", "set: lanes that jobs wait for", "while it holds a lane"),
     # What callers look at.
     "jobs": ("jobs:{tenant}", "zset: a tenant's jobs by submission number", "entries leave with their record"),

@@ -18,6 +18,7 @@ local MINUTE = 60000
 local BELIEVED = 600000 -- ms for which a limit counts that no answer has named again
 local DOUBLES, RAMPS = 2000, 20000 -- ms in which the ramp doubles, and after which there is none
 local EXPECTED = 0.5    -- of the tokens that a call may use at most, what one uses of a lane that we know nothing of
+local PROMISE = 5000    -- ms, once or twice over, for which those count who were woken for it
 local LONGEST = 3600000  -- ms that anything of a lane may take: what lies further ahead is nonsense
 local NEWS = 0.1        -- how much one call changes that
 
@@ -146,21 +147,54 @@ local function lane_take(lane, need, ahead)
   lane_put(lane, buckets, at)
 end
 
--- Whether what was taken at that time is still good: not for long, and not past a time in which the lane was left alone.
-local function lane_holds(lane, at)
-  local shut, closed = of_lane(lane, 'shut', 'closed')
-  return at <= now and now - at < TICKET and at >= number(shut) and at >= number(closed)
+-- What those need who were woken in the last moments and have not called yet. Whoever has no slot by then is not waited for.
+local function lane_promised(lane)
+  local sum, current = {requests = 0, input = 0, output = 0}, math.floor(now / PROMISE)
+  for i, text in ipairs({of_lane(lane, 'promised0', 'promised1')}) do
+    local slot, requests, input, output = string.match(text or '', '^(%d+) (%d+) (%d+) (%d+)$')
+    if number(slot) == current or number(slot) == current - 1 then
+      sum.requests, sum.input, sum.output = sum.requests + number(requests), sum.input + number(input), sum.output + number(output)
+    end
+  end
+  sum.tokens, sum.own_requests, sum.ramp = sum.input + sum.output, sum.requests, sum.requests
+  sum.own_tokens = sum.tokens
+  return sum
 end
 
--- What those need who wait in the line already, as far as one look tells: the first of them, and the others like it.
+-- One more of them, woken at that time, or one less: it has called, or waits again.
+local function lane_promise(lane, at, need, by)
+  local mine = math.floor(at / PROMISE)
+  local field = 'promised' .. mine % 2
+  local slot, requests, input, output = string.match(of_lane(lane, field) or '', '^(%d+) (%d+) (%d+) (%d+)$')
+  if number(slot) ~= mine then
+    if by < 0 then return end
+    requests, input, output = 0, 0, 0
+  end
+  lane_set(lane, field, string.format('%.0f %.0f %.0f %.0f', mine, math.max(0, number(requests) + by),
+    math.max(0, number(input) + by * need.input), math.max(0, number(output) + by * need.output)))
+end
+
+-- Whether its rates let no call through that needs so much, beside those that were woken.
+local function lane_short(lane, need)
+  local buckets, promised = lane_buckets(lane), lane_promised(lane)
+  for name, b in pairs(buckets) do
+    if b.level < math.min(b.most, promised[name] + need[name]) then return true end
+  end
+end
+
+-- What those need who go before whoever comes: who were woken, and who wait in the line, as far as one look tells: the first of
+-- them, and the others like it. Nil where there is nobody.
 local function lane_ahead(lane)
-  local waiting = redis.pcall('ZCARD', K.lane_line(lane))
-  if type(waiting) ~= 'number' or waiting == 0 then return nil end
-  local first = redis.call('ZRANGE', K.lane_line(lane), 0, 0)[1]
-  local asks = redis.pcall('HMGET', K.job(first), 'lane_input', 'lane_output')
-  local need = lane_need(lane, number(asks[1]), number(asks[2]))
-  for name, count in pairs(need) do need[name] = count * waiting end
-  return need
+  local waiting, ahead = redis.pcall('ZCARD', K.lane_line(lane)), lane_promised(lane)
+  if type(waiting) ~= 'number' then waiting = 0 end
+  if waiting + ahead.requests == 0 then return nil end
+  if waiting > 0 then
+    local first = redis.call('ZRANGE', K.lane_line(lane), 0, 0)[1]
+    local asks = redis.pcall('HMGET', K.job(first), 'lane_input', 'lane_output')
+    local need = lane_need(lane, number(asks[1]), number(asks[2]))
+    for name, count in pairs(need) do ahead[name] = ahead[name] + count * waiting end
+  end
+  return ahead
 end
 
 -- What an answer says of the rates. h.took, h.used, h.most: input and output tokens that the call was expected to use, that

@@ -26,15 +26,21 @@ if a.lane ~= cjson.null then
   lane_cap(a.lane, 'own_requests', a.caps[1])
   lane_cap(a.lane, 'own_tokens', a.caps[2])
   need = lane_need(a.lane, a.input, a.output)
-  -- Whoever was woken out of the line has what it needs already, unless the lane had to be left alone since.
-  local lane, at, input, output = string.match(get(a.id, 'ticket') or '', '^(%S+) (%d+) (%d+) (%d+)$')
-  if lane == a.lane and lane_holds(a.lane, number(at)) then need.input, need.output = number(input), number(output)
-  elseif not lane_is_tried(a.lane) then -- the one that tries it out waits for nobody: all the others wait for it
-    wait = lane_take(a.lane, need, lane_ahead(a.lane))
+  -- Whoever was woken out of the line goes before whoever comes.
+  local lane, at, input, output = string.match(get(a.id, 'woken') or '', '^(%S+) (%d+) (%d+) (%d+)$')
+  local is_woken = lane == a.lane
+  if is_woken then
+    call('HDEL', K.job(a.id), 'woken')
+    lane_promise(a.lane, number(at), {input = number(input), output = number(output)}, -1)
+  end
+  if lane_is_tried(a.lane) then
+    -- It waits for nobody: all the others wait for it. If it fails, another one is to try next.
+    call('HDEL', K.job(a.id), 'lane_place')
+  else
+    wait = lane_take(a.lane, need, not is_woken and lane_ahead(a.lane) or nil)
     if wait then return {'closed', wait, 'rate_reached'} end
   end
   lane_ask(a.lane, a.call, a.lease)
-  if not lane or lane == a.lane then woken_no_more(r) end
 end
 local took = string.format('"took":[%.0f,%.0f]}', need.input, need.output)
 local facts = string.gsub(a.facts, '}$', (a.facts == '{}' and '' or ',') .. took)

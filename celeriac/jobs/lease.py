@@ -22,8 +22,8 @@ HEARTBEAT: Final = timedelta(seconds=1)
 PAGE: Final = 200
 #: So many pages a round: the rest waits for the next one, a second later.
 PAGES: Final = 20
-#: Pages of jobs that wait for a lane and could not run, that one round looks past.
-PASSED: Final = 5
+#: So many lanes does one round look at.
+LANES: Final = 100
 
 
 class HistoryLost(CeleriacError):
@@ -190,14 +190,9 @@ class Fleet:
 
     async def _wake_for_lanes(self) -> None:
         """Lane by lane. Where a round is not long enough for all, the next one goes on where it ended."""
-        passed = 0
-        for _ in range(PAGES):
-            lane, said = await self._wake(after=self._lane_before, page=PAGE)
-            passed += said == b"passed"
-            if lane and (said == b"woken" or (said == b"passed" and passed < PASSED)):
-                continue
-            self._lane_before = lane.decode()
-            if not lane:
+        for _ in range(LANES):
+            self._lane_before = (await self._wake(after=self._lane_before, page=PAGE)).decode()
+            if not self._lane_before:
                 break
 
     async def _choose_quarantine(self) -> None:

@@ -10,7 +10,6 @@ local KEPT_BROKEN = 1000
 local LANE_TURN = {1, 2, 4} -- high, normal, low: the way from one place of a tenant in a lane's line to its next
 local LOOK_AROUND = 15000   -- ms after which a job that waits for a lane asks its others; doubles to the longest
 local LONGEST_LOOK = 300000
-local TICKET = 120000       -- ms for which a job that was woken for a lane keeps what was taken for it
 
 -- Whether a key that is set for so many ms is there. Redis keeps the time of day at which it goes: where its clock went
 -- back, one that is longer in going than it may be would stay for all of that, and counts as gone.
@@ -200,52 +199,6 @@ end
 
 local function serves(group, queue) return string.find(',' .. group .. ',', ',' .. queue .. ',', 1, true) end
 
--- Slots of live workers that serve the queue, free or not, and the margin.
-local function slots_of(queue)
-  local slots = 0
-  for _, worker in ipairs(call('ZRANGEBYSCORE', K.workers(), now, '+inf')) do
-    local group, own, taking, quarantine = of_worker(worker, 'queues', 'slots', 'taking', 'quarantine')
-    if group and serves(group, queue) and taking == '1' and not quarantine then slots = slots + (tonumber(own or '') or 0) end
-  end
-  return slots > 0 and slots + MARGIN or 0
-end
-
--- Of a job's queue, tenant and agent, those for which there is a limit on how many may be woken at once: {kind, name, most}.
-local function wakes_of(r)
-  local wakes = {{'queue', r.queue, slots_of}}
-  if limit_of(r.tenant) < math.huge then wakes[2] = {'tenant', r.tenant, limit_of} end
-  local limit = tonumber(call('HGET', K.limits(), 'a:' .. r.agent) or '')
-  if limit then wakes[#wakes + 1] = {'agent', r.agent, function() return limit end} end
-  return wakes
-end
-
--- Those that were woken and have made no call since. Whose ticket is void counts no more.
-local function woken_of(kind, name)
-  local key = K.woken(kind, name)
-  redis.pcall('ZREMRANGEBYSCORE', key, '-inf', now - TICKET)
-  redis.pcall('ZREMRANGEBYSCORE', key, '(' .. now, '+inf') -- of another clock
-  local count = redis.pcall('ZCARD', key)
-  if type(count) == 'number' then return count end
-  call('DEL', key)
-  return 0
-end
-
-local function woken(r)
-  for _, wakes in ipairs(wakes_of(r)) do
-    local key = K.woken(wakes[1], wakes[2])
-    call('ZADD', key, now, r.id)
-    call('PEXPIRE', key, TICKET)
-  end
-  call('HSET', K.job(r.id), 'woken', 1)
-end
-
--- It has made its call, or waits again.
-local function woken_no_more(r)
-  if call('HDEL', K.job(r.id), 'woken') == 0 then return end
-  for _, wakes in ipairs(wakes_of(r)) do redis.pcall('ZREM', K.woken(wakes[1], wakes[2]), r.id) end
-  call('HDEL', K.job(r.id), 'ticket')
-end
-
 -- In the line of a lane that may not be asked now, as seen from here until a time. Tenants take turns in it, and who comes back
 -- has its old place. After a while it looks around in any case: another of its lanes may be free. lane: its name, the input and
 -- output tokens that the next call may use at most, and whether it is the only one.
@@ -262,14 +215,16 @@ local function to_lane_line(r, lane, resume_at)
       call('DEL', line, K.lane_turns(lane))
       first, own = {}, nil
     end
-    at = math.max(tonumber(first[2] or '') or 0, tonumber(own or '') or 0) + LANE_TURN[r.priority + 1]
+    local last = redis.pcall('HGET', K.lane(lane), 'last_place')
+    first = tonumber(first[2] or '') or type(last) == 'string' and tonumber(last) or 0
+    at = math.max(first, tonumber(own or '') or 0) + LANE_TURN[r.priority + 1]
     at = string.format('%.0f', at)
     call('HSET', K.lane_turns(lane), r.tenant, at)
   end
-  woken_no_more(r)
   move(r, 'parked')
   call('HSET', K.job(r.id), 'reason', 'lane_closed', 'resume_at', resume_at, 'lane', lane, 'lane_input', input,
     'lane_output', output, 'lane_since', since or now, 'lane_waits', waits + 1, 'lane_place', lane .. ' ' .. at)
+  call('HDEL', K.job(r.id), 'woken')
   call('ZADD', line, at, r.id)
   -- Who has no other lane has nothing to ask before.
   local look = only and math.max(resume_at - now, LONGEST_LOOK) or math.min(LONGEST_LOOK, LOOK_AROUND * 2 ^ waits)

@@ -29,8 +29,7 @@ if fresh then
   call('HDEL', K.job(a.id), 'steps', 'read_version', 'read_born')
 end
 call('HDEL', K.job(a.id), 'state', 'ended', 'error', 'answer', 'model', 'usage', 'appended', 'dead', 'crashes',
-  'crash_steps', 'deadline', 'run_at', 'excluded', 'unknown_since', 'stop', 'lane_since', 'lane_waits', 'lane_place', 'ticket',
-  'woken')
+  'crash_steps', 'deadline', 'run_at', 'excluded', 'unknown_since', 'stop', 'lane_since', 'lane_waits', 'lane_place', 'woken')
 -- A crash counts unless a step was made since: those that were made before do not count for it.
 call('HSET', K.job(a.id), 'retries', 0, 'place', 'new', 'crash_steps', get(a.id, 'steps') or 0, 'replayed',
   a.request .. (fresh and ' 1' or ' 0'))

@@ -31,7 +31,7 @@ STAY: Final = {
     "lane_changes",
 }
 #: Keys that age, whatever they hold.
-AGE: Final = {"woken", "recount", "upkeep", "quiet", "room", "revoked", "deleted", "lane"}
+AGE: Final = {"recount", "upkeep", "quiet", "room", "revoked", "deleted", "lane"}
 COMPANY: Final = {2: 32, 3: 4, 4: 1}
 #: Not the store's: the clock of these tests, and Celery's results, which age.
 OTHERS: Final = re.compile(r"test:.*|celery-task-meta-.*|_kombu\..*")

@@ -329,35 +329,23 @@ async def test_newcomers_do_not_eat_what_a_large_job_waits_for(callers: Callers)
     assert await woken(callers, [large]) == [large]
 
 
-async def test_what_was_taken_for_a_job_is_not_kept_for_ever(callers: Callers) -> None:
-    """Two minutes, or until the lane had to be left alone: else those who wait for a slot would all go at once."""
+async def test_who_was_woken_and_does_not_come_is_not_waited_for(callers: Callers) -> None:
+    """For ten seconds at most nobody goes before it. Then it takes its chance, and waits again where it stood."""
     await callers.ask()
     await callers.told(Limit("requests", most=60, left=0))
     jobs = [await wait_in_line(callers) for _ in range(2)]
     callers.queue.later(2000)
     assert await woken(callers, jobs) == jobs
-    await callers.queue.beat()
-    for seconds in (29, 29, 29, 29, 3):
-        callers.queue.later(seconds * 1000)
-        await callers.queue.beat()
+    assert await callers.admitted() == 0
     assert isinstance(await callers.ask(await callers.queue.claim(jobs[0])), Admitted)
-    assert await callers.admitted() == 60
-    callers.queue.later(900)
-    await callers.queue.beat()
-    callers.queue.later(100)
+    assert await callers.admitted() == 0
+    callers.queue.later(10_000)
+    assert await callers.admitted() == 11
     claim = await callers.queue.claim(jobs[1])
-    assert await callers.admitted() == 1
     assert isinstance(await callers.ask(claim), Closed)
-
-
-async def test_a_job_is_given_back_what_was_taken_for_it_and_no_more(callers: Callers) -> None:
-    """What it takes by the time it asks may be another expectation."""
-    await callers.ask()
-    await callers.told(Limit("tokens", most=6000, left=0))
-    job = await wait_in_line(callers, (200, 0))
-    callers.queue.later(1000)
-    assert await woken(callers, [job]) == [job]
-    assert await callers.ask(await callers.queue.claim(job), (4000, 4000)) == Admitted((100, 0))
+    other = await wait_in_line(callers)
+    await callers.queue.jobs.wait_for_lane(claim, spelt(LANE), timedelta(seconds=1))
+    assert callers.queue.redis.zrange(f"celeriac:lane_line:{spelt(LANE)}", 0, -1) == [jobs[1], other]
 
 
 async def test_a_limit_of_a_day_is_not_emptied_by_a_cool_off(callers: Callers) -> None:
