@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from datetime import UTC, datetime, timedelta
@@ -130,6 +131,24 @@ class AttemptOut(BaseModel):
     bound_usd: str | None = Field(None, description="Its highest possible price, while it is open or in doubt.")
 
 
+class ResumeRequest(Wire):
+    """What somebody decides about calls of tools that a job waits to be allowed."""
+
+    approve: bool = Field(strict=True, description="False: they are not made, and the model is told.")
+    reason: str = Field("", max_length=2000, description="The model is told of it where they are refused.")
+    calls: Annotated[list[Annotated[str, Field(max_length=256)]], Field(min_length=1, max_length=1000)] = Field(
+        description="Which of the job's `approvals`, by their `call`: what was looked at, and nothing else."
+    )
+
+
+class ApprovalOut(BaseModel):
+    """A call of a tool that somebody has to allow."""
+
+    call: str
+    tool: str
+    arguments: str = Field(description="JSON, as the model wrote it: nobody has checked it.")
+
+
 class JobOut(BaseModel):
     id: str
     state: State
@@ -145,6 +164,8 @@ class JobOut(BaseModel):
         None,
         description="Why it is parked. `scheduled`: its `run_at` is to come. `retry`: it met an error that time may "
         "cure, and is tried again. `lane_closed`: its providers fail, asked for time, or let no more through. "
+        "`waiting_children`: its agent has asked others, whose jobs are its `children`. "
+        "`waiting_approval`: somebody has to decide about its `approvals`. "
         "`agent_unknown`: the worker that had it does not know its agent; where no worker knows it for "
         "`CELERIAC_JOBS__UNKNOWN_AGENT_TTL`, it fails with this as its error's code.",
     )
@@ -163,6 +184,11 @@ class JobOut(BaseModel):
     )
     metadata: dict[str, str]
     answer: str | None = Field(None, description="Not in lists.")
+    output: Any = Field(
+        None,
+        description="The answer as the JSON that it is, where the job, or its agent, said what it had to be, and it is "
+        "that. Not in lists.",
+    )
     error: JobErrorOut | None = None
     model: str | None = Field(None, description="The model that answered, as its provider names it.")
     usage: UsageOut | None = None
@@ -170,6 +196,15 @@ class JobOut(BaseModel):
     in_doubt_usd: str = Field("0.000000000", description="What calls without a known outcome may have cost at most.")
     cost_estimated: bool | None = Field(None, description="True where the model's price is not known.")
     calls: list[AttemptOut] | None = Field(None, description="Not in lists.")
+    parent_id: str | None = Field(None, description="The job that asked for it.")
+    children: list[str] | None = Field(None, description="Jobs that it asked for. Not in lists.")
+    children_cost_usd: str = Field(
+        "0.000000000", description="What all that work for it cost, at any depth; `cost_usd` is its own alone."
+    )
+    children_in_doubt_usd: str = Field("0.000000000", description="The same of calls without a known outcome, at most.")
+    approvals: list[ApprovalOut] | None = Field(
+        None, description="What it waits to be allowed, by `POST /v1/jobs/{id}/resume`. Not in lists."
+    )
     request_id: str = ""
 
 
@@ -217,6 +252,10 @@ class AgentOut(BaseModel):
     lanes: list[str]
     max_output_tokens: int
     queue: str
+    tools: list[str] = Field(description="Functions that its model may want called.")
+    mcp: list[str] = Field(description="MCP servers whose tools it may use.")
+    asks: list[str] = Field(description="Agents that it may ask, each time by a job of its own.")
+    hands_over_to: list[str] = Field(description="Agents to which it may leave the answer.")
 
 
 class AgentsOut(BaseModel):
@@ -260,6 +299,8 @@ def job_out(job: Job) -> dict[str, Any]:
         "context_appended": job.context_appended,
         "metadata": job.metadata,
         "answer": job.answer,
+        # It was read as JSON when it was checked, and stands here as the model wrote it.
+        "output": orjson.Fragment(job.answer) if job.is_checked and job.answer is not None else None,
         "error": job.error and {"code": job.error.code, "message": job.error.message},
         "model": job.model,
         "usage": job.usage,
@@ -267,6 +308,11 @@ def job_out(job: Job) -> dict[str, Any]:
         "in_doubt_usd": usd(job.in_doubt_nanos),
         "cost_estimated": any(call.facts.get("estimated") for call in job.calls) if job.calls else None,
         "calls": [call_out(call) for call in job.calls] if job.calls else None,
+        "parent_id": job.parent_id,
+        "children": list(job.children) or None,
+        "children_cost_usd": usd(job.children_cost_nanos),
+        "children_in_doubt_usd": usd(job.children_in_doubt_nanos),
+        "approvals": [dataclasses.asdict(asked) for asked in job.approvals] or None,
         "deadline": job.deadline,
         "reason": job.reason,
         "resume_at": job.resume_at,

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
+from celeriac.agents.agent import Agent
+from celeriac.agents.check import Checker
+from celeriac.agents.children import AgentTool
 from celeriac.agents.intake import Intake
+from celeriac.agents.output import JsonSchema, Output, find_output
 from celeriac.agents.registry import Registry, read_agents
 from celeriac.agents.runner import Runner
+from celeriac.agents.toolbox import Toolbox
+from celeriac.agents.tools import Tool, find_tool
 from celeriac.costs.prices import Prices
 from celeriac.errors import Misconfigured
 from celeriac.jobs.lease import Fleet
@@ -42,7 +51,8 @@ async def open_worker(settings: Settings, concurrency: int) -> AsyncIterator[Wor
     """Everything a worker process needs, open while inside, on the event loop that runs its jobs.
 
     concurrency: jobs in flight at once. Raises Misconfigured for a wrong agents or prices file, an agent that no
-    configured provider can answer, or a Redis that cannot keep the promises; StoreUnavailable.
+    configured provider can answer or whose tools cannot be had, or a Redis that cannot keep the promises;
+    StoreUnavailable.
     """
     registry = read_agents(settings.agents_file)
     prices = Prices(*([settings.prices_file] if settings.prices_file else []))
@@ -55,11 +65,94 @@ async def open_worker(settings: Settings, concurrency: int) -> AsyncIterator[Wor
             check_lanes(registry, models)
             registry = registry.asking(models.providers)
             chord_ttl = settings.jobs.chord_ttl
-            runner = Runner(stores, registry, models, prices, chord_ttl=chord_ttl)
-            yield WorkerParts(stores, fleet, registry, runner, Intake(stores.jobs, registry, chord_ttl=chord_ttl))
+            async with open_toolboxes(registry) as toolboxes, Checker() as checker:
+                outputs = open_outputs(registry, checker)
+                runner = Runner(
+                    stores,
+                    registry,
+                    models,
+                    prices,
+                    toolboxes=toolboxes,
+                    outputs=outputs,
+                    checker=checker,
+                    chord_ttl=chord_ttl,
+                )
+                yield WorkerParts(stores, fleet, registry, runner, Intake(stores.jobs, registry, chord_ttl=chord_ttl))
     finally:
         await stores.close()
         await line.aclose()
+
+
+@asynccontextmanager
+async def open_toolboxes(registry: Registry) -> AsyncIterator[dict[str, Toolbox]]:
+    """By agent; the MCP servers that agents name are open while inside.
+
+    Raises Misconfigured for tools that cannot be found, for two of one name, and for servers that cannot be used.
+    """
+    async with AsyncExitStack() as open_:
+        mistakes: list[str] = []
+        of_servers: Mapping[str, Sequence[Tool]] = {}
+        if servers := {name: registry.mcp[name] for agent in registry for name in agent.mcp}:
+            # Imported here, in a thread: few deployments need it, and it costs 0.7 s and 55 MB.
+            mcp: Any = await asyncio.to_thread(import_module, "celeriac.agents.mcp")
+            try:
+                of_servers = await open_.enter_async_context(mcp.open_servers(list(servers.values())))
+            except Misconfigured as error:
+                mistakes.append(str(error))
+        found = {agent.name: _toolbox(agent, registry, of_servers, mistakes) for agent in registry}
+        if mistakes:
+            raise Misconfigured("\n".join(mistakes))
+        yield found
+
+
+def _toolbox(
+    agent: Agent, registry: Registry, of_servers: Mapping[str, Sequence[Tool]], mistakes: list[str]
+) -> Toolbox:
+    """What is wrong is added to the mistakes."""
+    tools: dict[str, Tool] = {}
+    for path in agent.tools:
+        try:
+            made = find_tool(path)
+        except Misconfigured as error:
+            mistakes.append(f"agent {agent.name}: {error}")
+            continue
+        if made.name in tools:
+            mistakes.append(f"agent {agent.name}: two tools are called {made.name}; name one by @tool(name=...)")
+        tools[made.name] = made
+    for server in agent.mcp:
+        for tool in of_servers.get(server, ()):
+            name = tool.spec.name
+            if name in tools:
+                mistakes.append(
+                    f"agent {agent.name}: two tools are called {name}; give the server {server} another name, "
+                    'or say which of its tools are used, by tools = ["..."]'
+                )
+            tools[name] = tool
+    others = [AgentTool(registry[name]) for name in agent.asks]
+    others += [AgentTool(registry[name], hands_over=True) for name in agent.hands_over_to]
+    agents: dict[str, AgentTool] = {}
+    for other in others:
+        if other.name in tools or other.name in agents:
+            mistakes.append(f"agent {agent.name}: two tools are called {other.name}; give one another name")
+        agents[other.name] = other
+    return Toolbox(tools, agents)
+
+
+def open_outputs(registry: Registry, checker: Checker) -> dict[str, Output]:
+    """By agent, of those that say what an answer has to be. Raises Misconfigured for models that cannot be found."""
+    found: dict[str, Output] = {}
+    mistakes = []
+    for agent in registry:
+        if agent.output_schema is not None:
+            found[agent.name] = JsonSchema(agent.output_schema, checker)
+        elif agent.output_type:
+            try:
+                found[agent.name] = find_output(agent.output_type)
+            except Misconfigured as error:
+                mistakes.append(f"agent {agent.name}: output_type: {error}")
+    if mistakes:
+        raise Misconfigured("\n".join(mistakes))
+    return found
 
 
 def check_lanes(registry: Registry, models: Models) -> None:

@@ -13,6 +13,12 @@
     │   └── StoreFull                Redis takes no new work (503)
     ├── Fenced                     the run lost its lease: it may write nothing more
     ├── Stopped                    the job was asked to stop: the run ends it
+    ├── LimitReached               the agent may not go on with this job: it ends, with what there is
+    │   ├── StepLimit
+    │   ├── TokenLimit
+    │   ├── CostLimit
+    │   ├── TimeLimit
+    │   └── OutputInvalid            its answer, asked for twice, is not what its schema asks for
     └── ModelError                 a call to a model has no usable answer
         ├── RateLimited              429: the provider named, or did not name, a time to wait
         ├── QuotaExhausted           no money left with the provider
@@ -113,6 +119,36 @@ class Fenced(CeleriacError):
 
 class Stopped(CeleriacError):
     code = "stopped"
+
+
+class LimitReached(CeleriacError):
+    """partial: what the model said so far."""
+
+    code = "limit_reached"
+
+    def __init__(self, message: str = "", *, partial: str = "") -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class StepLimit(LimitReached):
+    code = "step_limit"
+
+
+class TokenLimit(LimitReached):
+    code = "token_limit"
+
+
+class CostLimit(LimitReached):
+    code = "cost_limit"
+
+
+class TimeLimit(LimitReached):
+    code = "time_limit"
+
+
+class OutputInvalid(LimitReached):
+    code = "output_invalid"
 
 
 class ModelError(CeleriacError):

@@ -17,6 +17,9 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "job": ("job:{id}", "hash: the record of a job", "its life, then jobs.result_ttl, or jobs.dead_ttl"),
     "journal": ("journal:{id}", "list: the steps that a job has finished, packed", "as long as the record"),
     "calls": ("calls:{id}", "hash: call -> where it stands, bound, amount, when, facts", "as long as the record"),
+    "children": ("children:{id}", 'hash: job that this one asked for -> its end, "" before', "as long as the record"),
+    "answers": ("answers:{id}", "hash: job that this one asked for -> its answer, packed", "as long as the record"),
+    "awaits": ("awaits:{id}", "set: those of them that have not ended", "while one has not, and the job neither"),
     "idempotency": (
         "idempotency:{tenant}:{key}",
         "string: the job that a caller's key stands for",

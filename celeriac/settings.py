@@ -239,6 +239,17 @@ class ContextSettings(Section):
     max_bytes: int = Field(1024 * 1024, ge=1024, description="Older turns are dropped beyond this.")
 
 
+class FetchSettings(Section):
+    """What the shipped tool `http_fetch` may read."""
+
+    hosts: Origins = Field((), description="Hosts that `http_fetch` may ask, as `example.com` or `*.example.com`.")
+    timeout: Duration = Field(timedelta(seconds=20), gt=timedelta(0), description="Longest wait of `http_fetch`.")
+    user_agent: str = Field("celeriac", pattern=r"^[\x20-\x7e]{1,200}$", description="How `http_fetch` names itself.")
+    private_addresses: bool = Field(
+        False, description="Whether `http_fetch` may reach addresses that are not of the public internet, at any port."
+    )
+
+
 class FlowerSettings(Section):
     host: str = Field("127.0.0.1", description="Address Flower listens on.")
     port: int = Field(5555, ge=0, le=65535, description="Port Flower listens on.")
@@ -303,6 +314,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     jobs: JobSettings = JobSettings()
     contexts: ContextSettings = ContextSettings()
+    fetch: FetchSettings = FetchSettings()
     flower: FlowerSettings = FlowerSettings()
     local: LocalSettings = LocalSettings()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
 
 from celeriac.contexts.store import encode_turn
 from celeriac.jobs.dispatch import celery_app, templates
 from celeriac.jobs.journal import Settlement
 from celeriac.jobs.lease import Fleet
-from celeriac.jobs.model import Claim, Ending, JobError, State
+from celeriac.jobs.model import Asked, Claim, Ending, JobError, State
 from celeriac.jobs.store import new_id, new_nonce
 from celeriac.llm.model import Message
 from celeriac.settings import load_settings
@@ -19,15 +21,14 @@ from tests.conftest import Valkey
 USAGE = {"input_tokens": 3, "output_tokens": 1}
 
 
-def finish(valkey: Valkey, job_id: str, answer: str = "Paris", context: bool = False) -> None:
-    """One call, settled for 1,234 nano-dollars, and its answer."""
+def finish(valkey: Valkey, job_id: str, answer: str = "Paris", context: bool = False, *, checked: bool = False) -> None:
+    """One call, settled for 1,234 nano-dollars, and its answer. checked: against a schema."""
 
     async def end(stores: Stores, _: Fleet, claim: Claim) -> None:
         turn = encode_turn([Message("user", "hi"), Message("assistant", answer)]) if context else b""
         settlement = await call(stores, claim)
-        await stores.jobs.finish(
-            claim, Ending(State.SUCCEEDED, answer, model="x-1", usage=USAGE, turn=turn, settlement=settlement)
-        )
+        ending = Ending(State.SUCCEEDED, answer, model="x-1", usage=USAGE, turn=turn, settlement=settlement)
+        await stores.jobs.finish(claim, replace(ending, is_checked=checked))
 
     _run(valkey, job_id, end)
 
@@ -50,6 +51,15 @@ def start(valkey: Valkey, job_id: str) -> None:
     async def nothing(stores: Stores, fleet: Fleet, claim: Claim) -> None: ...
 
     _run(valkey, job_id, nothing, stays=True)
+
+
+def ask(valkey: Valkey, job_id: str, *calls: dict[str, str]) -> None:
+    """Its agent wants these calls allowed."""
+
+    async def wait(stores: Stores, _: Fleet, claim: Claim) -> None:
+        await stores.jobs.wait_for_approval(claim, [Asked(**call) for call in calls], timedelta(hours=1))
+
+    _run(valkey, job_id, wait)
 
 
 def crash(valkey: Valkey, job_id: str) -> None:

@@ -23,6 +23,10 @@ async def list_agents(request: Request, _: Tenant) -> AgentsOut:
                 lanes=[str(lane) for lane in agent.lanes],
                 max_output_tokens=agent.max_output_tokens,
                 queue=agent.queue,
+                tools=[path.rpartition(":")[2] for path in agent.tools],
+                mcp=list(agent.mcp),
+                asks=list(agent.asks),
+                hands_over_to=list(agent.hands_over_to),
             )
             for agent in registry
         ]

@@ -17,6 +17,7 @@ from api_shim.schemas import (
     JobRequest,
     JobsOut,
     Problem,
+    ResumeRequest,
     RetriedManyOut,
     RetriedOut,
     RetryManyRequest,
@@ -222,6 +223,28 @@ async def cancel(job_id: JobId, request: Request, tenant: Tenant) -> Response:
     if job.state.ended and job.state != State.CANCELLED:
         raise Conflict(f"job {job_id} is {job.state}", field="job_id", remedy="a job that has ended stays as it is")
     return _json(job_out(job), 200 if job.state.ended else 202)
+
+
+@router.post(
+    "/{job_id}/resume",
+    status_code=202,
+    response_model=JobOut,
+    responses={
+        **MISSING,
+        202: {"description": "It is decided; the job goes on once nothing is left to be"},
+        409: {"model": Problem, "description": "It waits for no approval, or that was decided otherwise"},
+    },
+)
+async def resume(job_id: JobId, body: ResumeRequest, request: Request, tenant: Tenant) -> Response:
+    """Allow calls of tools that need it, or refuse them. Sent again it changes nothing."""
+    stores: Stores = request.app.state.stores
+    bind(job_id=job_id)
+    left = await stores.jobs.resume(job_id, tenant, approve=body.approve, reason=body.reason.strip(), calls=body.calls)
+    job = await stores.jobs.get(job_id, tenant) if left is not None else None
+    if job is None:
+        raise _missing(job_id)
+    log.info("approval_decided", approved=body.approve, calls=body.calls, left=left)
+    return _json(job_out(job), 202)
 
 
 @router.get("/{job_id}", response_model=JobOut, responses=MISSING)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Literal
+from decimal import Decimal
+from typing import Any, Literal
 
 from celeriac.llm.model import Lane
 
@@ -15,6 +17,15 @@ class Agent:
     tries_per_lane: how often a lane is asked for one answer before the next one is, where asking again may help.
     patience: how long a job rather waits for a lane that may not be asked than asks a dearer one. too_long: what to do
     with a conversation that is too long for all lanes: "trim" leaves out older turns.
+
+    tools: "module:function" each, imported by workers alone. mcp: names of MCP servers, whose tools it may use.
+    max_steps, max_tokens, max_cost, max_time: how often a job may ask its model, how many tokens it may use, how many
+    dollars it may cost, how long its steps may take together; then it ends, with what there is. approval_time: how long
+    a job waits for somebody to allow a call. asks: agents that its model may ask, each time by a job of its own.
+    hands_over_to: those to which it may leave the answer.
+
+    output_schema: what the answer has to be, a JSON schema. output_type: the same as a pydantic model, "module:Class",
+    imported by workers alone; one of the two, "" and None for neither.
 
     follow_ups: asked after the caller's question, one after the other; the last answer is the job's. max_running: jobs
     of this agent at once, in the whole fleet. max_retries: how often a job that met errors which time may cure is tried
@@ -33,8 +44,55 @@ class Agent:
     tries_per_lane: int = 2
     patience: timedelta = timedelta(0)
     too_long: Literal["fail", "trim"] = "fail"
+    tools: tuple[str, ...] = ()
+    mcp: tuple[str, ...] = ()
+    max_steps: int = 32
+    max_tokens: int | None = None
+    max_cost: Decimal | None = None
+    max_time: timedelta | None = None
+    approval_time: timedelta = timedelta(days=1)
+    asks: tuple[str, ...] = ()
+    hands_over_to: tuple[str, ...] = ()
+    output_schema: Mapping[str, Any] | None = field(default=None, repr=False)
+    output_type: str = ""
     follow_ups: tuple[str, ...] = ()
     max_running: int | None = None
     max_retries: int = 3
     retry_backoff: timedelta = timedelta(seconds=1)
     retry_backoff_max: timedelta = timedelta(seconds=60)
+
+    def within(self, limits: Mapping[str, Any]) -> Agent:
+        """The same, for a job with limits of its own (`celeriac.jobs.request.LIMITS`): the smaller one counts."""
+        own = {
+            "max_steps": limits.get("max_steps"),
+            "max_tokens": limits.get("max_tokens"),
+            "max_cost": Decimal(limits["max_cost_usd"]) if "max_cost_usd" in limits else None,
+            "max_time": timedelta(seconds=limits["max_seconds"]) if "max_seconds" in limits else None,
+        }
+        less: dict[str, Any] = {
+            name: most
+            for name, most in own.items()
+            if most is not None and (getattr(self, name) is None or most < getattr(self, name))
+        }
+        return replace(self, **less) if less else self
+
+
+@dataclass(frozen=True, slots=True)
+class McpServer:
+    """An MCP server whose tools agents may use: a child of the worker by its command, or another machine's by its URL.
+
+    environment: the worker's variables that a child is given. token_variable: of the worker, "" for none. tools: the
+    only ones that are used, all if empty; idempotent, approval: as of any tool, by the names that the server gives
+    them. timeout: of one call. start_timeout: of the start and the handshake, whenever it is begun with anew.
+    """
+
+    name: str
+    command: tuple[str, ...] = field(default=(), repr=False)
+    url: str = field(default="", repr=False)
+    environment: tuple[str, ...] = ()
+    token_variable: str = ""
+    tools: frozenset[str] = frozenset()
+    idempotent: frozenset[str] = frozenset()
+    approval: frozenset[str] = frozenset()
+    timeout: timedelta = timedelta(seconds=30)
+    start_timeout: timedelta = timedelta(seconds=30)

@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 from celeriac.connections import patiently
 from celeriac.costs.prices import Price, Prices, most_input
-from celeriac.errors import BadCredentials, ContentRefused, LaneClosed, ModelError, QuotaExhausted
+from celeriac.errors import BadCredentials, ContentRefused, Fenced, LaneClosed, ModelError, QuotaExhausted
 from celeriac.gate.lanes import Caps, Tokens, asking, heard, unheard
 from celeriac.jobs.journal import Admitted, Closed, Journal, Settlement, Stands
 from celeriac.jobs.model import Claim
@@ -95,6 +96,10 @@ class Calls:
         self.step = 1
         #: Input and output tokens that the newest call may use, or might have used.
         self.most: Tokens = (0, 0)
+        #: What the job may cost, set by whoever knows its agent.
+        self.cap: int | None = None
+        #: Stores the answer that is being judged, if there is one: it is not bought again where the run is cut off.
+        self.keep: Callable[[], Awaitable[None]] | None = None
         self._open: dict[str, Call] = {}
         self._answered: dict[str, Settlement] = {}
 
@@ -126,7 +131,7 @@ class Calls:
         facts = {"lane": str(lane), "step": self.step}
         door = asking(lane, most, self._caps.get(lane, ANY), request.deadline)
         while True:
-            said = await self.insist(lambda: self._journal.admit(self._claim, name, bound, facts, door))
+            said = await self.insist(lambda: self._journal.admit(self._claim, name, bound, facts, door, cap=self.cap))
             if isinstance(said, Admitted):
                 return Call(name, lane, time.monotonic() - began, bound, most, said.took)
             # Those who wait together are not to ask again together: each was told the wait of one.
@@ -136,9 +141,18 @@ class Calls:
                 raise _not_now(lane, said)
             await asyncio.sleep(wait)
 
+    async def leased(self) -> None:
+        """Return once the lease surely runs."""
+        await self._lease.running()
+
     def settlement(self, answer: Answer) -> Settlement | None:
         """Of the call that brought the answer; whoever books it says so by `booked`."""
         return self._answered.get(answer.call)
+
+    @property
+    def unbooked(self) -> Settlement | None:
+        """Of an answer that became no step: it is booked with the end."""
+        return next(iter(self._answered.values()), None)
 
     def booked(self, settlement: Settlement | None) -> None:
         if settlement is not None:
@@ -146,6 +160,9 @@ class Calls:
 
     async def close(self) -> None:
         """Book what was answered and is not known to be booked: the run is cut off between an answer and its step."""
+        if self.keep is not None:
+            with suppress(Fenced):  # the money is booked all the same
+                await self.keep()
         while self._answered:
             _, settlement = self._answered.popitem()
             await patiently(partial(self._journal.settle, self._claim, settlement))

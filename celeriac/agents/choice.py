@@ -50,7 +50,9 @@ class Choice:
         return self.deadline is None or time.time() + wait + self.request.deadline <= self.deadline
 
 
-def shortened(messages: Sequence[Message]) -> tuple[Message, ...] | None:
-    """Without the older half of its turns; None where only the last one is left."""
-    turns = [number for number, message in enumerate(messages) if message.role == "user"]
+def shortened(messages: Sequence[Message], tail: int = 0) -> tuple[Message, ...] | None:
+    """Without the older half of its turns; None where only the last one is left. tail: so many messages at the end make
+    no sense without what is before them."""
+    before = messages[: len(messages) - tail]
+    turns = [number for number, message in enumerate(before) if message.role == "user"]
     return tuple(messages[turns[len(turns) // 2] :]) if len(turns) > 1 else None

@@ -7,14 +7,25 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
-from celeriac.agents.agent import Agent
+from celeriac.agents.agent import Agent, McpServer
 from celeriac.errors import Invalid, Misconfigured, NotFound
 from celeriac.gate.lanes import Caps
+from celeriac.jobs.request import Dollars, OutputSchema
 from celeriac.llm.limits import MOST
 from celeriac.llm.model import BUILT_IN, Endpoint, Lane
 from celeriac.settings import NAME, BaseUrl, Name, is_reserved
@@ -23,19 +34,44 @@ PROVIDER: Final = r"[a-z][a-z0-9_-]{0,63}"
 LANE: Final = rf"^{PROVIDER}/\S+$"
 #: Names that are built in are not given anew.
 OWN_PROVIDER: Final = rf"(?!(openai|anthropic|scripted)$){PROVIDER}"
-TABLES: Final = frozenset({"agents", "lanes", "providers"})
-KNOWN_TABLES: Final = '[agents.assistant], [lanes."openai/gpt-5.4"], [providers.local]'
+#: A function in a module that the worker can import.
+TOOL: Final = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+#: Its tools are called after it, and a tool's name has 64 characters.
+MCP: Final = r"[a-z][a-z0-9_-]{0,31}"
+VARIABLE: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
+TABLES: Final = frozenset({"agents", "lanes", "mcp", "providers"})
+KNOWN_TABLES: Final = '[agents.assistant], [lanes."openai/gpt-5.4"], [mcp.shop], [providers.local]'
 NO_NAME: Final = "no name for an agent; use letters, digits, . _ -"
 NO_PROVIDER: Final = "no name for a provider of yours; use lower-case letters, digits, _ -, and none that is built in"
+NO_MCP: Final = "no name for an MCP server; use lower-case letters, digits, _ -, at most 32"
 NO_LANE: Final = 'not a lane; write provider/model, as "openai/gpt-5.4" or "anthropic/claude-haiku-5-5"'
+NO_VARIABLE: Final = "not the name of an environment variable"
+#: What to say of a text that does not look as its key wants it.
+WANTED: Final = {
+    "lanes": NO_LANE,
+    "tools": "not a tool; write module:function",
+    "api_key_env": NO_VARIABLE,
+    "environment": NO_VARIABLE,
+    "token_env": NO_VARIABLE,
+}
 T = TypeVar("T", bound=BaseModel)
 LaneText = Annotated[str, StringConstraints(pattern=LANE)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Variable = Annotated[str, StringConstraints(pattern=VARIABLE)]
 
 
 def _of_jobs(queue: str) -> str:
     if is_reserved(queue):
         raise ValueError("this queue is Celeriac's own; name another")
     return queue
+
+
+def _either(path: str, info: ValidationInfo) -> str:
+    if not re.fullmatch(TOOL, path):
+        raise ValueError("write module:Class, of a pydantic model that workers can import")
+    if info.data.get("output_schema") is not None:
+        raise ValueError("output_schema says it already; leave one of the two out")
+    return path
 
 
 class _AgentTable(BaseModel):
@@ -52,6 +88,17 @@ class _AgentTable(BaseModel):
     tries_per_lane: int = Field(2, ge=1, le=10)
     patience_seconds: float = Field(0, ge=0, le=86_400)
     too_long: Literal["fail", "trim"] = "fail"
+    tools: list[Annotated[str, StringConstraints(pattern=TOOL)]] = []
+    mcp: list[Text] = []
+    max_steps: int = Field(32, ge=1, le=1000)
+    max_tokens: int | None = Field(None, gt=0)
+    max_cost_usd: Dollars | None = None
+    max_seconds: float | None = Field(None, gt=0)
+    approval_seconds: float = Field(86_400, gt=0, le=30 * 86_400)
+    asks: list[str] = []
+    hands_over_to: list[str] = []
+    output_schema: OutputSchema | None = None
+    output_type: Annotated[str, AfterValidator(_either)] | None = None
     follow_ups: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] = []
     max_running: int | None = Field(None, gt=0)
     max_retries: int = Field(3, ge=0, le=100)
@@ -80,18 +127,34 @@ class _ProviderTable(BaseModel):
     api_key_env: str = Field("", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
 
 
+class _McpTable(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    command: Annotated[list[Text], Field(min_length=1)] | None = None
+    url: BaseUrl | None = None
+    environment: list[Variable] = []
+    token_env: Variable | None = None
+    tools: Annotated[list[Text], Field(min_length=1)] | None = None
+    idempotent: list[Text] = []
+    approval: list[Text] = []
+    timeout_seconds: float = Field(30, gt=0, le=3600)
+    start_timeout_seconds: float = Field(30, gt=0, le=3600)
+
+
 class Registry:
-    """Agents by name. caps: what the deployment allows its lanes. providers: those of its own."""
+    """Agents by name. caps: what the deployment allows its lanes. providers, mcp: those of its own, by name."""
 
     def __init__(
         self,
         agents: Mapping[str, Agent],
         caps: Mapping[Lane, Caps] | None = None,
         providers: Mapping[str, Endpoint] | None = None,
+        mcp: Mapping[str, McpServer] | None = None,
     ) -> None:
         self._agents = dict(sorted(agents.items()))
         self.caps = dict(caps or {})
         self.providers = dict(providers or {})
+        self.mcp = dict(mcp or {})
 
     def __iter__(self) -> Iterator[Agent]:
         return iter(self._agents.values())
@@ -111,7 +174,7 @@ class Registry:
             agent.name: replace(agent, lanes=tuple(lane for lane in agent.lanes if lane.provider in providers))
             for agent in self
         }
-        return Registry(agents, self.caps, self.providers)
+        return Registry(agents, self.caps, self.providers, self.mcp)
 
     def check_model(self, model: str | None) -> None:
         """Raises Invalid for a model of a provider that this deployment does not have."""
@@ -167,6 +230,7 @@ class _Reading:
             lane(name): Caps(table.requests_per_minute, table.tokens_per_minute)
             for name, table in self._section("lanes", _LaneTable, LANE, NO_LANE)
         }
+        mcp = {name: self._mcp(name, table) for name, table in self._section("mcp", _McpTable, MCP, NO_MCP)}
         agents = {name: _agent(name, table) for name, table in self._section("agents", _AgentTable, NAME, NO_NAME)}
         known = (*BUILT_IN, *providers)
         for of in caps:
@@ -182,9 +246,49 @@ class _Reading:
                     agent.name,
                     "lanes",
                 )
+            for server in sorted(set(agent.mcp) - mcp.keys()):
+                self._wrong(
+                    f"agents.{agent.name}.mcp: there is no MCP server {server!r}; add [mcp.{server}]"
+                    + (f", or use one of: {', '.join(mcp)}" if mcp else ""),
+                    agent.name,
+                    "mcp",
+                    section="agents",
+                )
+            known_agents = ", ".join(sorted(agents))
+            for key, others in (("asks", agent.asks), ("hands_over_to", agent.hands_over_to)):
+                for other in sorted({*others} - agents.keys()):
+                    what = f"agents.{agent.name}.{key}: there is no agent {other!r}; there are {known_agents}"
+                    self._wrong(what, agent.name, key)
         if self._mistakes:
             raise Misconfigured("\n".join(self._mistakes))
-        return Registry(agents, caps, providers)
+        return Registry(agents, caps, providers, mcp)
+
+    def _mcp(self, name: str, table: _McpTable) -> McpServer:
+        def wrong(key: str, what: str) -> None:
+            self._wrong(f"mcp.{name}{key and '.'}{key}: {what}", name, key, section="mcp")
+
+        if (table.command is None) == (table.url is None):
+            wrong("", 'give it either a command, as ["uvx", "some-server"], or a url')
+        elif table.url is None and table.token_env is not None:
+            wrong("token_env", "a token is sent to a url; hand a command its variables by environment")
+        elif table.command is None and table.environment:
+            wrong("environment", "variables are handed to a command; a url is sent the token that token_env names")
+        for key, named in (("idempotent", table.idempotent), ("approval", table.approval)):
+            for tool in named if table.tools is not None else ():
+                if tool not in (table.tools or ()):
+                    wrong(key, f"{tool!r} is not one of its tools")
+        return McpServer(
+            name=name,
+            command=tuple(table.command or ()),
+            url=table.url or "",
+            environment=tuple(table.environment),
+            token_variable=table.token_env or "",
+            tools=frozenset(table.tools or ()),
+            idempotent=frozenset(table.idempotent),
+            approval=frozenset(table.approval),
+            timeout=timedelta(seconds=table.timeout_seconds),
+            start_timeout=timedelta(seconds=table.start_timeout_seconds),
+        )
 
     def _section(self, section: str, kind: type[T], pattern: str, otherwise: str) -> Iterator[tuple[str, T]]:
         """Its tables by name. otherwise: what to say of a name that is none."""
@@ -202,10 +306,10 @@ class _Reading:
                 for wrong in error.errors(include_url=False):
                     key = str(wrong["loc"][0]) if wrong["loc"] else ""
                     path = ".".join(str(part) for part in (section, name, *wrong["loc"]))
-                    self._wrong(f"{path}: {_why(kind, wrong['type'], wrong['msg'])}", name, key)
+                    self._wrong(f"{path}: {_why(kind, key, wrong['type'], wrong['msg'])}", name, key, section=section)
 
-    def _wrong(self, what: str, table: str, key: str = "") -> None:
-        self._mistakes.append(f"{self._file}:{_line(self._text, table, key)}: {what}")
+    def _wrong(self, what: str, table: str, key: str = "", *, section: str = "") -> None:
+        self._mistakes.append(f"{self._file}:{_line(self._text, table, key, section)}: {what}")
 
 
 def _agent(name: str, table: _AgentTable) -> Agent:
@@ -222,6 +326,17 @@ def _agent(name: str, table: _AgentTable) -> Agent:
         tries_per_lane=table.tries_per_lane,
         patience=timedelta(seconds=table.patience_seconds),
         too_long=table.too_long,
+        tools=tuple(table.tools),
+        mcp=tuple(dict.fromkeys(table.mcp)),
+        max_steps=table.max_steps,
+        max_tokens=table.max_tokens,
+        max_cost=None if table.max_cost_usd is None else Decimal(table.max_cost_usd),
+        max_time=None if table.max_seconds is None else timedelta(seconds=table.max_seconds),
+        approval_time=timedelta(seconds=table.approval_seconds),
+        asks=tuple(table.asks),
+        hands_over_to=tuple(table.hands_over_to),
+        output_schema=table.output_schema,
+        output_type=table.output_type or "",
         follow_ups=tuple(table.follow_ups),
         max_running=table.max_running,
         max_retries=table.max_retries,
@@ -230,17 +345,18 @@ def _agent(name: str, table: _AgentTable) -> Agent:
     )
 
 
-def _why(table: type[BaseModel], kind: str, message: str) -> str:
+def _why(table: type[BaseModel], key: str, kind: str, message: str) -> str:
     if kind == "extra_forbidden":
         return f"there is no such key; known are {', '.join(table.model_fields)}"
     if kind == "string_pattern_mismatch":
-        return NO_LANE
+        return WANTED.get(key, message)
     return message.removeprefix("Value error, ")
 
 
-def _line(text: str, table: str, key: str = "") -> int:
+def _line(text: str, table: str, key: str = "", section: str = "") -> int:
     """The line of a key in its table, or of the table's header; TOML readers do not keep them."""
-    header = re.compile(rf"^\s*\[((agents|lanes|providers)\.)?[\"']?{re.escape(table)}[\"']?[].]")
+    of = rf"{section}\." if section else rf"(({'|'.join(TABLES)})\.)?"
+    header = re.compile(rf"^\s*\[{of}[\"']?{re.escape(table)}[\"']?[].]")
     found, inside = 1, False
     # What stands in a text of several lines is no key.
     text = re.sub(r"(\"\"\"|\'\'\').*?\1", lambda long: "\n" * long[0].count("\n"), text, flags=re.DOTALL)

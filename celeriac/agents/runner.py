@@ -14,7 +14,10 @@ from typing import Any, Final, Literal, TypeVar
 from celeriac.agents import loop
 from celeriac.agents.agent import Agent
 from celeriac.agents.calls import Calls, Lease
+from celeriac.agents.check import Checker
+from celeriac.agents.output import JsonSchema, Output
 from celeriac.agents.registry import Registry, lane
+from celeriac.agents.toolbox import Toolbox
 from celeriac.connections import patiently, unpack
 from celeriac.contexts.store import decode_turns, encode_turn
 from celeriac.costs.money import usd
@@ -24,6 +27,7 @@ from celeriac.errors import (
     CeleriacError,
     Fenced,
     LaneClosed,
+    LimitReached,
     LocalFault,
     ModelError,
     ModelTimeout,
@@ -48,6 +52,10 @@ T = TypeVar("T")
 
 #: Seconds that a run which was cut off may take to say so: the process may be stopping.
 LAST_WORDS: Final = 4.0
+NO_TOOLS: Final = Toolbox({})
+#: After which a job looks itself at how those stand that it asked for: the store may have lost one.
+LOOK: Final = timedelta(minutes=5)
+LetsGo = loop.Interrupted | loop.NeedsApproval | loop.NeedsChildren
 CANCELLED: Final = JobError("cancelled", "the job was cancelled")
 
 #: What time may cure: the job is tried again.
@@ -138,7 +146,8 @@ class Runner:
     with steps left are given back when the one that is being made is stored.
 
     lease: of this worker; no call starts without it. recheck: asked before a run that was fenced out gives up, since
-    the store may have lost history. chord_ttl: no job that a Celery chord waits for is parked for longer.
+    the store may have lost history. toolboxes, outputs: by agent. checker: of answers to jobs with a schema
+    of their own. chord_ttl: no job that a Celery chord waits for is parked for longer.
     """
 
     def __init__(
@@ -148,12 +157,18 @@ class Runner:
         models: ModelClient,
         prices: Prices,
         *,
+        toolboxes: Mapping[str, Toolbox] | None = None,
+        outputs: Mapping[str, Output] | None = None,
+        checker: Checker | None = None,
         chord_ttl: timedelta = timedelta(days=7),
     ) -> None:
         self._stores = stores
         self._registry = registry
         self._models = models
         self._prices = prices
+        self._toolboxes = dict(toolboxes or {})
+        self._outputs = outputs or {}
+        self._checker = checker or Checker()
         self._chord_ttl = chord_ttl
         self._runs: dict[str, Run] = {}
         self._claiming: set[str] = set()
@@ -312,9 +327,7 @@ class Runner:
         with contextlib.suppress(TimeoutError):
             await asyncio.shield(asyncio.wait_for(calls.doubt(), LAST_WORDS))
 
-    async def _conclude(
-        self, run: Run, made: Ending | Retry | Waits | loop.Interrupted | None, began: float
-    ) -> Summary | None:
+    async def _conclude(self, run: Run, made: Ending | Retry | Waits | LetsGo | None, began: float) -> Summary | None:
         claim, jobs = run.claim, self._stores.jobs
         if isinstance(made, loop.Interrupted):
             await self._write(run, lambda: jobs.give_back(claim))
@@ -327,6 +340,15 @@ class Runner:
             log.warning("agent_unknown", reason="no such agent here: left to other workers")
             parked = await self._write(run, lambda: jobs.leave_to_others(claim))
             error = None
+        elif isinstance(made, loop.NeedsChildren):
+            parked = await self._write(run, lambda: jobs.wait_for_children(claim, LOOK))
+            error = None
+        elif isinstance(made, loop.NeedsApproval):
+            needs = made
+            wait = min(needs.wait, self._chord_ttl) if claim.chords and needs.wait is not None else needs.wait
+            parked = await self._write(run, lambda: jobs.wait_for_approval(claim, needs.asked, wait))
+            error = None
+            log.info("approval_needed", tools=[asked.tool for asked in needs.asked])
         elif isinstance(made, Waits):
             waits = made
             parked = await self._write(
@@ -385,7 +407,7 @@ class Runner:
             log.warning("run_left_behind", worker=claim.worker)
         return None
 
-    async def _follow(self, claim: Claim, calls: Calls) -> Ending | Retry | Waits | loop.Interrupted | None:
+    async def _follow(self, claim: Claim, calls: Calls) -> Ending | Retry | Waits | LetsGo | None:
         """From the claim to how it ends; what fails in between is an end too. None: another worker has to do it."""
         try:
             agent = self._registry[claim.agent]
@@ -393,21 +415,29 @@ class Runner:
             return None
         try:
             spec = unpack(claim.spec)
+            agent = agent.within(spec.get("limits", {}))
             asked = [Message(role, text) for role, text in spec["input"]]
-            outcome = await loop.run(
+            output = self._outputs.get(agent.name)
+            if schema := spec.get("output_schema"):
+                output = JsonSchema(schema, self._checker)
+            course = loop.Run(
                 agent,
+                self._toolboxes.get(agent.name, NO_TOOLS),
                 [*decode_turns(claim.turns), *asked],
                 calls,
                 self._stores.journal,
+                self._stores.jobs,
                 claim,
                 lanes=(lane(spec["model"]),) if spec["model"] else agent.lanes,
                 max_output_tokens=spec["max_output_tokens"] or agent.max_output_tokens,
                 stopping=lambda: self.stopping,
+                output=output,
             )
+            outcome = await course.to_its_end()
         except Fenced:
             raise
-        except loop.Interrupted as interrupted:
-            return interrupted
+        except (loop.Interrupted, loop.NeedsApproval, loop.NeedsChildren) as lets_go:
+            return lets_go
         except Stopped:
             return Ending(State.CANCELLED, error=CANCELLED)
         except ModelError as error:
@@ -416,6 +446,13 @@ class Runner:
             if later is not None and (waits <= self._chord_ttl or not claim.chords):
                 return later
             return Ending(State.FAILED, error=JobError(error.code, str(error)))
+        except LimitReached as error:
+            return Ending(
+                State.FAILED,
+                answer=error.partial or None,
+                error=JobError(error.code, str(error)),
+                settlement=calls.unbooked,
+            )
         except CeleriacError as error:
             return Ending(State.FAILED, error=JobError(error.code, str(error)))
         except Exception as error:  # our own fault must end the job too, or it would run for ever
@@ -429,6 +466,7 @@ class Runner:
             model=outcome.model,
             usage=outcome.usage.as_dict(),
             settlement=outcome.settlement,
+            is_checked=outcome.is_checked,
             turn=encode_turn([*asked, Message("assistant", outcome.text)]) if claim.context_id else b"",
         )
 

@@ -64,7 +64,7 @@ def show(job_id: str, tenant: str | None) -> None:
     if job is None:
         _complain(f"there is no job {job_id}")
         sys.exit(1)
-    click.echo(shown(_facts(job) | {"answer": job.answer, "calls": [_call(call) for call in job.calls]}, indent=True))
+    click.echo(shown(_facts(job) | _whole(job), indent=True))
 
 
 @jobs.command()
@@ -85,6 +85,33 @@ def cancel(ids: tuple[str, ...], tenant: str | None) -> None:
         return refused
 
     sys.exit(1 if over_the_stores(work) else 0)
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--tenant", help="Only if it is this tenant's.")
+@click.option("--approve/--refuse", default=None, required=True, help="Whether the calls may be made.")
+@click.option("--reason", default="", help="The model is told of it where they are refused.")
+@click.option("--call", "calls", multiple=True, help="Only this one of its approvals; may be given again.")
+def resume(job_id: str, tenant: str | None, approve: bool, reason: str, calls: tuple[str, ...]) -> None:
+    """Decide about calls of tools that a job waits to be allowed; `show` has them as its approvals."""
+    from celeriac.errors import Refused
+
+    async def work(stores: Stores, _: Settings) -> int | str | None:
+        job = await stores.jobs.get(job_id, tenant)
+        asked = calls or [asked.call for asked in job.approvals] if job is not None else []
+        if job is not None and not asked:
+            return f"job {job_id} waits for no approval"
+        try:
+            return await stores.jobs.resume(job_id, tenant, approve=approve, reason=reason, calls=asked)
+        except Refused as error:
+            return str(error)
+
+    left = over_the_stores(work)
+    if not isinstance(left, int):
+        _complain(left or f"there is no job {job_id}")
+        sys.exit(1)
+    click.echo(f"{job_id} " + (f"waits for {left} more" if left else "goes on"))
 
 
 @jobs.command()
@@ -193,9 +220,18 @@ def _facts(job: Job) -> dict[str, Any]:
     from celeriac.costs.money import usd
 
     facts = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
-    del facts["answer"], facts["calls"]
+    del facts["answer"], facts["calls"], facts["approvals"]
     nanos, in_doubt = facts.pop("cost_nanos"), facts.pop("in_doubt_nanos")
     return facts | {"cost_usd": None if nanos is None else usd(nanos), "in_doubt_usd": usd(in_doubt)}
+
+
+def _whole(job: Job) -> dict[str, Any]:
+    """What only one job at a time is shown with."""
+    return {
+        "answer": job.answer,
+        "calls": [_call(call) for call in job.calls],
+        "approvals": [dataclasses.asdict(asked) for asked in job.approvals],
+    }
 
 
 def _call(call: Any) -> dict[str, Any]:

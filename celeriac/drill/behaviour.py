@@ -20,7 +20,9 @@ class Behaviour:
     """What happens to one call.
 
     model: only calls for this model, "" for any. times: for how many calls, 0 for all that follow. delay: seconds
-    before anything is said; jitter: up to so many more. text: the answer, None for an echo. status: anything but 200 is
+    before anything is said; jitter: up to so many more. text: the answer, None for an echo. calls: tools that are
+    wanted called: name, and arguments, an object or a text that is sent as it is. turns: behaviours of which one is
+    chosen by how many answers the conversation holds already, the last one for all more. status: anything but 200 is
     an error in the provider's own words, unless `body` is given. code: which error, where a status has several.
     headers: added to the answer's. body: sent in place of the answer. cut: this many bytes of the body are kept, though
     its length is announced in full. pad: so many spaces follow the body. gzip: the body is compressed, whatever the
@@ -37,6 +39,8 @@ class Behaviour:
     delay: float = 0.0
     jitter: float = 0.0
     text: str | None = None
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    turns: list[dict[str, Any]] = field(default_factory=list)
     status: int = 200
     code: str = ""
     headers: dict[str, str] = field(default_factory=dict)

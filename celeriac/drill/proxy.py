@@ -99,7 +99,7 @@ class KnownScripts:
 
 @dataclass(eq=False)
 class Swallow:
-    """Answers that do not arrive. left: how many are still to go, done: set when none is.
+    """Answers that do not arrive. left: how many are still to go, done: set when none is. skip: how many pass before.
 
     answers: what was swallowed, with the time (seconds since 1970).
     """
@@ -108,6 +108,7 @@ class Swallow:
     script: str
     cut: bool
     left: int
+    skip: int = 0
     answers: list[tuple[float, bytes]] = field(default_factory=list)
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -116,6 +117,9 @@ class Swallow:
             return False
         # Errors pass: NOSCRIPT means that nothing was done, and an empty pop that nothing was taken.
         if answer.startswith(b"-") or answer in NOTHING:
+            return False
+        if self.skip:
+            self.skip -= 1
             return False
         self.left -= 1
         self.answers.append((time.time(), answer))
@@ -159,12 +163,15 @@ class Proxy:
         while self._lines:  # noqa: ASYNC110  # each line ends in a task of its own
             await asyncio.sleep(0.01)
 
-    def swallow(self, *, command: str = "", script: str = "", times: int = 1, cut: bool = True) -> Swallow:
-        """From now on, do not deliver the next `times` answers to this command, or to calls of this script.
+    def swallow(
+        self, *, command: str = "", script: str = "", times: int = 1, skip: int = 0, cut: bool = True
+    ) -> Swallow:
+        """From now on, when `skip` have passed, do not deliver the next `times` answers to this command, or to calls of
+        this script.
 
         cut: the connection is cut then. Else it stays open, and nothing more arrives on it.
         """
-        swallow = Swallow(command, script, cut, times)
+        swallow = Swallow(command, script, cut, times, skip)
         self._swallows.append(swallow)
         return swallow
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -98,6 +100,17 @@ def prompt_of(api: Api, body: dict[str, Any]) -> str:
     return str(content)
 
 
+def answers_in(api: Api, body: dict[str, Any]) -> int:
+    """How many answers of a model the conversation holds."""
+    items = body.get("input" if api == "responses" else "messages")
+    if not isinstance(items, list):
+        return 0
+    kinds = [item.get("role") or item.get("type") for item in items if isinstance(item, dict)]
+    # With Responses an answer is a text, or calls, or both: each run of these is one.
+    ours = [kind in ("assistant", "function_call") for kind in kinds]
+    return sum(mine and not before for mine, before in zip(ours, [False, *ours], strict=False))
+
+
 def within_limit(api: Api, body: dict[str, Any], text: str, behaviour: Behaviour) -> tuple[str, Behaviour]:
     """The text up to the output limit of the request, and the behaviour of a model that met it."""
     names = {
@@ -133,15 +146,31 @@ def answer(
     return made
 
 
+def _calls(name: str, behaviour: Behaviour) -> Iterator[tuple[str, str, str, Any]]:
+    """Id, name, arguments as text and as an object, of each tool that is wanted called."""
+    for number, call in enumerate(behaviour.calls):
+        arguments = call.get("arguments", {})
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        yield call.get("id", f"call_{name}_{number}"), call["name"], text, arguments
+
+
 def _chat(name: str, model: str, text: str, behaviour: Behaviour) -> dict[str, Any]:
     refused = behaviour.finish == "refusal"
     reason = {"end": "stop", "length": "length", "refusal": "stop", "filter": "content_filter"}[behaviour.finish]
+    calls = [
+        {"id": id, "type": "function", "function": {"name": tool, "arguments": arguments}}
+        for id, tool, arguments, _ in _calls(name, behaviour)
+    ]
+    if calls and reason == "stop":
+        reason = "tool_calls"
     message: dict[str, Any] = {
         "role": "assistant",
         "content": None if refused else text,
         "refusal": REFUSAL if refused else None,
         "annotations": [],
     }
+    if calls:
+        message |= {"content": behaviour.text, "tool_calls": calls}
     return {
         "id": f"chatcmpl-{name}",
         "object": "chat.completion",
@@ -165,6 +194,18 @@ def _responses(name: str, model: str, text: str, behaviour: Behaviour) -> dict[s
         "role": "assistant",
         "content": [part],
     }
+    calls = [
+        {
+            "id": f"fc_{id}",
+            "type": "function_call",
+            "status": "completed",
+            "call_id": id,
+            "name": tool,
+            "arguments": made,
+        }
+        for id, tool, made, _ in _calls(name, behaviour)
+    ]
+    said = [message] if behaviour.text or not calls else []
     return {
         "id": f"resp_{name}",
         "object": "response",
@@ -173,7 +214,7 @@ def _responses(name: str, model: str, text: str, behaviour: Behaviour) -> dict[s
         "error": None,
         "incomplete_details": {"reason": why} if why else None,
         "model": model,
-        "output": [{"id": f"rs_{name}", "type": "reasoning", "summary": []}, message],
+        "output": [{"id": f"rs_{name}", "type": "reasoning", "summary": []}, *said, *calls],
         "parallel_tool_calls": True,
         "service_tier": "default",
         "store": False,
@@ -185,12 +226,18 @@ def _responses(name: str, model: str, text: str, behaviour: Behaviour) -> dict[s
 def _messages(name: str, model: str, text: str, behaviour: Behaviour) -> dict[str, Any]:
     refused = behaviour.finish in ("refusal", "filter")
     reason = "refusal" if refused else {"end": "end_turn", "length": "max_tokens"}[behaviour.finish]
+    calls = [
+        {"type": "tool_use", "id": id, "name": tool, "input": made} for id, tool, _, made in _calls(name, behaviour)
+    ]
+    if calls and reason == "end_turn":
+        reason = "tool_use"
+    said = [{"type": "text", "text": text}] if behaviour.text or not calls else []
     return {
         "id": f"msg_{name}",
         "type": "message",
         "role": "assistant",
         "model": model,
-        "content": [] if refused else [{"type": "text", "text": text}],
+        "content": [] if refused else [*said, *calls],
         "stop_reason": reason,
         "stop_sequence": None,
     }

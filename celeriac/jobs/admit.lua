@@ -1,9 +1,18 @@
 -- Admit: a call to a model is booked at its highest possible price before it is sent. The same call again gets the same
--- answer. a: id, worker, nonce, call, bound (text, nano-dollars), facts (text), lane (null for a call that is made whatever is
--- known of its lane), lease (ms that the call may take), input, output (tokens that it may use at most), caps (requests and
--- tokens a minute; 0 for any).
+-- answer. a: id, worker, nonce, call, bound (text, nano-dollars), cap (of the whole job, text; "" for none), facts (text), lane
+-- (null for a call that is made whatever is known of its lane), lease (ms that the call may take), input, output (tokens that it
+-- may use at most), caps (requests and tokens a minute; 0 for any).
 -- Answers {"admitted", input and output tokens that it is expected to use}, {"closed", ms to leave the lane alone, why},
--- {"stop", "cancelled" or "expired"} or {"fenced"}.
+-- {"spent"} where the job's cap leaves too little, {"stop", "cancelled" or "expired"} or {"fenced"}.
+-- What a job has used of what it may cost, with all that work for it. Exact: amounts above 2^53 are refused.
+local function use_of(id)
+  local used = 0
+  for _, sum in ipairs({get(id, 'cost', 'in_doubt', 'reserved', 'below_cost', 'below_in_doubt', 'below_reserved')}) do
+    used = used + number(sum)
+  end
+  return used
+end
+
 local r = read(a.id)
 if fence(r, 'admit', a.worker, a.nonce) ~= 'mine' then return {'fenced'} end
 -- A run past its deadline buys nothing more: upkeep may not have looked yet.
@@ -18,6 +27,11 @@ local booked = call_read(a.id, a.call)
 if booked then
   local input, output = string.match(booked.facts, '"took":%[(%d+),(%d+)%]')
   return {'admitted', number(input), number(output)}
+end
+local above, known = ancestors_of(a.id)
+assert(known, 'no ancestors')
+for _, payer in ipairs({{a.id, a.cap}, unpack(above)}) do
+  if payer[2] ~= '' and use_of(payer[1]) + tonumber(a.bound) > tonumber(payer[2]) then return {'spent'} end
 end
 local need = {input = 0, output = 0}
 if a.lane ~= cjson.null then

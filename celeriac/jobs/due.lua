@@ -23,6 +23,8 @@ local more_due = each_due(K.parked(), most, function(id, r)
   call('ZREM', K.parked(), id)
   if r and r.place == 'parked' then
     try(id, 'parked', function()
+      -- Nobody has decided. That its time is over is this clock's to say.
+      if get(id, 'reason') == 'waiting_approval' then call('HSET', K.job(id), 'asked_over', 1) end
       leave_place(r)
       to_ready(r)
     end)

@@ -47,12 +47,34 @@ end
 
 local SUM = {open = 'reserved', doubt = 'in_doubt', settled = 'cost'}
 
--- From one sum of the job to another. What may not be: out of "settled", and into anything from "released".
+-- For whom the job works: who asked for it, who asked for that one, and so on. Each: {id, what it may cost, "" for anything}.
+-- Answers them, and whether they make sense: where they do not, nobody knows whose cap a call would cross.
+local function ancestors_of(id)
+  local stored = get(id, 'ancestors')
+  if not stored then return {}, true end
+  local readable, found = pcall(cjson.decode, stored)
+  for _, ancestor in ipairs(readable and type(found) == 'table' and found or {false}) do
+    if type(ancestor) ~= 'table' or type(ancestor[1]) ~= 'string' or type(ancestor[2]) ~= 'string' then return {}, false end
+  end
+  return found, true
+end
+
+-- From one sum of the job to another, and with it those of all for whom it works. What may not be: out of "settled", and into
+-- anything from "released".
 local function call_move(id, name, c, stands, amount)
+  local was = SUM[c.stands]
   -- Redis does not take "-0" for a number: a model may be free.
-  if SUM[c.stands] and c.amount ~= '0' then call('HINCRBY', K.job(id), SUM[c.stands], '-' .. c.amount) end
-  c.stands, c.amount = stands, amount
+  local back = was and c.amount ~= '0' and '-' .. c.amount
+  if back then call('HINCRBY', K.job(id), was, back) end
   if SUM[stands] then call('HINCRBY', K.job(id), SUM[stands], amount) end
+  for _, ancestor in ipairs((ancestors_of(id))) do
+    local above = ancestor[1]
+    if call('EXISTS', K.job(above)) == 1 then
+      if back then call('HINCRBY', K.job(above), 'below_' .. was, back) end
+      if SUM[stands] then call('HINCRBY', K.job(above), 'below_' .. SUM[stands], amount) end
+    end
+  end
+  c.stands, c.amount = stands, amount
   call_write(id, name, c)
 end
 
@@ -156,14 +178,58 @@ local function holder_of(tenant, context, bells)
   return context_holder(tenant, context)
 end
 
+-- A request to stop a running job: its worker hears of it at its next heartbeat, and whoever comes next obeys it.
+local function ask_to_stop(r, state)
+  call('HSETNX', K.job(r.id), 'stop', state)
+  call('SADD', K.stops(r.worker), r.id)
+end
+
+local stop_waiting
+
+-- Nobody waits any more for the jobs that this one asked for.
+local function stop_children(r, bells)
+  local children = call('SMEMBERS', K.awaits(r.id))
+  call('DEL', K.awaits(r.id))
+  for _, id in ipairs(children) do
+    local child = read(id)
+    call('HSET', K.children(r.id), id, 'cancelled ')
+    if child and not child.newer and child.place ~= 'ended' then
+      try(id, 'children', function()
+        if child.place == 'running' then ask_to_stop(child, 'cancelled') else stop_waiting(child, 'cancelled', bells) end
+      end)
+    end
+  end
+end
+
+local function tell_end(id, state, parent)
+  local answer, why = get(id, 'answer', 'error')
+  call('HSET', K.children(parent), id, state .. ' ' .. (state == 'failed' and why or ''))
+  if answer and answer ~= '' then call('HSET', K.answers(parent), id, answer) end
+end
+
+-- Whoever asked for this job hears how it ended, and goes on once it waits for no other.
+local function tell_parent(r, state, bells)
+  local parent = get(r.id, 'parent')
+  if not parent or call('SREM', K.awaits(parent), r.id) == 0 then return end
+  tell_end(r.id, state, parent)
+  local p = read(parent)
+  if p and p.place == 'parked' and get(parent, 'reason') == 'waiting_children' and call('EXISTS', K.awaits(parent)) == 0 then
+    leave_place(p)
+    to_ready(p)
+    dispatch(p.queue, 1, bells)
+  end
+end
+
 -- The end of a job: told to whoever waits, kept for a while; the next job of its context takes its turn. run: the nonce of
 -- the run that brings it about, which tells Celery where that is to be told.
 local function end_job(r, state, bells, run)
   move(r, 'ended', state)
   call('HSET', K.job(r.id), 'state', state, 'ended', now)
-  call('HDEL', K.job(r.id), 'stop')
+  call('HDEL', K.job(r.id), 'stop', 'asked', 'asked_until', 'asked_over')
   call('ZREM', K.deadlines(), r.id)
   doubt_open_calls(r.id)
+  stop_children(r, bells)
+  try(r.id, 'parent', function() tell_parent(r, state, bells) end)
   if get(r.id, 'tell') then leave_untold(r, run, bells) else let_age(r, state) end
   if r.context then pass_on(r.tenant, r.context, r.id, bells) end
   call('PUBLISH', K.ended(), r.id)
@@ -183,7 +249,7 @@ local function stop_job(r, state, bells, run)
 end
 
 -- A job that no worker holds leaves its place for good.
-local function stop_waiting(r, state, bells)
+function stop_waiting(r, state, bells)
   leave_place(r)
   stop_job(r, state, bells)
 end
@@ -201,20 +267,14 @@ end
 local function leave_to_knowing(r, worker, since, bells, run)
   since = math.min(tonumber(since or '') or now, now)
   if now - since >= a.keep.unknown and not known_somewhere(r) then
-    end_job(r, 'failed', bells, run)
     call('HSET', K.job(r.id), 'error', AGENT_UNKNOWN)
+    end_job(r, 'failed', bells, run)
     return nil
   end
   local later = now + math.max(UNKNOWN, math.min(LONGEST_UNKNOWN, math.floor((now - since) / 4)))
   call('HSET', K.job(r.id), 'excluded', worker, 'unknown_since', since)
   to_parked(r, 'agent_unknown', later)
   return later
-end
-
--- A request to stop a running job: its worker hears of it at its next heartbeat, and whoever comes next obeys it.
-local function ask_to_stop(r, state)
-  call('HSETNX', K.job(r.id), 'stop', state)
-  call('SADD', K.stops(r.worker), r.id)
 end
 
 -- A job whose worker is gone. A crash counts unless a step was made since the last one. Answers what became of it.

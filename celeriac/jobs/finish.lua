@@ -1,6 +1,6 @@
 -- Finish: answer, cost, context, release and the next bells in one step. Only the run that holds the job may; its money
 -- is booked in any case. a: id, worker, nonce, state, model, usage (text), error (text), settlement (or null), version,
--- max_messages, max_bytes, keep. ARGV[2..3]: answer, turn, each "" for none.
+-- max_messages, max_bytes, checked, keep. ARGV[2..3]: answer, turn, each "" for none.
 -- Answers {"done", changed, state, cost, in doubt, appended: "1", "0" or "", bells} or {"fenced", changed}; changed: how the
 -- breaker of the last call's lane did. A job that was asked to stop and has
 -- no answer yet ends as that says.
@@ -23,6 +23,7 @@ if mine == 'mine' then
     appended = context_append(r.tenant, r.context, a.version, turn, a.max_messages, a.max_bytes) and '1' or '0'
   end
   call('HSET', K.job(a.id), 'answer', answer, 'model', a.model, 'usage', a.usage, 'error', reason, 'appended', appended)
+  if a.checked then call('HSET', K.job(a.id), 'checked', 1) end
   release(r, 'finish', '')
   end_job(r, state, bells, a.nonce)
   local cost, in_doubt = get(a.id, 'cost', 'in_doubt')

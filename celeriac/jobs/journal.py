@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import orjson
 
 from celeriac.connections import ALWAYS, NEW_WORK, Scripts, pack
-from celeriac.errors import Fenced, Invalid, Stopped
+from celeriac.errors import CostLimit, Fenced, Invalid, Stopped
 from celeriac.jobs.model import Claim
 from celeriac.jobs.scripts import HERE
 from celeriac.logs import get_logger
@@ -79,15 +79,23 @@ class Journal:
         self._settle = scripts.load(HERE / "settle.lua", ALWAYS, before=lanes, durable=True)
 
     async def admit(
-        self, claim: Claim, call: str, bound: int, facts: Mapping[str, Any], asking: Mapping[str, Any] = ANYHOW
+        self,
+        claim: Claim,
+        call: str,
+        bound: int,
+        facts: Mapping[str, Any],
+        asking: Mapping[str, Any] = ANYHOW,
+        *,
+        cap: int | None = None,
     ) -> Admitted | Closed:
         """Book a call at its highest possible price, before it is sent. The same call again changes nothing.
 
-        bound: nano-dollars. asking: what its lane has to know, as `celeriac.gate.lanes.asking` has it. Answers Closed,
-        and has booked nothing, where the lane may not be asked now.
+        bound: nano-dollars. asking: what its lane has to know, as `celeriac.gate.lanes.asking` has it. cap: that the
+        whole job may cost, in doubt and reserved included. Answers Closed, and has booked nothing, where the lane may
+        not be asked now.
 
-        Raises Invalid for more than MOST_NANOS, Fenced where this run no longer holds the job, Stopped where the job
-        was asked to stop, StoreFull, StoreUnavailable.
+        Raises Invalid for more than MOST_NANOS, CostLimit, Fenced where this run no longer holds the job, Stopped where
+        the job was asked to stop, StoreFull, StoreUnavailable.
         """
         if bound > MOST_NANOS:
             raise Invalid("the call could cost more than $9 million", remedy="ask for fewer output tokens")
@@ -97,11 +105,14 @@ class Journal:
             nonce=claim.nonce,
             call=call,
             bound=str(bound),
+            cap="" if cap is None else str(cap),
             facts=orjson.dumps(facts).decode(),
             **asking,
         )
         if said == b"closed":
             return Closed(timedelta(milliseconds=rest[0]), rest[1].decode())
+        if said == b"spent":
+            raise CostLimit("what the job may cost (max_cost_usd) leaves too little for another call")
         if said == b"stop":
             raise Stopped(f"the job was asked to stop: {rest[0].decode()}")
         if said == b"fenced":

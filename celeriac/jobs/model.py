@@ -87,14 +87,48 @@ def lua() -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job has no answer. code: stable, see `celeriac.errors`. message: for people, and nothing anybody said."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The run that asks for a job: it alone may, while it holds its own. most: how many a job may ask for in all.
+
+    ancestors: for whom the new job works, nearest first: id, and nano-dollars that the job of it may cost with all that
+    work for it, None for any amount.
+    """
+
+    id: str
+    worker: str
+    nonce: str
+    most: int
+    ancestors: tuple[tuple[str, int | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How a job ended that another one asked for."""
+
+    state: State
+    answer: str | None = field(default=None, repr=False)
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """A job as a caller asks for it.
 
     input: messages as (role, text), the last one the user's. limited: its agent has a limit, so its jobs wait in lines
-    of their own. run_at: it is parked until then. deadline, expires_in: it expires unless it has ended by then; the
-    earlier one counts. idempotency_key: the same key of a tenant is the same job, for as long as that can be asked for;
-    fingerprint: of the request, to tell a repetition from a mistake. canvas: of a job that came through Celery.
-    ignore_result: whether nobody asks Celery for the result; None: as the deployment has it for jobs over HTTP.
+    of their own. limits: as `celeriac.jobs.request.LIMITS` names them. output_schema: what the answer has to be,
+    whatever the agent says of that. run_at: it is parked until then. deadline, expires_in: it expires unless it has
+    ended by then; the earlier one counts. idempotency_key: the same key of a tenant is the same job, for as long as
+    that can be asked for; fingerprint: of the request, to tell a repetition from a mistake. canvas: of a job that came
+    through Celery. ignore_result: whether nobody asks Celery for the result; None: as the deployment has it for jobs
+    over HTTP. parent: of a job that another one asks for.
     """
 
     id: str
@@ -107,6 +141,8 @@ class NewJob:
     if_busy: Literal["wait", "reject"] = "wait"
     model: str | None = None
     max_output_tokens: int | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    output_schema: Mapping[str, Any] | None = field(default=None, repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
     limited: bool = False
@@ -117,6 +153,7 @@ class NewJob:
     fingerprint: str = ""
     canvas: Canvas | None = None
     ignore_result: bool | None = None
+    parent: Parent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +168,6 @@ class Accepted:
     waits_for: str | None = None
     resume_at: datetime | None = None
     known: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class JobError:
-    """Why a job has no answer. code: stable, see `celeriac.errors`. message: for people, and nothing anybody said."""
-
-    code: str
-    message: str
 
 
 #: The end of a job that waited for too long for a worker that knows its agent.
@@ -161,14 +190,33 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A call of a tool that somebody has to allow. call: its name in the job. arguments: JSON that a model wrote."""
+
+    call: str
+    tool: str
+    arguments: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What somebody said of such a call. reason: the model is told of it."""
+
+    approved: bool
+    reason: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A job as it stands in the store.
 
     cost_nanos, in_doubt_nanos: nano-dollars, settled and in doubt. usage: tokens of all paid calls (in lists, of those
-    that its last run knew). answer, calls: only
-    in `get`, never in lists. context_appended: False where the context was deleted while the job ran. crashes: how
-    often its worker died with it since it last made a step; dead: it died too often and is kept for replay. reason,
-    resume_at: why it is parked, and until when. attempts: runs so far. replays: how often it was started anew.
+    that its last run knew). answer, is_checked, calls, approvals, children: only in `get`, never in lists. is_checked:
+    the answer is JSON, and what it had to be. approvals: calls that it waits to be allowed. parent_id: the job that
+    asked for it. children: those that it asked for, and what all that work for it cost. context_appended: False where
+    the context was deleted while the job ran. crashes: how often its worker died with it since it last made a step;
+    dead: it died too often and is kept for replay. reason, resume_at: why it is parked, and until when. attempts: runs
+    so far. replays: how often it was started anew.
     """
 
     id: str
@@ -189,12 +237,18 @@ class Job:
     reason: str | None = None
     resume_at: datetime | None = None
     answer: str | None = None
+    is_checked: bool = False
     error: JobError | None = None
     model: str | None = None
     usage: Mapping[str, int] | None = None
     cost_nanos: int | None = None
     in_doubt_nanos: int = 0
     calls: tuple[Call, ...] = ()
+    approvals: tuple[Asked, ...] = ()
+    parent_id: str | None = None
+    children: tuple[str, ...] = ()
+    children_cost_nanos: int = 0
+    children_in_doubt_nanos: int = 0
     context_appended: bool | None = None
     steps: int = 0
     crashes: int = 0
@@ -253,10 +307,39 @@ class Claim:
         return int(self.record["deadline"]) / 1000 if self.record.get("deadline") else None
 
     @property
+    def asked(self) -> tuple[Asked, ...]:
+        """What it waited to be allowed, and nobody has decided about."""
+        return read_asked(self.record.get("asked"))
+
+    @property
+    def asked_over(self) -> bool:
+        """Whether nobody has in the time that there was for it."""
+        return "asked_over" in self.record
+
+    @property
+    def decided(self) -> dict[str, Decision]:
+        """By call."""
+        decided = json.loads(self.record.get("decided", b"{}"))
+        return {call: Decision(*said) for call, said in decided.items()}
+
+    @property
+    def ancestors(self) -> tuple[tuple[str, int | None], ...]:
+        """For whom the job works, as `Parent` has it."""
+        stored = json.loads(self.record.get("ancestors", b"[]"))
+        return tuple((id, int(cap) if cap else None) for id, cap in stored)
+
+    @property
     def chords(self) -> list[str]:
         """The groups of the chords that wait for this job."""
         canvas = self.record.get("canvas")
         return Canvas.unpack(canvas).chords() if canvas else []
+
+
+def read_asked(stored: bytes | None) -> tuple[Asked, ...]:
+    try:
+        return tuple(Asked(**asked) for asked in json.loads(stored or b"[]"))
+    except (ValueError, TypeError):
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +353,8 @@ class Untold:
 class Ending:
     """How a run ends, written in one step. turn: what is appended to the context, already encoded, b"" for nothing.
 
-    settlement: of the call that brought the answer; its money is booked in the same step.
+    settlement: of the call that brought the answer; its money is booked in the same step. is_checked: the answer is
+    JSON, and what it had to be.
     """
 
     state: State
@@ -280,6 +364,7 @@ class Ending:
     usage: Mapping[str, int] | None = None
     turn: bytes = b""
     settlement: Settlement | None = None
+    is_checked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 -- Park: a run lets go of its slot until a time. A job that was asked to stop ends, and so does one whose agent nobody knew
 -- for too long. a: id, worker, nonce, reason, delay (ms), retry (whether it counts as a try), unknown (whether this worker
--- does not know its agent), lane (that it waits for, as `to_lane_line` takes it; or null), keep. Answers {"parked", resume_at,
+-- does not know its agent), lane (that it waits for, as `to_lane_line` takes it; or null), asked (calls that somebody has to allow, JSON; or null), keep. Answers {"parked", resume_at,
 -- bells}, {"ended", state, bells} or {"fenced"}.
 local r, bells = read(a.id), {}
 local mine = fence(r, 'park', a.worker, a.nonce)
@@ -11,10 +11,17 @@ if mine == 'mine' then
   local unknown_since, resume_at = get(a.id, 'unknown_since'), now + a.delay
   doubt_open_calls(a.id)
   release(r, 'park', '')
+  -- The last of them may have ended just now.
+  if a.reason == 'waiting_children' and call('EXISTS', K.awaits(a.id)) == 0 then resume_at = now end
   if r.stop then stop_job(r, r.stop, bells, a.nonce)
   elseif a.unknown then resume_at = leave_to_knowing(r, a.worker, unknown_since, bells, a.nonce)
   else
     if a.retry then call('HINCRBY', K.job(a.id), 'retries', 1) end
+    if a.asked ~= cjson.null then
+      if a.delay < 0 then resume_at = tonumber(get(a.id, 'asked_until') or '') or now end
+      call('HSET', K.job(a.id), 'asked', a.asked, 'asked_until', resume_at)
+      call('HDEL', K.job(a.id), 'asked_over')
+    end
     if a.lane ~= cjson.null then to_lane_line(r, a.lane, resume_at) else to_parked(r, a.reason, resume_at) end
   end
   call('HSET', K.job(a.id), 'release_answer', get(a.id, 'state') or tostring(resume_at))

@@ -7,8 +7,10 @@ from datetime import timedelta
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -20,6 +22,7 @@ from pydantic import (
 
 from celeriac.errors import Invalid, Unpriceable
 from celeriac.jobs.model import NewJob
+from celeriac.jobs.schema import checked_schema
 from celeriac.settings import NAME, Name
 
 #: Characters of one message; the body's own limit comes first for most.
@@ -58,7 +61,20 @@ UNPRICEABLE: Final = frozenset(
     }
 )
 NOT_PRICED: Final = "what a call costs with it cannot be said beforehand, so it is not passed on to a model"
+#: What a job may be bounded by, beside what its agent is.
+LIMITS: Final = ("max_steps", "max_tokens", "max_cost_usd", "max_seconds")
+Dollars = Annotated[str, StringConstraints(pattern=r"^\d{1,7}(\.\d{1,9})?$")]
 ModelName = Annotated[str, StringConstraints(pattern=MODEL)]
+
+
+def _of_model(given: Any) -> Any:
+    """A pydantic model's class says its schema: one that refers to itself has no type at its top."""
+    if isinstance(given, type) and issubclass(given, BaseModel):
+        return {"type": "object"} | given.model_json_schema()
+    return given
+
+
+OutputSchema = Annotated[dict[str, Any], BeforeValidator(_of_model), AfterValidator(checked_schema)]
 
 
 class Wire(BaseModel):
@@ -94,6 +110,25 @@ class Asked(Wire):
     )
     model: ModelName | None = Field(None, description="Ask this provider/model only, instead of the agent's own.")
     max_output_tokens: int | None = Field(None, strict=True, gt=0, le=1_000_000, description="Default: the agent's.")
+    max_steps: int | None = Field(
+        None,
+        strict=True,
+        ge=1,
+        le=1000,
+        description="How often it may ask its model; this or the agent's, the smaller.",
+    )
+    max_tokens: int | None = Field(None, strict=True, gt=0, description="Tokens that it may use. As `max_steps`.")
+    max_cost_usd: Dollars | None = Field(
+        None, description='Dollars that it may cost, with all that work for it, as "0.25". As `max_steps`.'
+    )
+    max_seconds: float | None = Field(None, strict=True, gt=0, description="For its steps together. As `max_steps`.")
+    output_schema: OutputSchema | None = Field(
+        None,
+        description="What the answer has to be: a JSON schema (2020-12) of an object, in the words that docs/agents.md "
+        "lists, of at most 64 KiB. The answer is checked; one that will not do is asked for once more, then the job "
+        "fails with `output_invalid`. Default: the agent's.",
+        examples=[{"type": "object", "properties": {"capital": {"type": "string"}}, "required": ["capital"]}],
+    )
     priority: Literal["low", "normal", "high"] = "normal"
     metadata: Annotated[
         dict[Name, Annotated[str, StringConstraints(max_length=512)]],
@@ -126,6 +161,8 @@ class Asked(Wire):
             if_busy=self.if_busy,
             model=self.model,
             max_output_tokens=self.max_output_tokens,
+            limits={name: value for name in LIMITS if (value := getattr(self, name)) is not None},
+            output_schema=self.output_schema,
             metadata=self.metadata,
             limited=limited,
             **facts,

@@ -15,7 +15,7 @@ from uuid_utils import uuid7
 
 from celeriac import keys
 from celeriac.connections import ALWAYS, NEW_WORK, READ, Redis, Scripts, answering, pack, unpack
-from celeriac.errors import Conflict, Fenced, Invalid, KeyReused
+from celeriac.errors import Conflict, Fenced, Invalid, KeyReused, Stopped
 from celeriac.jobs.dispatch import Ringer
 from celeriac.jobs.journal import tell_of_lane
 from celeriac.jobs.model import (
@@ -23,18 +23,22 @@ from celeriac.jobs.model import (
     PRIORITIES,
     SEEN_AS,
     Accepted,
+    Asked,
     Call,
     Claim,
     Ended,
     Ending,
+    Finding,
     Job,
     JobError,
     NewJob,
     Page,
+    Parent,
     Parked,
     Priority,
     State,
     Untold,
+    read_asked,
 )
 from celeriac.jobs.scripts import ENTER, HERE
 from celeriac.logs import get_logger
@@ -47,9 +51,9 @@ PRIORITY_NAMES: Final[Mapping[int, Priority]] = {number: name for name, number i
 SHOWN: Final = (
     "place", "state", "tenant", "agent", "queue", "priority", "created", "attempts", "context", "metadata",
     "request_id", "started", "ended", "error", "model", "usage", "cost", "in_doubt", "appended", "deadline", "reason",
-    "resume_at", "steps", "crashes", "dead", "replays", "stop",
+    "resume_at", "steps", "crashes", "dead", "replays", "stop", "parent", "below_cost", "below_in_doubt",
 )  # fmt: skip
-WHOLE: Final = (*SHOWN, "answer")
+WHOLE: Final = (*SHOWN, "answer", "checked", "asked")
 
 #: Scripts of 500 jobs that one page may look at: a rare agent among a million jobs takes several pages.
 LOOKS: Final = 10
@@ -138,6 +142,7 @@ class JobStore:
         self._give_back = scripts.load(HERE / "give_back.lua", ALWAYS)
         self._break_off = scripts.load(HERE / "break_off.lua", ALWAYS)
         self._cancel = scripts.load(HERE / "cancel.lua", ALWAYS)
+        self._resume = scripts.load(HERE / "resume.lua", ALWAYS)
         self._told = scripts.load(HERE / "told.lua", ALWAYS)
         self._get = scripts.load(HERE / "get.lua", READ)
         self._list = scripts.load(HERE / "list.lua", READ)
@@ -149,11 +154,15 @@ class JobStore:
         KeyReused where the idempotency key stands for another request, StoreFull, StoreUnavailable.
         """
         ignore_result = not self._celery_results if job.ignore_result is None else job.ignore_result
-        spec = {
+        spec: dict[str, Any] = {
             "input": job.input,
             "model": job.model,
             "max_output_tokens": job.max_output_tokens,
         }
+        if job.limits:
+            spec["limits"] = dict(job.limits)
+        if job.output_schema is not None:
+            spec["output_schema"] = job.output_schema
         said, *rest = await self._submit(
             pack(spec),
             job_id=job.id,
@@ -176,8 +185,17 @@ class JobStore:
             # A caller's own words do not become part of a key.
             idempotency=job.idempotency_key and hashlib.sha256(job.idempotency_key.encode()).hexdigest()[:32],
             fingerprint=job.fingerprint,
+            parent=job.parent and _parent(job.parent),
             keep=self._keep,
         )
+        if said == b"fenced":
+            raise Fenced("this run no longer holds the job")
+        if said == b"stop":
+            raise Stopped(f"the job was asked to stop: {rest[0].decode()}")
+        if said == b"many":
+            raise Conflict(
+                f"a job may ask for {job.parent and job.parent.most} others in all, and a thousand may work for one"
+            )
         if said == b"busy":
             await self._ringer.ring(rest[1])
             raise Conflict(
@@ -250,10 +268,49 @@ class JobStore:
         await self._ringer.ring(rest[-1])
         return State.RUNNING if said == b"asked" else State(rest[0].decode())
 
+    async def resume(
+        self, job_id: str, tenant: str | None, *, approve: bool, calls: Sequence[str], reason: str = ""
+    ) -> int | None:
+        """Decide about calls of tools that the job waits to be allowed; once all are decided it goes on.
+
+        Answers how many are left to be decided, None where there is no such job. Twice is as good as once. Raises
+        Conflict for a job that waits for no approval, and for calls that were decided otherwise, Invalid for calls that
+        it does not ask for.
+        """
+        said, *rest = await self._resume(
+            id=job_id,
+            tenant=tenant or "",
+            approve=approve,
+            reason=reason,
+            calls=list(calls),
+            keep=self._keep,
+        )
+        if said == b"unknown":
+            return None
+        if said == b"idle":
+            raise Conflict(
+                f"job {job_id} waits for no approval, it is {rest[0].decode()}",
+                field="job_id",
+                remedy="`approvals` of GET /v1/jobs/{id} says what it waits for",
+            )
+        if said == b"strange":
+            raise Invalid(
+                f"the job does not ask for {rest[0].decode()}",
+                field="calls",
+                remedy="`approvals` of GET /v1/jobs/{id} has them",
+            )
+        if said == b"decided":
+            raise Conflict(
+                f"{rest[0].decode()} was decided otherwise", field="calls", remedy="what is decided stays as it is"
+            )
+        left, bells = rest
+        await self._ringer.ring(bells)
+        return int(left)
+
     async def get(self, job_id: str, tenant: str | None) -> Job | None:
         """The job, answer included; None where this tenant has no such job. tenant: None for any."""
-        waits_for, values, calls = await self._get(id=job_id, fields=WHOLE)
-        job = _job(job_id, waits_for, values, _calls(calls))
+        waits_for, values, calls, children = await self._get(id=job_id, fields=WHOLE)
+        job = _job(job_id, waits_for, values, _calls(calls), tuple(sorted(id.decode() for id in children)))
         return job if job is not None and tenant in (None, job.tenant) else None
 
     async def list(
@@ -357,6 +414,7 @@ class JobStore:
         said, *rest = await self._finish(
             pack(ending.answer) if ending.answer is not None else b"",
             ending.turn,
+            checked=ending.is_checked,
             id=claim.id,
             worker=claim.worker,
             nonce=claim.nonce,
@@ -403,6 +461,29 @@ class JobStore:
         """
         return await self._let_go(claim, delay=_ms(wait), retry=retry, lane=(lane, *most, only))
 
+    async def wait_for_approval(self, claim: Claim, asked: Sequence[Asked], wait: timedelta | None) -> Parked | State:
+        """Let go of the slot until somebody has decided about these calls, at most so long. Else as `park`.
+
+        wait: None where it waited for them before, and waits on.
+        """
+        packed = orjson.dumps([{"call": a.call, "tool": a.tool, "arguments": a.arguments} for a in asked]).decode()
+        return await self._let_go(
+            claim, reason="waiting_approval", delay=-1 if wait is None else _ms(wait), asked=packed
+        )
+
+    async def wait_for_children(self, claim: Claim, longest: timedelta) -> Parked | State:
+        """Let go of the slot until the jobs that this one asked for have ended, at most so long. Else as `park`."""
+        return await self._let_go(claim, reason="waiting_children", delay=_ms(longest))
+
+    async def findings(self, job_id: str, children: Sequence[str]) -> tuple[Finding | None, ...]:
+        """Of these jobs, which this one asked for, how they ended; None for one that has not, or is not known."""
+        async with answering():
+            asked = self._redis.pipeline(transaction=False)
+            asked.hmget(keys.spell("children", id=job_id), list(children))
+            asked.hmget(keys.spell("answers", id=job_id), list(children))
+            ends, answers = await asked.execute()
+        return tuple(_finding(end, answer) for end, answer in zip(ends, answers, strict=True))
+
     async def leave_to_others(self, claim: Claim) -> Parked | State:
         """This worker does not know the job's agent: it is parked for five seconds, and not for this worker again.
 
@@ -419,6 +500,7 @@ class JobStore:
         retry: bool = False,
         unknown: bool = False,
         lane: tuple[str, int, int, bool] | None = None,
+        asked: str | None = None,
     ) -> Parked | State:
         said, *rest = await self._park(
             id=claim.id,
@@ -429,6 +511,7 @@ class JobStore:
             retry=retry,
             unknown=unknown,
             lane=lane,
+            asked=asked,
             keep=self._keep,
         )
         if said == b"fenced":
@@ -498,7 +581,27 @@ def _readable(job_id: str, *row: Any) -> Job | None:
         return None
 
 
-def _job(job_id: str, waits_for: bytes, values: Sequence[Any], calls: tuple[Call, ...] = ()) -> Job | None:
+def _parent(parent: Parent) -> dict[str, Any]:
+    ancestors = [(id, "" if cap is None else str(cap)) for id, cap in parent.ancestors]
+    facts = {"id": parent.id, "worker": parent.worker, "nonce": parent.nonce, "most": parent.most}
+    return facts | {"ancestors": ancestors}
+
+
+def _finding(end: bytes | None, answer: bytes | None) -> Finding | None:
+    if not end:
+        return None
+    state, _, error = end.partition(b" ")
+    why = JobError(*orjson.loads(error)) if error else None
+    return Finding(State(state.decode()), unpack(answer) if answer else None, why)
+
+
+def _job(
+    job_id: str,
+    waits_for: bytes,
+    values: Sequence[Any],
+    calls: tuple[Call, ...] = (),
+    children: tuple[str, ...] = (),
+) -> Job | None:
     r = dict(zip(WHOLE, values, strict=False))
     place = r["place"]
     if place is None:
@@ -525,12 +628,18 @@ def _job(job_id: str, waits_for: bytes, values: Sequence[Any], calls: tuple[Call
         reason=_text(r["reason"]),
         resume_at=_time(r["resume_at"]) if r["resume_at"] else None,
         answer=unpack(answer) if answer else None,
+        is_checked=bool(r.get("checked")),
         error=error or None,
         model=_text(r["model"]),
         usage=_usage(calls) or (orjson.loads(r["usage"]) if r["usage"] else None),
         cost_nanos=int(r["cost"]) if r["cost"] else None,
         in_doubt_nanos=int(r["in_doubt"] or 0),
         calls=calls,
+        approvals=read_asked(r.get("asked")) if r["reason"] == b"waiting_approval" else (),
+        parent_id=_text(r["parent"]),
+        children=children,
+        children_cost_nanos=int(r["below_cost"] or 0),
+        children_in_doubt_nanos=int(r["below_in_doubt"] or 0),
         context_appended=None if not r["appended"] else r["appended"] == b"1",
         steps=int(r["steps"] or 0),
         crashes=int(r["crashes"] or 0),

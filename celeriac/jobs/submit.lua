@@ -1,13 +1,37 @@
 -- Submit: record, index, context and line in one step, and a bell if a slot is free. Sent twice, it is one job.
 -- a: id, tenant, agent, queue, line, priority, context, if_busy, request_id, metadata (text), ignore_result, canvas (text), tell, run_at (ms),
--- deadline (ms), expires_in (ms), idempotency, fingerprint, keep; null where there is none. ARGV[2]: the spec.
+-- deadline (ms), expires_in (ms), idempotency, fingerprint, parent (id, worker, nonce of the run that asks for it; how many it may
+-- ask for; ancestors), keep; null where there is none. ARGV[2]: the spec.
 -- Answers {"accepted", created ms, holder of the context or "", resume_at or "", bells}, {"known" or "reused", id, created ms},
--- {"untimely", what is wrong with its times} or {"busy", holder, bells}.
+-- {"untimely", what is wrong with its times}, {"busy", holder, bells}, or to a run {"fenced"}, {"stop", "cancelled" or "expired"}
+-- or {"many"}.
+local MOST_BELOW = 1000 -- jobs that may work for one, at any depth: they end with it in one script
 local YEAR = 366 * 86400000 -- no time lies further ahead
 local function given(name) return a[name] ~= cjson.null and a[name] or nil end
 
-local context, key = given('context'), given('idempotency')
+local context, key, parent = given('context'), given('idempotency'), given('parent')
+if parent then
+  local p = read(parent.id)
+  if fence(p, 'submit', parent.worker, parent.nonce) ~= 'mine' then return {'fenced'} end
+  if p.stop then return {'stop', p.stop} end
+  if call('HEXISTS', K.children(parent.id), a.id) == 0 then
+    local top = parent.ancestors[#parent.ancestors][1]
+    local below = tonumber(get(top, 'below_jobs') or '') or 0
+    if call('HLEN', K.children(parent.id)) >= parent.most or below >= MOST_BELOW then return {'many'} end
+  end
+end
 if call('EXISTS', K.job(a.id)) == 1 then
+  if parent then
+    if get(a.id, 'parent') ~= parent.id then return {'many'} end
+    -- The store may have lost that it was asked for, or the end of it: its parent ended before, and is started again.
+    if (call('HGET', K.children(parent.id), a.id) or '') == '' then
+      if get(a.id, 'place') == 'ended' then tell_end(a.id, get(a.id, 'state'), parent.id)
+      else
+        call('HSET', K.children(parent.id), a.id, '')
+        call('SADD', K.awaits(parent.id), a.id)
+      end
+    end
+  end
   local created, resume_at = get(a.id, 'created', 'resume_at')
   return {'accepted', tonumber(created), waits_for(a.id) or '', resume_at or '', {}}
 end
@@ -21,7 +45,11 @@ end
 -- By this clock, and after the key: a repetition may come when its times are over.
 local run_at, deadline = given('run_at'), given('deadline')
 if given('expires_in') then deadline = math.min(deadline or math.huge, now + a.expires_in) end
-if deadline and deadline <= now then return {'untimely', 'over'} end
+if deadline and deadline <= now then
+  if not parent then return {'untimely', 'over'} end
+  ask_to_stop(read(parent.id), 'expired')
+  return {'stop', 'expired'}
+end
 if deadline and deadline > now + YEAR then return {'untimely', 'deadline far'} end
 if run_at and run_at > now + YEAR then return {'untimely', 'run_at far'} end
 if run_at and deadline and run_at >= deadline then return {'untimely', 'late'} end
@@ -45,6 +73,14 @@ if deadline then
   call('ZADD', K.deadlines(), deadline, a.id)
 end
 if given('canvas') then call('HSET', K.job(a.id), 'canvas', a.canvas) end
+if parent then
+  call('HSET', K.job(a.id), 'parent', parent.id, 'ancestors', cjson.encode(parent.ancestors))
+  for _, ancestor in ipairs(parent.ancestors) do
+    if call('EXISTS', K.job(ancestor[1])) == 1 then call('HINCRBY', K.job(ancestor[1]), 'below_jobs', 1) end
+  end
+  call('HSET', K.children(parent.id), a.id, '')
+  call('SADD', K.awaits(parent.id), a.id)
+end
 if a.tell then call('HSET', K.job(a.id), 'tell', 1) end
 if run_at then call('HSET', K.job(a.id), 'run_at', run_at) end
 if context then call('HSET', K.job(a.id), 'context', context) end

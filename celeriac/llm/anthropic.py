@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import anthropic
 import httpx2
+import orjson
 
 from celeriac.errors import BadAnswer, ContentRefused, LocalFault, ModelError, ModelTimeout, ProviderFailed, Unreachable
 from celeriac.llm.adapter import Adapter, Declined
-from celeriac.llm.model import Answer, ModelRequest, StopReason
-from celeriac.llm.reading import NotAnAnswer, anthropic_usage, billed_model, member, tier
+from celeriac.llm.model import Answer, Message, ModelRequest, StopReason, ToolCall
+from celeriac.llm.reading import NotAnAnswer, anthropic_usage, billed_model, member, stopped, tier, tool_calls
+from celeriac.llm.shape import closed
 
 URL = "https://api.anthropic.com"
+#: Before a schema that the provider's own field does not take.
+IN_WORDS = "Answer with one JSON object, and nothing else, that is valid against this JSON schema: "
 
 STOP: Mapping[str, StopReason] = {
     "end_turn": "end",
@@ -62,11 +66,22 @@ class Anthropic(Adapter):
     def _body(self, request: ModelRequest) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": request.lane.model,
-            "messages": [{"role": message.role, "content": message.text} for message in request.messages],
+            "messages": messages(request.messages),
             "max_tokens": request.max_output_tokens,
         }
-        if request.instructions:
-            body["system"] = request.instructions
+        if request.tools:
+            body["tools"] = [
+                {"name": tool.name, "description": tool.description, "input_schema": tool.schema}
+                for tool in request.tools
+            ]
+        instructions = [request.instructions] if request.instructions else []
+        if request.schema is not None:
+            if (schema := closed(request.schema)) is not None:
+                body["output_config"] = {"format": {"type": "json_schema", "schema": schema}}
+            else:
+                instructions.append(IN_WORDS + orjson.dumps(request.schema).decode())
+        if instructions:
+            body["system"] = "\n\n".join(instructions)
         if request.temperature is not None:
             body["temperature"] = request.temperature
         return body | {"service_tier": "standard_only"} if self._own else body
@@ -81,4 +96,48 @@ class Anthropic(Adapter):
         if reason not in STOP:
             raise NotAnAnswer("an unknown reason to stop")
         text = "".join(member(block, "text", str) for block in blocks if member(block, "type", str) == "text")
-        return Answer(text, usage, request.lane, model, STOP[reason], tier=billed_tier)
+        calls = tool_calls(
+            (member(block, "name", str), orjson.dumps(member(block, "input", dict)).decode())
+            for block in blocks
+            if block["type"] == "tool_use"
+        )
+        return Answer(text, usage, request.lane, model, stopped(STOP[reason], calls), tier=billed_tier, calls=calls)
+
+
+def messages(said: Sequence[Message]) -> list[dict[str, Any]]:
+    """As the Messages API has them: results of tools are the user's, all of one turn in one message."""
+    made: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] | None = None
+    for message in said:
+        if message.role != "tool":
+            results = None
+            made.append({"role": message.role, "content": _content(message)})
+            continue
+        if results is None:
+            results = []
+            made.append({"role": "user", "content": results})
+        results.append(
+            {
+                "type": "tool_result",
+                "tool_use_id": message.call_id,
+                "content": message.text,
+                "is_error": message.failed,
+            }
+        )
+    return made
+
+
+def _content(message: Message) -> str | list[dict[str, Any]]:
+    if not message.calls:
+        return message.text
+    calls = [{"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call)} for call in message.calls]
+    return [{"type": "text", "text": message.text}, *calls] if message.text else calls
+
+
+def _object(call: ToolCall) -> dict[str, Any]:
+    """Another model's arguments may be no JSON, which it has been told; here only an object can be said again."""
+    try:
+        made = orjson.loads(call.arguments)
+    except orjson.JSONDecodeError:
+        return {}
+    return made if isinstance(made, dict) else {}

@@ -5,24 +5,52 @@ Texts stay out of every `repr`: error reporters and debuggers print the variable
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
+
+import orjson
 
 from celeriac.llm.limits import Limit
 
 #: The providers that a deployment has without naming them.
 BUILT_IN: Final = ("openai", "anthropic")
 
-Role = Literal["user", "assistant"]
+#: A tool's message is the result of a call that the assistant wanted made.
+Role = Literal["user", "assistant", "tool"]
 #: Why the model stopped: it was done, it met the output limit, or it wants a tool.
 StopReason = Literal["end", "length", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """What a model is told of a tool. schema: of its arguments, a JSON schema of an object."""
+
+    name: str
+    description: str
+    schema: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model wants made. arguments: JSON, as it wrote it: nobody has looked at it yet."""
+
+    id: str
+    name: str
+    arguments: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
+    """calls: what an assistant wants called. call_id: of a tool's message, which of them it answers; failed: with an
+    error.
+    """
+
     role: Role
     text: str = field(repr=False)
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str = ""
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +77,36 @@ class Endpoint:
 class ModelRequest:
     """One call.
 
-    instructions: the system text, "" for none. messages: oldest first, the last one is the user's. max_output_tokens:
-    always sent; reasoning counts. deadline: seconds the whole call may take, from the first byte sent to the last byte
-    read. api: which of OpenAI's two APIs; other providers ignore it.
+    instructions: the system text, "" for none. messages: oldest first, the last one is the user's, or a tool's. tools:
+    that the model may want called. schema: of a JSON answer, as a hint: nobody has checked the answer against it.
+    max_output_tokens: always sent; reasoning counts. deadline: seconds the whole call may take, from the first byte
+    sent to the last byte read. api: which of OpenAI's two APIs; others ignore it.
     """
 
     lane: Lane
     messages: tuple[Message, ...]
     instructions: str = field(default="", repr=False)
+    tools: tuple[ToolSpec, ...] = ()
+    schema: Mapping[str, Any] | None = field(default=None, repr=False)
     max_output_tokens: int = 1024
     temperature: float | None = None
     deadline: float = 120.0
     api: Literal["chat", "responses"] = "chat"
+
+    def texts(self) -> Iterator[str]:
+        """All that the model is given to read."""
+        yield self.instructions
+        for message in self.messages:
+            yield message.text
+            for call in message.calls:
+                yield call.name
+                yield call.arguments
+        for tool in self.tools:
+            yield tool.name
+            yield tool.description
+            yield orjson.dumps(tool.schema).decode()
+        if self.schema is not None:
+            yield orjson.dumps(self.schema).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +130,10 @@ class Usage:
             self.output + other.output,
             self.reasoning + other.reasoning,
         )
+
+    @property
+    def total(self) -> int:
+        return self.input + self.cache_read + self.cache_write + self.output
 
     def as_dict(self) -> dict[str, int]:
         """As it is stored, and as callers see it."""
@@ -123,7 +173,8 @@ class Answer:
     model: the name the provider billed, which may be longer than the one asked for. tier: the service tier that it says
     it billed, "" if it says nothing. call: the name under which the call is booked, if it is. seconds: from asking to
     having read the answer. attempts: the calls that failed before this one, oldest first, where a wrapper asked more
-    than once. limits: of the provider's rates, as it says them.
+    than once. limits: of the provider's rates, as it says them. calls: tools that the model wants called before it goes
+    on.
     """
 
     text: str = field(repr=False)
@@ -137,6 +188,7 @@ class Answer:
     call: str = ""
     attempts: tuple[Attempt, ...] = ()
     limits: tuple[Limit, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
 
 
 class ModelClient(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -12,8 +12,8 @@ import openai
 from celeriac.errors import BadAnswer, ContentRefused, LocalFault, ModelError, ModelTimeout, ProviderFailed, Unreachable
 from celeriac.llm.adapter import Adapter, Declined
 from celeriac.llm.failures import kind_of
-from celeriac.llm.model import Answer, ModelRequest, StopReason
-from celeriac.llm.reading import NotAnAnswer, billed_model, member, openai_usage, tier
+from celeriac.llm.model import Answer, Message, ModelRequest, StopReason, ToolSpec
+from celeriac.llm.reading import NotAnAnswer, billed_model, member, openai_usage, stopped, tier, tool_calls
 
 URL = "https://api.openai.com/v1"
 
@@ -68,10 +68,14 @@ class OpenAI(Adapter):
         return read_responses(made, request) if request.api == "responses" else read_chat(made, request)
 
     def _chat(self, request: ModelRequest) -> dict[str, Any]:
-        messages = [{"role": message.role, "content": message.text} for message in request.messages]
+        messages = [chat_message(message) for message in request.messages]
         if request.instructions:
             messages.insert(0, {"role": "system", "content": request.instructions})
         body: dict[str, Any] = {"model": request.lane.model, "messages": messages}
+        if request.tools:
+            body["tools"] = [{"type": "function", "function": _function(tool)} for tool in request.tools]
+        if request.schema is not None:
+            body["response_format"] = {"type": "json_schema", "json_schema": _format(request.schema)}
         if request.temperature is not None:
             body["temperature"] = request.temperature
         if not self._own:
@@ -81,12 +85,16 @@ class OpenAI(Adapter):
     def _responses(self, request: ModelRequest) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": request.lane.model,
-            "input": [{"role": message.role, "content": message.text} for message in request.messages],
+            "input": [item for message in request.messages for item in response_items(message)],
             "max_output_tokens": request.max_output_tokens,
             "store": False,
         }
         if request.instructions:
             body["instructions"] = request.instructions
+        if request.tools:
+            body["tools"] = [{"type": "function", **_function(tool)} for tool in request.tools]
+        if request.schema is not None:
+            body["text"] = {"format": {"type": "json_schema", **_format(request.schema)}}
         if request.temperature is not None:
             body["temperature"] = request.temperature
         return body | {"service_tier": "default"} if self._own else body
@@ -96,6 +104,39 @@ def is_openai(url: str) -> bool:
     """Whether OpenAI itself answers there, Azure included."""
     host = urlsplit(url).hostname or ""
     return host == "api.openai.com" or host.endswith((".api.openai.com", ".openai.azure.com"))
+
+
+def _function(tool: ToolSpec) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description, "parameters": tool.schema}
+
+
+def _format(schema: Mapping[str, Any]) -> dict[str, Any]:
+    # Not strict: that is a dialect of its own, which refuses most schemas that people write.
+    return {"name": "answer", "schema": schema, "strict": False}
+
+
+def chat_message(message: Message) -> dict[str, Any]:
+    """As Chat Completions has it."""
+    if message.role == "tool":
+        return {"role": "tool", "tool_call_id": message.call_id, "content": message.text}
+    if not message.calls:
+        return {"role": message.role, "content": message.text}
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in message.calls
+    ]
+    return {"role": message.role, "content": message.text or None, "tool_calls": calls}
+
+
+def response_items(message: Message) -> Iterator[dict[str, Any]]:
+    """As Responses has it: calls and their results are items of their own."""
+    if message.role == "tool":
+        yield {"type": "function_call_output", "call_id": message.call_id, "output": message.text}
+        return
+    if message.text or not message.calls:
+        yield {"role": message.role, "content": message.text}
+    for call in message.calls:
+        yield {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
 
 
 def read_chat(made: dict[str, Any], request: ModelRequest) -> Answer:
@@ -108,12 +149,19 @@ def read_chat(made: dict[str, Any], request: ModelRequest) -> Answer:
         raise Declined(ContentRefused, usage=usage, billed_model=model, tier=tier(made))
     if reason not in STOP:
         raise NotAnAnswer("an unknown reason to stop")
+    calls = tool_calls(_chat_call(call) for call in message.get("tool_calls") or ())
+    stop = stopped(STOP[reason], calls)
     text = message.get("content")
-    if text is None and STOP[reason] != "end":
+    if text is None and stop != "end":
         text = ""  # all of the output went into reasoning, or into a tool call
     if not isinstance(text, str):
         raise NotAnAnswer("no content")
-    return Answer(text, usage, request.lane, model, STOP[reason], tier=tier(made))
+    return Answer(text, usage, request.lane, model, stop, tier=tier(made), calls=calls)
+
+
+def _chat_call(made: object) -> tuple[str, str]:
+    function = member(made, "function", dict)
+    return member(function, "name", str), member(function, "arguments", str)
 
 
 def read_responses(made: dict[str, Any], request: ModelRequest) -> Answer:
@@ -139,9 +187,12 @@ def read_responses(made: dict[str, Any], request: ModelRequest) -> Answer:
     if status not in ("completed", "incomplete"):
         raise NotAnAnswer("not finished")
     text = "".join(member(part, "text", str) for part in parts if part.get("type") == "output_text")
-    stop: StopReason = "length" if status == "incomplete" else "end"
-    if any(isinstance(item, dict) and item.get("type") == "function_call" for item in items):
-        stop = "tool"
-    elif not messages and stop == "end":
+    calls = tool_calls(
+        (member(item, "name", str), member(item, "arguments", str))
+        for item in items
+        if isinstance(item, dict) and item.get("type") == "function_call"
+    )
+    stop = stopped("length" if status == "incomplete" else "end", calls)
+    if not messages and stop == "end":
         raise NotAnAnswer("no message")
-    return Answer(text, usage, request.lane, model, stop, tier=tier(made))
+    return Answer(text, usage, request.lane, model, stop, tier=tier(made), calls=calls)

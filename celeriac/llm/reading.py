@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import secrets
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
 
-from celeriac.llm.model import ModelRequest, Usage
+from celeriac.llm.model import ModelRequest, StopReason, ToolCall, Usage
 
 #: A reported count may be this many times what the request could cause before it is taken for nonsense.
 SLACK = 10
@@ -15,6 +17,7 @@ SLACK = 10
 HIDDEN = 4096
 
 _MODEL = re.compile(r"[\w.:/@+-]{1,200}")
+_TOOL = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 
 
 class NotAnAnswer(Exception):
@@ -64,6 +67,23 @@ def billed_model(made: dict[str, Any], asked: str) -> str:
     return said
 
 
+def tool_calls(found: Iterable[tuple[str, str]]) -> tuple[ToolCall, ...]:
+    """Of name and arguments each. They get names of our own: some servers send the same ids in each turn, and some send
+    longer ones than the next provider takes.
+    """
+    made = list(found)
+    if not all(_TOOL.fullmatch(name) for name, _ in made):
+        raise NotAnAnswer("a call of a tool without a proper name")
+    return tuple(ToolCall(f"call_{secrets.token_hex(9)}", name, arguments) for name, arguments in made)
+
+
+def stopped(reason: StopReason, calls: Sequence[ToolCall]) -> StopReason:
+    """Some who speak OpenAI's API want tools called and say that they are done; who met the limit wants nothing."""
+    if reason == "tool" and not calls:
+        raise NotAnAnswer("it wants tools called, and names none")
+    return "tool" if calls and reason != "length" else reason
+
+
 def tier(of: object) -> str:
     said = of.get("service_tier") if isinstance(of, dict) else None
     return said if isinstance(said, str) and _MODEL.fullmatch(said) else ""
@@ -100,9 +120,7 @@ def anthropic_usage(made: dict[str, Any], request: ModelRequest) -> Usage:
 
 def checked(usage: Usage, request: ModelRequest) -> Usage:
     """The same usage, if this request can have caused it."""
-    said = len(request.instructions.encode(errors="replace")) + sum(
-        len(message.text.encode(errors="replace")) for message in request.messages
-    )
+    said = sum(len(text.encode(errors="replace")) for text in request.texts())
     if usage.input + usage.cache_read + usage.cache_write > SLACK * (said + HIDDEN):
         raise NotAnAnswer("more input tokens than the request can have")
     if usage.output > SLACK * request.max_output_tokens:

@@ -15,7 +15,7 @@ from celeriac.jobs.model import Job, NewJob
 from celeriac.jobs.store import new_id
 from celeriac.settings import load_settings
 from celeriac.stores import open_stores
-from tests.by_hand import crash, fail, finish, start
+from tests.by_hand import ask, crash, fail, finish, start
 from tests.conftest import Valkey
 
 
@@ -138,6 +138,20 @@ def test_jobs_are_cancelled(jobs: Terminal) -> None:
     assert (jobs.job(waiting).state, jobs.job(running).stopping) == ("cancelled", True)
     assert jobs("cancel", done, "nope", waiting, status=1) == f"{waiting} cancelled\n"
     assert jobs.said == f"celeriac: job {done} is succeeded\nceleriac: there is no job nope\n"
+
+
+def test_what_a_job_waits_for_is_decided(jobs: Terminal) -> None:
+    """`show` says what that is."""
+    id = jobs.submit()
+    ask(jobs.valkey, id, *({"call": f"1.c{n}", "tool": "sell", "arguments": "{}"} for n in range(2)))
+    shown = json.loads(jobs("show", id))
+    assert (shown["reason"], [asked["call"] for asked in shown["approvals"]]) == ("waiting_approval", ["1.c0", "1.c1"])
+    assert jobs("resume", id, "--refuse", "--reason", "never", "--call", "1.c0") == f"{id} waits for 1 more\n"
+    assert jobs("resume", id, "--approve") == f"{id} goes on\n"
+    jobs("resume", id, "--approve", status=1)
+    assert "waits for no approval" in jobs.said
+    jobs("resume", "no-such-job", "--approve", status=1)
+    assert "there is no job no-such-job" in jobs.said
 
 
 def test_jobs_are_retried_by_their_ids(jobs: Terminal) -> None:

@@ -3,6 +3,7 @@ there, and agrees with the records of the jobs."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -121,7 +122,8 @@ class Look:
 
     def lifetimes(self) -> Iterator[str]:
         """Keys age, stay small, or follow a record; entries of the others are looked at one by one."""
-        follow = {"job", "journal", "calls", "idempotency", "context", "turns"}
+        of_jobs = ("job", "journal", "calls", "children", "answers")
+        follow = {*of_jobs, "idempotency", "context", "turns"}
         for name, key in self.keys.items():
             if key.name in AGE and not key.ages:
                 yield f"{name} never ages"
@@ -130,7 +132,7 @@ class Look:
         if len(self.one("broken", ())) > 1000:
             yield "too many broken records are kept"
         untold = {id for id, _ in self.one("untold", ())}
-        for name in ("job", "journal", "calls"):
+        for name in of_jobs:
             for key in self.by[name]:
                 job = self.jobs.get(key.parts["id"])
                 if job is None:
@@ -353,5 +355,15 @@ class Look:
             for stands, name in (("settled", "cost"), ("doubt", "in_doubt"), ("open", "reserved")):
                 if int(job.get(name, 0)) != sums[stands]:
                     yield f"{id}: {name} is {job.get(name)}, and its calls make {sums[stands]}"
+            below: Counter[str] = Counter()
+            for other in self.jobs.values():
+                if id in [above for above, _ in json.loads(other.get("ancestors", "[]"))]:
+                    below.update({name: int(other.get(name, 0)) for name in ("cost", "in_doubt", "reserved")})
+            for name, nanos in below.items():
+                if int(job.get(f"below_{name}", 0)) != nanos:
+                    yield f"{id}: below_{name} is {job.get(f'below_{name}')}, and those that work for it have {nanos}"
+            for child in self.members("awaits").get((id,), ()):
+                if job["place"] == Place.ENDED or self.jobs.get(child, job)["place"] == Place.ENDED:
+                    yield f"{id} is {job['place']} and waits for {child}"
             if int(job.get("steps", 0)) != len(journals.get((id,), [])):
                 yield f"{id} made {job.get('steps')} steps, and {len(journals.get((id,), []))} are stored"

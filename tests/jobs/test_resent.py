@@ -11,7 +11,7 @@ import pytest
 from celeriac.connections import Script
 from celeriac.contexts.store import encode_turn
 from celeriac.jobs.journal import Settlement
-from celeriac.jobs.model import JobError, Parked, State
+from celeriac.jobs.model import Asked, JobError, Parked, State
 from celeriac.llm.model import Message
 from tests.jobs.conftest import Queue
 
@@ -97,3 +97,6 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     await queue.jobs.told(told.id, 0)
     await queue.jobs.list("default")
     assert await queue.fleet.leave("w3") is True
+    asks = await queue.claim(await queue.submit(), "w4")
+    await queue.jobs.wait_for_approval(asks, [Asked("1.c", "sell", "{}")], timedelta(hours=1))
+    assert await queue.jobs.resume(asks.id, None, approve=True, calls=["1.c"]) == 0

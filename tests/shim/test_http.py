@@ -220,6 +220,7 @@ def test_the_agents_are_listed(shim: Shim) -> None:
     agents = {agent["name"]: agent for agent in shim.http.get("/v1/agents").json()["agents"]}
     assert {"assistant", "summariser", "extractor"} <= agents.keys()
     assert agents["assistant"]["lanes"][0].startswith("openai/")
+    assert (agents["assistant"]["tools"], agents["assistant"]["asks"]) == ([], [])
 
 
 @pytest.mark.parametrize("megabytes", [5, 20])
@@ -339,10 +340,15 @@ signal.signal(signal.SIGUSR2, lambda *_: pathlib.Path({path!r}).write_text(" ".j
 
 
 def test_the_shim_imports_no_provider_sdk_and_no_celery(own_valkey: Valkey, tmp_path: Path) -> None:
-    """It starts in half a second and stays small; asked of a running shim that has been asked for everything."""
+    """It starts in half a second and stays small; asked of a running shim that has been asked for everything, and whose
+    agents name an MCP server."""
     told = tmp_path / "modules"
     (tmp_path / "sitecustomize.py").write_text(TELLS_MODULES.format(path=str(told)))
-    with running(Shim(own_valkey.url, PYTHONPATH=f"{tmp_path}:{ROOT}")) as shim:
+    agents = tmp_path / "agents.toml"
+    mcp = 'mcp = ["shop"]\n\n[mcp.shop]\nurl = "http://127.0.0.1:9/"\ntoken_env = "NOT_SET_HERE"\n'
+    agents.write_text(f'[agents.assistant]\ndescription = "Helps."\nlanes = ["openai/x"]\n{mcp}')
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "CELERIAC_AGENTS_FILE": str(agents)}
+    with running(Shim(own_valkey.url, **env)) as shim:
         id = shim.submit(context_id="talk")["id"]
         for path in (f"/v1/jobs/{id}?wait=0.1", "/v1/jobs", "/v1/agents", "/v1/contexts/talk", "/readyz", "/metrics"):
             shim.http.get(path)
@@ -351,7 +357,8 @@ def test_the_shim_imports_no_provider_sdk_and_no_celery(own_valkey: Valkey, tmp_
         shim.signal(signal.SIGUSR2)
         wait_until(lambda: told.exists() and told.read_text().endswith(" ."), "the shim to tell its modules")
     loaded = {name.partition(".")[0] for name in told.read_text().split()}
-    assert loaded & {"openai", "anthropic", "aiohttp", "celery", "kombu", "billiard", "tasks", "worker"} == set()
+    heavy = {"openai", "anthropic", "aiohttp", "celery", "kombu", "billiard", "mcp", "jsonschema", "tasks", "worker"}
+    assert loaded & heavy == set()
     assert {"fastapi", "celeriac"} <= loaded
 
 

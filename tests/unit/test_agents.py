@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from celeriac.agents.agent import McpServer
 from celeriac.agents.registry import Registry, read_agents
 from celeriac.errors import Invalid, Misconfigured, NotFound
 from celeriac.gate.lanes import Caps
@@ -53,10 +54,37 @@ def test_a_deployment_has_providers_of_its_own(tmp_path: Path) -> None:
         assert caught.value.remedy.endswith("openai, anthropic, together, local")
 
 
-def test_what_the_documents_write_into_the_file_is_taken(tmp_path: Path) -> None:
+def test_a_deployment_has_mcp_servers(tmp_path: Path) -> None:
+    """Children of the worker, or far away. What they are is not looked at before a worker starts; no secret is in the
+    file, which says where they are."""
+    text = (
+        GOOD
+        + 'mcp = ["shop", "far", "shop"]\n[mcp.shop]\ncommand = ["uvx", "shop-server"]\nenvironment = ["SHOP_KEY"]\n'
+        + 'tools = ["find", "cancel"]\nidempotent = ["find"]\napproval = ["cancel"]\n'
+        + '[mcp.far]\nurl = "https://mcp.example.com/mcp"\ntoken_env = "FAR_TOKEN"\ntimeout_seconds = 5\n'
+    )
+    known = registry(tmp_path, text)
+    assert known["writer"].mcp == ("shop", "far")
+    assert known.mcp == {
+        "shop": McpServer(
+            "shop",
+            command=("uvx", "shop-server"),
+            environment=("SHOP_KEY",),
+            tools=frozenset({"find", "cancel"}),
+            idempotent=frozenset({"find"}),
+            approval=frozenset({"cancel"}),
+        ),
+        "far": McpServer(
+            "far", url="https://mcp.example.com/mcp", token_variable="FAR_TOKEN", timeout=timedelta(seconds=5)
+        ),
+    }
+
+
+@pytest.mark.parametrize(("document", "number"), [("docs/providers.md", 2), ("docs/agents.md", 4)])
+def test_what_the_documents_write_into_the_file_is_taken(tmp_path: Path, document: str, number: int) -> None:
     """Each block as it stands there."""
-    blocks = re.findall(r"^( *)```toml\n(.*?)```", (ROOT / "docs/providers.md").read_text(), re.M | re.S)
-    assert len(blocks) == 2
+    blocks = re.findall(r"^( *)```toml\n(.*?)```", (ROOT / document).read_text(), re.M | re.S)
+    assert len(blocks) == number
     for indent, block in blocks:
         registry(tmp_path, GOOD + block.replace(f"\n{indent}", "\n").removeprefix(indent))
 
@@ -95,7 +123,7 @@ def test_an_unknown_agent_names_those_that_there_are(tmp_path: Path) -> None:
         ("[agents.a\n", 1, "Expected"),
         ("\n[agent.a]\n" + GOOD, 2, r"no table \[agent\]"),
         ("\n\n[agents.a]\nlanes = ['openai/x']\n", 3, r"agents\.a\.description: Field required"),
-        (GOOD + "\nmax_tokens = 5\n", 5, "no such key; known are description, instructions"),
+        (GOOD + "\nmax_words = 5\n", 5, "no such key; known are description, instructions"),
         (GOOD.replace("openai/gpt-5.4", "gpt-5.4"), 3, r"agents\.writer\.lanes\.0: not a lane"),
         (GOOD.replace('["openai/gpt-5.4", "anthropic/claude-haiku-5-5"]', "[]"), 3, "at least 1 item"),
         (GOOD + "max_output_tokens = 0\n", 4, "greater than 0"),
@@ -111,6 +139,7 @@ def test_an_unknown_agent_names_those_that_there_are(tmp_path: Path) -> None:
         ),
         ("lanes = 3\n" + GOOD, 1, "lanes are tables"),
         (GOOD + '[lanes."openai/x"]\n', 4, "lanes.openai/x: it allows nothing"),
+        (GOOD + 'asks = ["nobody"]\n', 4, r"agents\.writer\.asks: there is no agent 'nobody'; there are writer"),
         (GOOD + '[lanes."opnai/x"]\ntokens_per_minute = 5\n', 4, "lanes.opnai/x: there is no provider 'opnai'"),
         (GOOD + "[providers.local]\n", 4, r"providers\.local\.base_url: Field required"),
         (GOOD + "[providers.local]\nbase_url = 'localhost'\n", 5, "does not begin with http://, https://"),
@@ -125,6 +154,40 @@ def test_an_unknown_agent_names_those_that_there_are(tmp_path: Path) -> None:
             3,
             r"there is no provider 'antropic'; add \[prov",
         ),
+        (GOOD + 'tools = ["find"]\n', 4, r"agents\.writer\.tools\.0: not a tool; write module:function"),
+        (GOOD + 'mcp = ["shop"]\n', 4, r"agents\.writer\.mcp: there is no MCP server 'shop'; add \[mcp\.shop\]$"),
+        (
+            GOOD + 'mcp = ["shap"]\n[mcp.shop]\nurl = "http://x"\n',
+            4,
+            r"'shap'; add \[mcp\.shap\], or use one of: shop",
+        ),
+        (GOOD + "[mcp.shop]\n", 4, r"mcp\.shop: give it either a command, .* or a url"),
+        (GOOD + '[mcp.shop]\ncommand = ["x"]\nurl = "http://x"\n', 4, "either a command"),
+        (GOOD + "[mcp.shop]\ncommand = []\n", 5, r"mcp\.shop\.command: .*at least 1 item"),
+        (GOOD + '[mcp.shop]\ncommand = "uvx server"\n', 5, r"mcp\.shop\.command: .*valid list"),
+        (GOOD + '[mcp.shop]\nurl = "x"\n', 5, "does not begin with http://, https://"),
+        (GOOD + "[mcp.Shop]\n", 4, "'Shop' is no name for an MCP server"),
+        (
+            GOOD + '[mcp.shop]\ncommand = ["x"]\ntoken_env = "T"\n',
+            6,
+            r"mcp\.shop\.token_env: a token is sent to a url",
+        ),
+        (
+            GOOD + '[mcp.shop]\nurl = "http://x"\nenvironment = ["T"]\n',
+            6,
+            r"mcp\.shop\.environment: variables are handed to a command",
+        ),
+        (
+            GOOD + '[mcp.shop]\ncommand = ["x"]\nenvironment = ["A=b"]\n',
+            6,
+            r"mcp\.shop\.environment\.0: not the name of an environment variable",
+        ),
+        (
+            GOOD + '[mcp.shop]\ncommand = ["x"]\ntools = ["find"]\napproval = ["cancel"]\n',
+            7,
+            r"mcp\.shop\.approval: 'cancel' is not one of its tools",
+        ),
+        (GOOD + '[mcp.writer]\ncommand = ["x"]\ntoken = "secret"\n', 6, "known are command, url, environment"),
         (
             GOOD + 'instructions = """\nlanes = no\ntemperature = 3\n"""\ntemperature = 3\n',
             8,
@@ -141,7 +204,7 @@ def test_a_wrong_file_is_refused_with_the_line_and_the_reason(tmp_path: Path, te
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     """Not one start a mistake."""
     with pytest.raises(Misconfigured) as raised:
-        registry(tmp_path, GOOD + "max_tokens = 5\ntemperature = 3\n[agents.b]\nlanes = []\n")
+        registry(tmp_path, GOOD + "max_words = 5\ntemperature = 3\n[agents.b]\nlanes = []\n")
     assert len(str(raised.value).splitlines()) == 4
 
 

@@ -33,6 +33,7 @@ PLANTED = [
     ("concrete", "api_shim/planted.py", "import celeriac.assembly"),
     ("concrete", "api_shim/planted.py", "import openai"),
     ("concrete", "api_shim/planted.py", "from celeriac.llm import client"),
+    ("concrete", "api_shim/planted.py", "import celeriac.agents.mcp"),
     ("concrete", "ops/flower/planted.py", "import celeriac.assembly"),
     ("concrete", "ops/flower/planted.py", "import anthropic"),
     ("concrete", "tasks/planted.py", "def late():\n    import celeriac.assembly"),

@@ -1,0 +1,185 @@
+"""The tools that we ship: a calculator that computes and nothing else, and a look at pages that stays where it may."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+import orjson
+import pytest
+from aiohttp import web
+
+from celeriac.agents import shipped
+from celeriac.agents.tools import Result, find_tool
+from celeriac.settings import FetchSettings
+
+
+async def calculate(expression: str) -> Result:
+    tool = find_tool("celeriac.agents.shipped:calculator")
+    return await tool.call(orjson.dumps({"expression": expression}).decode())
+
+
+@pytest.mark.parametrize(
+    ("expression", "result"),
+    [
+        ("1234567 * 7654321", "9449772114007"),
+        ("(3 + 4) * 2 ** 3 - 7 // 2 + 7 % 4", "56"),
+        ("sqrt(2) * sqrt(2)", "2.0000000000000004"),
+        ("round(pi, 4)", "3.1416"),
+        ("max(1, -2, 3) + min(1, -2) + abs(-5)", "6"),
+        ("factorial(20) / factorial(18)", "380.0"),
+        ("-2 ** 2", "-4"),
+    ],
+)
+async def test_a_calculator_computes(expression: str, result: str) -> None:
+    """Exactly, where whole numbers stay whole."""
+    assert await calculate(expression) == Result(result)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "9 ** 9 ** 9",
+        "2 ** 100000",
+        "(10 ** 15) ** 1000 * 2",
+        "factorial(100000)",
+        "10 ** 300 * 10 ** 300",
+        "'a' * 1000000000",
+        "'a'",
+        "1 < 2",
+        "1 / 0",
+        "sqrt(-1)",
+        "(-8) ** 0.5",
+        "__import__('os').system('true')",
+        "(1).__class__",
+        "[x for x in [1, 2]]",
+        "lambda: 1",
+        "x",
+        "import os",
+        "1 if 1 else 2; 3",
+        "",
+        "(" * 400 + "1" + ")" * 400,
+        "-" * 900 + "1",
+        "9" * 999 + " ** 1000",
+    ],
+)
+async def test_a_calculator_does_nothing_else(expression: str) -> None:
+    """Nor does it take long: the model is told that it cannot be computed."""
+    began = time.monotonic()
+    said = await calculate(expression)
+    assert said.failed or said.text in {"1", "-1"}
+    assert time.monotonic() - began < 1
+    assert "the tool failed: " not in said.text
+
+
+class Site:
+    """A site near us. url: of it. asked: the paths that were."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.asked: list[str] = []
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(request.path)
+        match request.path:
+            case "/page":
+                html = "<html><script>evil()</script><h1>Leeks &amp; more</h1><p>In butter.</p></html>"
+                return web.Response(text=html, content_type="text/html")
+            case "/data":
+                return web.json_response({"leeks": 3, "agent": request.headers["User-Agent"]})
+            case "/binary":
+                return web.Response(body=b"\0" * 10, content_type="application/octet-stream")
+            case "/long":
+                return web.Response(text="x" * 3_000_000, content_type="text/plain")
+            case "/to":
+                return web.Response(status=302, headers={"Location": request.query["url"]})
+            case "/loop":
+                return web.Response(status=302, headers={"Location": "/loop"})
+        return web.Response(status=404)
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    site = Site()
+    app = web.Application()
+    app.router.add_get("/{path:.*}", site.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    server = web.TCPSite(runner, "127.0.0.1", 0)
+    await server.start()
+    site.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield site
+    await runner.cleanup()
+
+
+@pytest.fixture
+def allowed(monkeypatch: pytest.MonkeyPatch) -> list[FetchSettings]:
+    """What the operator allows; the last one counts."""
+    given = [FetchSettings()]
+    monkeypatch.setattr(shipped, "_settings", lambda: given[-1])
+    return given
+
+
+async def fetch(url: str) -> Result:
+    return await find_tool("celeriac.agents.shipped:http_fetch").call(orjson.dumps({"url": url}).decode())
+
+
+async def test_a_page_is_read_as_text(site: Site, allowed: list[FetchSettings]) -> None:
+    """Without its scripts; other texts as they are. Who answers learns that Celeriac asks."""
+    allowed.append(FetchSettings(hosts=("127.0.0.1",), private_addresses=True))
+    assert await fetch(f"{site.url}/page") == Result("Leeks & more\nIn butter.")
+    assert await fetch(f"{site.url}/data") == Result('{"leeks": 3, "agent": "celeriac"}')
+    assert (await fetch(f"{site.url}/to?url=/page")).text == "Leeks & more\nIn butter."
+    assert "cut: the result has" in (await fetch(f"{site.url}/long")).text
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/none", "the page answered with 404"),
+        ("/binary", "application/octet-stream, and no text"),
+        ("/loop", "sends one elsewhere more than 5 times"),
+        ("/to?url=http://localhost/", "localhost is not allowed; allowed are: 127.0.0.1"),
+        ("/to?url=file:///etc/passwd", "no http or https URL"),
+    ],
+)
+async def test_what_cannot_be_read_is_told(site: Site, allowed: list[FetchSettings], path: str, why: str) -> None:
+    """A page that sends one elsewhere is held to the same rules."""
+    allowed.append(FetchSettings(hosts=("127.0.0.1",), private_addresses=True))
+    said = await fetch(site.url + path)
+    assert said.failed
+    assert why in said.text
+
+
+async def test_nothing_is_asked_that_the_operator_did_not_allow(site: Site, allowed: list[FetchSettings]) -> None:
+    """By default nothing is; a pattern stands for hosts."""
+    assert "no host is" in (await fetch(f"{site.url}/page")).text
+    allowed.append(FetchSettings(hosts=("*.0.0.1",), private_addresses=True))
+    assert not (await fetch(f"{site.url}/page")).failed
+    allowed.append(FetchSettings(hosts=("*.example.com",), private_addresses=True))
+    for url in (f"{site.url}/page", "http://example.com.evil.net/", "http://example.com/"):
+        assert "is not allowed" in (await fetch(url)).text
+    assert site.asked == ["/page"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"],  # noqa: S104
+)
+async def test_nothing_near_us_is_asked(site: Site, allowed: list[FetchSettings], host: str) -> None:
+    """However it is spelt, and though the operator allows every host."""
+    allowed.append(FetchSettings(hosts=("*",)))
+    port = site.url.rpartition(":")[2]
+    for url in (f"http://{host}/page", f"http://{host}:{port}/page"):
+        said = await fetch(url)
+        assert said.failed
+        assert any(why in said.text for why in ("not of the public", "only the ports 80 and 443", "InvalidUrl"))
+    assert site.asked == []
+
+
+@pytest.mark.parametrize("url", ["http://user:secret@example.com/", "ftp://example.com", "example.com", "http://[::1"])
+async def test_a_url_that_is_none_is_told(allowed: list[FetchSettings], url: str) -> None:
+    allowed.append(FetchSettings(hosts=("*",)))
+    said = await fetch(url)
+    assert said.failed
+    assert "secret" not in said.text
