@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 from datetime import UTC, datetime, timedelta
@@ -312,7 +311,7 @@ def job_out(job: Job) -> dict[str, Any]:
         "children": list(job.children) or None,
         "children_cost_usd": usd(job.children_cost_nanos),
         "children_in_doubt_usd": usd(job.children_in_doubt_nanos),
-        "approvals": [dataclasses.asdict(asked) for asked in job.approvals] or None,
+        "approvals": list(job.approvals) or None,
         "deadline": job.deadline,
         "reason": job.reason,
         "resume_at": job.resume_at,

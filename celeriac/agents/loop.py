@@ -297,9 +297,9 @@ class Run:
         undecided: list[Asked] = []
         allowed: list[ToolCall] = []
         for call in list(self._course.pending.values()):
-            # Providers may use a call's name again in a later turn: what was said of one holds for that one.
             if self._toolbox.agent(call) is not None:
                 continue
+            # What is said of a call is said of that turn's alone, whoever names calls.
             name = f"{self._course.asked}.{call.id}"
             said = decided.get(name)
             if not self._toolbox.needs_approval(call) or (said is not None and said.approved):

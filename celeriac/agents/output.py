@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from contextvars import copy_context
+from functools import partial
 from hashlib import sha256
 from importlib import import_module
-from threading import Thread
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 import orjson
 from pydantic import BaseModel, PydanticUserError, ValidationError
 
 from celeriac.agents.check import Checker, Wrong
+from celeriac.agents.tools import in_thread
 from celeriac.errors import Misconfigured
 from celeriac.jobs.schema import MAX_SCHEMA, checked_schema, cut
 from celeriac.logs import get_logger
 
 log = get_logger(__name__)
 
-T = TypeVar("T")
 #: Seconds that the operator's own validators may take.
 PATIENCE: Final = 2.0
 #: What a model hears of an answer that will not do. It hears it once.
@@ -72,7 +71,7 @@ class Model:
     async def wrong(self, text: str) -> Wrong | None:
         try:
             async with asyncio.timeout(PATIENCE):
-                return await _in_thread(lambda: self._wrong(text))
+                return await in_thread(partial(self._wrong, text))
         except TimeoutError as error:
             return self._failed(error)
 
@@ -92,21 +91,6 @@ class Model:
         """By a validator's own fault. Its message may hold anything: the log has it."""
         log.error("output_check_failed", model=self._model.__name__, exc_info=error)
         return Wrong(f"its check failed: {type(error).__name__}", f"the check failed: {type(error).__name__}")
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """In one of its own: if it blocks, no tool waits for it, nor does the end of the process. It must not raise."""
-    loop, done, context = asyncio.get_running_loop(), asyncio.Event(), copy_context()
-    made: list[T] = []
-
-    def run() -> None:
-        made.append(context.run(work))
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(done.set)
-
-    Thread(target=run, name="celeriac-output", daemon=True).start()
-    await done.wait()
-    return made[0]
 
 
 def _no_json(text: str) -> Wrong | None:

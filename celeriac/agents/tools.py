@@ -32,6 +32,7 @@ from celeriac.logs import get_logger
 
 log = get_logger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 #: Of a tool that names no other.
 TIMEOUT: Final = timedelta(seconds=30)
@@ -129,10 +130,10 @@ async def _guarded(call: Coroutine[Any, Any, Any]) -> Any:
         raise ToolFailed(f"the tool failed: {type(error).__name__}") from error
 
 
-def in_thread(function: Callable[[], Any]) -> asyncio.Future[Any]:
+def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
     """Call it in a thread of its own. One that hangs keeps neither the tools of others waiting nor the process up."""
     loop = asyncio.get_running_loop()
-    made: asyncio.Future[Any] = loop.create_future()
+    made: asyncio.Future[T] = loop.create_future()
     context = contextvars.copy_context()
 
     def settle(result: Any, error: BaseException | None) -> None:

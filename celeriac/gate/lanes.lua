@@ -18,9 +18,9 @@ local MINUTE = 60000
 local BELIEVED = 600000 -- ms for which a limit counts that no answer has named again
 local DOUBLES, RAMPS = 2000, 20000 -- ms in which the ramp doubles, and after which there is none
 local EXPECTED = 0.5    -- of the tokens that a call may use at most, what one uses of a lane that we know nothing of
-local PROMISE = 5000    -- ms, once or twice over, for which those count who were woken for it
-local LONGEST = 3600000  -- ms that anything of a lane may take: what lies further ahead is nonsense
 local NEWS = 0.1        -- how much one call changes that
+local PROMISE = 5000    -- ms, once or twice over, for which those count who were woken for it
+local LONGEST = 3600000 -- ms that anything of a lane may take: what lies further ahead is nonsense
 
 -- Fields of a lane; none where it is no hash.
 local function of_lane(lane, ...)
@@ -106,13 +106,19 @@ local function lane_put(lane, buckets, at, fields)
   if #fields > 0 then lane_set(lane, unpack(fields)) end
 end
 
+-- The share of its tokens that a call uses, as it was learned; nil where nothing sensible is stored.
+local function share_of(text)
+  local share = tonumber(text or '')
+  return share and share >= 0 and share <= 1 and share or nil
+end
+
 -- The tokens that calls with at most so many are expected to use: what they used so far says it. Of all that a call might
 -- use, a lane would run at a quarter of its rate.
 local function lane_need(lane, input, output)
   local of_input, of_output = of_lane(lane, 'of_input', 'of_output')
   local need = {requests = 1, own_requests = 1, ramp = 1}
-  need.input = math.ceil(input * (tonumber(of_input or '') or EXPECTED))
-  need.output = math.ceil(output * (tonumber(of_output or '') or EXPECTED))
+  need.input = math.ceil(input * (share_of(of_input) or EXPECTED))
+  need.output = math.ceil(output * (share_of(of_output) or EXPECTED))
   need.tokens = need.input + need.output
   need.own_tokens = need.tokens
   return need
@@ -211,7 +217,7 @@ local function lane_learn(h)
     for i, name in ipairs({'of_input', 'of_output'}) do
       if h.most[i] > 0 then
         local share = math.min(1, h.used[i] / h.most[i])
-        local was = tonumber(shares[i] or '') or share
+        local was = share_of(shares[i]) or share
         fields[#fields + 1] = name
         fields[#fields + 1] = string.format('%.4f', was + NEWS * (share - was))
       end

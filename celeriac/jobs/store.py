@@ -466,7 +466,7 @@ class JobStore:
 
         wait: None where it waited for them before, and waits on.
         """
-        packed = orjson.dumps([{"call": a.call, "tool": a.tool, "arguments": a.arguments} for a in asked]).decode()
+        packed = orjson.dumps(list(asked)).decode()  # it writes dataclasses as they are
         return await self._let_go(
             claim, reason="waiting_approval", delay=-1 if wait is None else _ms(wait), asked=packed
         )

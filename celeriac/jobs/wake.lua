@@ -11,12 +11,15 @@ for _, name in ipairs(call('SMEMBERS', K.lanes())) do
 end
 if not lane then return '' end
 
+-- Of the workers that take jobs: looked at only where somebody may be woken, since most lanes with a line are closed.
 local slots, groups = 0, {}
-for _, worker in ipairs(call('ZRANGEBYSCORE', K.workers(), now, '+inf')) do
-  local group, own, taking = of_worker(worker, 'queues', 'slots', 'taking')
-  if group and taking == '1' then
-    slots = slots + number(own)
-    groups[group] = true
+local function look_at_workers()
+  for _, worker in ipairs(call('ZRANGEBYSCORE', K.workers(), now, '+inf')) do
+    local group, own, taking = of_worker(worker, 'queues', 'slots', 'taking')
+    if group and taking == '1' then
+      slots = slots + number(own)
+      groups[group] = true
+    end
   end
 end
 
@@ -48,6 +51,7 @@ end
 local function wake_page()
   local tried, since = lane_is_tried(lane), now - number(of_lane(lane, 'tried'))
   if tried and since >= 0 and since < TRIED then return end
+  look_at_workers()
   -- As many as these slots may take until the next look, calls being short.
   local left = tried and 1 or 4 * (slots + MARGIN) - lane_promised(lane).requests
   for _, id in ipairs(call('ZRANGE', K.lane_line(lane), 0, a.page - 1)) do

@@ -503,17 +503,12 @@ async def test_a_job_that_waits_for_its_lane_keeps_its_context(callers: Callers)
     assert (await queue.submit(context_id="trip")).waits_for == first
 
 
-async def park(callers: Callers, **facts: Any) -> str:
-    """As `wait_for_lane`, of a run that has just been told that the lane is closed."""
-    return await wait_for_lane(callers.queue, **facts)
-
-
 async def test_a_lane_is_tried_out_however_long_its_line_is(callers: Callers) -> None:
     """The one that tries it out waits for nobody: all the others wait for it."""
     queue = callers.queue
     door = asking(LANE, (0, 0), Caps(requests=60), LEASE.total_seconds())
     await callers.fail()
-    jobs = [await park(callers) for _ in range(80)]
+    jobs = [await wait_for_lane(callers.queue) for _ in range(80)]
     queue.later(10_000)
     await queue.beat()
     await queue.fleet.upkeep()
@@ -525,7 +520,7 @@ async def test_another_one_tries_a_lane_out_where_the_first_did_not_come(callers
     """After five seconds; until then nobody is woken in vain."""
     queue = callers.queue
     await callers.fail()
-    jobs = [await park(callers) for _ in range(3)]
+    jobs = [await wait_for_lane(callers.queue) for _ in range(3)]
     queue.later(10_000)
     counts = []
     for _ in range(7):
@@ -539,7 +534,7 @@ async def test_another_one_tries_a_lane_out_where_the_first_did_not_come(callers
 async def test_those_who_wait_for_a_lane_are_woken_though_no_slot_is_free(callers: Callers) -> None:
     """While other jobs are ready none ever is. From then on they are ready like any other."""
     queue = callers.queue
-    jobs = [await park(callers) for _ in range(20)]
+    jobs = [await wait_for_lane(callers.queue) for _ in range(20)]
     others = [await queue.submit(agent="other") for _ in range(40)]
     for other in others[:9]:
         await queue.claim(other)
@@ -555,7 +550,7 @@ async def test_a_lane_is_woken_for_whatever_the_others_need(callers: Callers) ->
     claim = await queue.claim(await queue.submit())
     await queue.jobs.wait_for_lane(claim, lanes[1], timedelta(0))
     await callers.fail()
-    job = await park(callers)
+    job = await wait_for_lane(callers.queue)
     await queue.pass_time(10, "w1")
     await queue.pass_time(1, "w1")
     assert Place.PARKED not in {queue.record(id)["place"] for id in (claim, job)}
@@ -564,7 +559,7 @@ async def test_a_lane_is_woken_for_whatever_the_others_need(callers: Callers) ->
 async def test_a_line_is_served_in_its_order(callers: Callers) -> None:
     """However long it is."""
     queue = callers.queue
-    jobs = [await park(callers) for _ in range(120)]
+    jobs = [await wait_for_lane(callers.queue) for _ in range(120)]
     served: list[str] = []
     for _ in range(20):
         await queue.pass_time(1, "w1")
@@ -581,7 +576,7 @@ async def test_each_that_tries_a_lane_out_in_vain_lets_another_one_try_next(call
     """It is a try of its own, and the first in the line does not pay for all."""
     queue = callers.queue
     await callers.fail()
-    jobs = [await park(callers) for _ in range(3)]
+    jobs = [await wait_for_lane(callers.queue) for _ in range(3)]
     tried = []
     for wait in (10, 20, 40):
         await queue.pass_time(wait, "w1")
@@ -604,7 +599,7 @@ async def test_those_who_cannot_run_do_not_hide_those_behind_them(callers: Calle
             await queue.claim(await queue.submit(queue="slow"), "s1"), spelt(LANE), timedelta(0)
         )
     await queue.fleet.leave("s1")
-    job = await park(callers)
+    job = await wait_for_lane(callers.queue)
     await queue.pass_time(1, "w1")
     await queue.pass_time(1, "w1")
     await queue.pass_time(1, "w1")
@@ -632,7 +627,7 @@ async def test_what_was_taken_for_a_job_is_for_its_own_lane(callers: Callers) ->
     door = asking(LANE, (0, 0), Caps(requests=60), 9.0)
     for _ in range(60):
         await queue.stores.journal.admit(callers.claim, f"n{_}", 0, {}, door)
-    jobs = [await park(callers, only=False) for _ in range(20)]
+    jobs = [await wait_for_lane(callers.queue, only=False) for _ in range(20)]
     await queue.pass_time(1, "w1")
     claim = await queue.claim(jobs[0])
     waited = {name: value for name, value in queue.record(claim).items() if name.startswith("lane_")}
@@ -647,7 +642,7 @@ async def test_what_was_taken_for_a_job_is_for_its_own_lane(callers: Callers) ->
 async def test_a_job_has_waited_for_an_answer_until_it_has_one(callers: Callers) -> None:
     """Each step begins anew; so does a job that is started again."""
     queue = callers.queue
-    job = await park(callers)
+    job = await wait_for_lane(callers.queue)
     await queue.pass_time(1, "w1")
     claim = await queue.claim(job)
     await queue.stores.journal.admit(claim, "c", 0, {}, DOOR)
@@ -728,6 +723,7 @@ async def test_what_is_stored_of_a_lane_is_believed_within_bounds(callers: Calle
         await queue.worker("w1")
     else:
         pytest.fail("the lane stayed closed")
+    assert len((await queue.job(callers.claim.id)).calls) == 1
 
 
 async def test_nobody_minds_what_is_stored_of_probes(callers: Callers) -> None:
@@ -767,7 +763,7 @@ async def test_an_end_that_is_written_again_says_nothing_more_of_its_lane(caller
 async def test_what_a_newer_release_owns_stays_in_its_line(callers: Callers) -> None:
     """Here nobody knows what it waits for."""
     queue = callers.queue
-    job = await park(callers)
+    job = await wait_for_lane(callers.queue)
     queue.planted = True
     queue.redis.hset(f"celeriac:job:{job}", "place", "dreaming")
     await queue.pass_time(2, "w1")
@@ -788,7 +784,7 @@ async def test_a_clock_that_goes_back_keeps_no_lane_from_being_tried_out(callers
     """Nor what was promised to those who were woken."""
     queue = callers.queue
     await callers.fail()
-    jobs = [await park(callers) for _ in range(3)]
+    jobs = [await wait_for_lane(callers.queue) for _ in range(3)]
     await queue.pass_time(10, "w1")
     queue.later(-900_000)
     queue.redis.hset(KEY, "shut", queue.now)
@@ -809,7 +805,7 @@ async def test_slots_of_a_worker_that_takes_nothing_do_not_count(queue: Queue) -
 
 async def test_who_waits_again_goes_before_nobody(callers: Callers) -> None:
     """That it was woken before counts no more: it would pass by all who wait."""
-    job = await park(callers)
+    job = await wait_for_lane(callers.queue)
     await callers.queue.pass_time(1, "w1")
     claim = await callers.queue.claim(job)
     assert "woken" in callers.queue.record(job)
