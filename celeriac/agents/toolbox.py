@@ -17,10 +17,8 @@ class Toolbox:
     def __init__(self, tools: Mapping[str, Tool], agents: Mapping[str, AgentTool] = NOTHING) -> None:
         self._tools = dict(tools)
         self._agents = dict(agents)
-
-    @property
-    def specs(self) -> tuple[ToolSpec, ...]:
-        return (
+        #: What the model is told of them: made once, and not for each question.
+        self.specs: tuple[ToolSpec, ...] = (
             *(tool.spec for tool in self._tools.values()),
             *(agent.spec for agent in self._agents.values()),
         )
