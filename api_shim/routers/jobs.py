@@ -27,7 +27,7 @@ from api_shim.schemas import (
 )
 from celeriac.agents.registry import Registry
 from celeriac.errors import Conflict, Invalid, NotFound
-from celeriac.jobs.model import Accepted, Job, State
+from celeriac.jobs.model import Accepted, Job, State, rfc_3339
 from celeriac.jobs.store import new_id
 from celeriac.logs import bind, get_logger
 from celeriac.settings import NAME
@@ -61,7 +61,8 @@ MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": Problem, "desc
 
 
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(body, option=orjson.OPT_UTC_Z), status, headers, media_type="application/json")
+    text = orjson.dumps(body, default=rfc_3339, option=orjson.OPT_PASSTHROUGH_DATETIME)
+    return Response(text, status, headers, media_type="application/json")
 
 
 @router.post(

@@ -40,7 +40,7 @@ from celeriac.errors import (
 )
 from celeriac.gate.lanes import UNNAMED_WAIT, spelt
 from celeriac.jobs.dispatch import RUN_JOB
-from celeriac.jobs.model import AGENT_UNKNOWN, Claim, Ended, Ending, Job, JobError, Parked, State, Untold
+from celeriac.jobs.model import AGENT_UNKNOWN, Claim, Ended, Ending, Job, JobError, Parked, State, Untold, rfc_3339
 from celeriac.jobs.store import new_nonce
 from celeriac.llm.model import Lane, Message, ModelClient
 from celeriac.llm.patient import backoff, was_asked
@@ -511,7 +511,7 @@ class Runner:
         )
         facts = {k: v for k, v in summary.as_result().items() if k not in {"job_id", "agent"}}
         if state == State.PARKED:
-            log.info("job_parked", resume_at=resume_at and resume_at.isoformat(), error=error and error.code)
+            log.info("job_parked", resume_at=resume_at and rfc_3339(resume_at), error=error and error.code)
         else:
             log.info("job_ended", **facts, attempt=claim.attempt, error=summary.error and summary.error.code)
         return summary

@@ -34,10 +34,17 @@ def over_the_stores(work: Callable[[Stores, Settings], Awaitable[T]]) -> T:
 
 def shown(value: Any, *, indent: bool = False) -> str:
     """As JSON; a duration in seconds."""
+    from datetime import datetime
+
     import orjson
 
-    option = orjson.OPT_UTC_Z | (orjson.OPT_INDENT_2 if indent else 0)
-    return orjson.dumps(value, default=lambda duration: duration.total_seconds(), option=option).decode()
+    from celeriac.jobs.model import rfc_3339
+
+    def spelt(value: Any) -> Any:
+        return rfc_3339(value) if isinstance(value, datetime) else value.total_seconds()
+
+    option = orjson.OPT_PASSTHROUGH_DATETIME | (orjson.OPT_INDENT_2 if indent else 0)
+    return orjson.dumps(value, default=spelt, option=option).decode()
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 #: Number of the rules that workers and store agree on. The store refuses a worker with an older one.
 PROTOCOL: Final = 1
+
+
+def rfc_3339(moment: datetime) -> str:
+    """In UTC, always with three digits behind the point: times in one spelling sort as text does."""
+    return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
 class Place(StrEnum):

@@ -45,6 +45,16 @@ def test_a_deadline_is_a_moment_whatever_its_zone(shim: Shim, zone: timezone) ->
     assert shim.job(job["id"]) == job
 
 
+@pytest.mark.parametrize("fraction", ["", ".000", ".5", ".120", ".007"])
+def test_times_in_answers_have_one_spelling(shim: Shim, fraction: str) -> None:
+    """Three digits behind the point, also of a whole second: who compares them as text is not misled."""
+    at = f"{ahead(hours=1):%Y-%m-%dT%H:%M:%S}"
+    spelt = at + (fraction or ".").ljust(4, "0") + "Z"
+    job = shim.submit(deadline=f"{at}{fraction}Z")
+    assert job["deadline"] == spelt
+    assert shim.job(job["id"])["deadline"] == spelt
+
+
 def test_of_deadline_and_expires_in_the_earlier_one_counts(shim: Shim) -> None:
     """Either way round."""
     soon, late = ahead(minutes=1), ahead(hours=1)
