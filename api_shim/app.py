@@ -119,7 +119,14 @@ def create_app(settings: Settings) -> FastAPI:
             allow_origins=list(settings.shim.cors_origins),
             allow_credentials=settings.shim.cors_credentials,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "Idempotency-Key"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "X-API-Key",
+                "X-Request-ID",
+                "Idempotency-Key",
+                "Last-Event-ID",
+            ],
             expose_headers=["Location", "Retry-After", "X-Request-ID", "Idempotency-Replayed"],
         )
     app.add_middleware(Around, metrics=HttpMetrics(app.state.metrics))

@@ -18,7 +18,7 @@ from pydantic import (
 
 from celeriac.contexts.store import Context
 from celeriac.costs.money import usd
-from celeriac.jobs.model import Call, Job, State
+from celeriac.jobs.model import Call, Job, State, rfc_3339
 from celeriac.jobs.request import Asked, Wire
 from celeriac.settings import Name
 
@@ -176,6 +176,7 @@ class JobOut(BaseModel):
     dead: bool = Field(False, description="A dead letter: its workers died with it too often. It can be retried.")
     replays: int = Field(0, description="How often it was started again after it had ended.")
     stopping: bool = Field(False, description="It was asked to stop, and still runs.")
+    stream: bool = Field(False, description="Its `events` can be read as they come.")
     context_id: str | None = None
     waits_for: str | None = Field(None, description="The job that holds the context and goes first.")
     context_appended: bool | None = Field(
@@ -281,6 +282,10 @@ class Problem(BaseModel):
     job_id: str | None = None
 
 
+def json_of(body: Any) -> bytes:
+    return orjson.dumps(body, default=rfc_3339, option=orjson.OPT_PASSTHROUGH_DATETIME)
+
+
 def job_out(job: Job) -> dict[str, Any]:
     """As `JobOut` describes it; built by hand, since it is most of what an answer costs."""
     return {
@@ -320,6 +325,7 @@ def job_out(job: Job) -> dict[str, Any]:
         "dead": job.dead,
         "replays": job.replays,
         "stopping": job.stopping,
+        "stream": job.stream,
         "request_id": job.request_id,
     }
 

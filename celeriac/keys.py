@@ -20,6 +20,11 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "children": ("children:{id}", 'hash: job that this one asked for -> its end, "" before', "as long as the record"),
     "answers": ("answers:{id}", "hash: job that this one asked for -> its answer, packed", "as long as the record"),
     "awaits": ("awaits:{id}", "set: those of them that have not ended", "while one has not, and the job neither"),
+    "events": (
+        "events:{id}",
+        "stream: what a reader of the job is told; a channel of the same name has it as it comes",
+        "as long as the record",
+    ),
     "idempotency": (
         "idempotency:{tenant}:{key}",
         "string: the job that a caller's key stands for",

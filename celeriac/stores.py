@@ -15,7 +15,7 @@ from celeriac.errors import Misconfigured
 from celeriac.gate import lanes
 from celeriac.gate.lanes import Lanes
 from celeriac.jobs.dispatch import InScript, Produced, open_ringer
-from celeriac.jobs.events import Ends
+from celeriac.jobs.events import Channels, Ends, Events
 from celeriac.jobs.journal import Journal
 from celeriac.jobs.lease import Fleet
 from celeriac.jobs.scripts import HERE, scripts
@@ -34,11 +34,13 @@ class Stores:
     journal: Journal
     contexts: ContextStore
     lanes: Lanes
+    channels: Channels
     ends: Ends
+    events: Events
     ringer: InScript | Produced
 
     async def close(self) -> None:
-        await self.ends.close()
+        await self.channels.close()
         if isinstance(self.ringer, Produced):
             await self.ringer.close()
         await self.redis.aclose()
@@ -61,6 +63,7 @@ def open_stores(
     )
     ringer = open_ringer(settings)
     fenced = "fencing" not in settings.drill_without
+    channels = Channels(redis)
     made = scripts(redis, contexts.LUA, clock, settings.durability, fenced=fenced, within=within)
     return Stores(
         redis=redis,
@@ -77,7 +80,9 @@ def open_stores(
         journal=Journal(made, lanes.LUA),
         contexts=ContextStore(redis, made),
         lanes=Lanes(redis, made),
-        ends=Ends(redis),
+        channels=channels,
+        ends=Ends(channels),
+        events=Events(redis, channels),
         ringer=ringer,
     )
 

@@ -130,6 +130,13 @@ class Shim(Process):
         body: dict[str, Any] = answer.json()
         return body
 
+    def events(self, id: str, after: str = "") -> Iterator[httpx2.ServerSentEvent]:
+        """What a reader of the job is told, until the stream ends."""
+        headers = {"Last-Event-ID": after} if after else {}
+        with self.http.stream("GET", f"/v1/jobs/{id}/events", headers=headers) as answer:
+            assert answer.status_code == 200, answer.read()
+            yield from httpx2.EventSource(answer)
+
     def job(self, id: str, wait: float = 0) -> dict[str, Any]:
         answer = self.http.get(f"/v1/jobs/{id}", params={"wait": wait} if wait else {})
         assert answer.status_code == 200, answer.text

@@ -7,8 +7,8 @@ import re
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
-import orjson
 from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator
 
 from api_shim.auth import Tenant
@@ -24,10 +24,12 @@ from api_shim.schemas import (
     RetryRequest,
     duration,
     job_out,
+    json_of,
 )
+from api_shim.streams import reading
 from celeriac.agents.registry import Registry
 from celeriac.errors import Conflict, Invalid, NotFound
-from celeriac.jobs.model import Accepted, Job, State, rfc_3339
+from celeriac.jobs.model import Accepted, Job, State
 from celeriac.jobs.store import new_id
 from celeriac.logs import bind, get_logger
 from celeriac.settings import NAME
@@ -61,8 +63,7 @@ MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": Problem, "desc
 
 
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    text = orjson.dumps(body, default=rfc_3339, option=orjson.OPT_PASSTHROUGH_DATETIME)
-    return Response(text, status, headers, media_type="application/json")
+    return Response(json_of(body), status, headers, media_type="application/json")
 
 
 @router.post(
@@ -133,6 +134,7 @@ async def submit(
         deadline=_deadline(body, accepted),
         reason="scheduled" if accepted.resume_at else None,
         resume_at=accepted.resume_at,
+        stream=body.stream,
     )
     return _json(job_out(job), 202, {"Location": f"/v1/jobs/{job_id}"})
 
@@ -287,6 +289,50 @@ async def _ended(stores: Stores, job_id: str, tenant: str, seconds: float, closi
             return await stores.jobs.get(job_id, tenant)
         finally:
             stop.cancel()
+
+
+LastEvent = Annotated[
+    str,
+    Header(
+        alias="Last-Event-ID",
+        pattern=r"^(\d{1,15}-\d{1,15})?$",
+        description="The `id` of the last event that you have: the stream goes on after it. Without it, it begins at "
+        "the first that is kept. Clients send it by themselves when they connect again.",
+    ),
+]
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=StreamingResponse,
+    responses={
+        **MISSING,
+        200: {
+            "description": "Server-sent events: `state`, `start`, `delta`, `step`, `missed`, and `end` with the job as "
+            "`GET /v1/jobs/{id}` has it; docs/streams.md says what they hold",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        204: {"description": "It has ended, and there is nothing after `Last-Event-ID`: do not connect again"},
+        409: {"model": Problem, "description": "The job was not submitted with `stream`"},
+    },
+)
+async def events(job_id: JobId, request: Request, tenant: Tenant, last_event_id: LastEvent = "") -> Response:
+    """What happens to a job that was submitted with `"stream": true`, as it happens, until it ends."""
+    stores: Stores = request.app.state.stores
+    job = await stores.jobs.get(job_id, tenant)
+    if job is None:
+        raise _missing(job_id)
+    if not job.stream:
+        raise Conflict(
+            f"job {job_id} was submitted without a stream",
+            field="job_id",
+            remedy='submit it with "stream": true, or ask for the job with ?wait=',
+        )
+    if job.state.ended and last_event_id and not await stores.events.after(job_id, last_event_id, most=1):
+        return Response(status_code=204)
+    told = reading(stores, job_id, tenant, last_event_id, request.app.state.closing)
+    # Some proxies hold an answer back until it is whole.
+    return StreamingResponse(told, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
 @router.get("", response_model=JobsOut)

@@ -16,6 +16,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
+from celeriac.agents.deltas import Deltas
 from celeriac.connections import patiently
 from celeriac.costs.prices import Price, Prices, most_input
 from celeriac.errors import BadCredentials, ContentRefused, Fenced, LaneClosed, ModelError, QuotaExhausted
@@ -33,6 +34,8 @@ log = get_logger(__name__)
 LOOK: Final = 0.05
 #: Seconds that a call waits, in its slot, for a lane that is left alone.
 IN_PLACE: Final = 1.5
+#: Seconds for which a stream is read on that was cut off.
+DRAIN: Final = 2.0
 #: Why a lane may be closed that waiting does not open: who is not asked hears what the one heard who was.
 REFUSED: Final[Mapping[str, type[ModelError]]] = {kind.code: kind for kind in (QuotaExhausted, BadCredentials)}
 ANY: Final = Caps()
@@ -101,6 +104,7 @@ class Calls:
         #: Stores the answer that is being judged, if there is one: it is not bought again where the run is cut off.
         self.keep: Callable[[], Awaitable[None]] | None = None
         self._open: dict[str, Call] = {}
+        self._draining: dict[str, asyncio.Task[Answer]] = {}
         self._answered: dict[str, Settlement] = {}
 
     async def answer(self, request: ModelRequest) -> Answer:
@@ -113,7 +117,7 @@ class Calls:
         await self._lease.running()
         began = time.monotonic()
         try:
-            answer = await self._client.answer(request)
+            answer = await (self._streamed(call, request) if self._claim.stream else self._client.answer(request))
         except ModelError as error:
             settlement = self._failed(call, error, time.monotonic() - began)
             await patiently(lambda: self._journal.settle(self._claim, settlement))
@@ -122,6 +126,40 @@ class Calls:
         del self._open[call.name]
         self._answered[call.name] = self._settled(call, answer)
         return replace(answer, call=call.name)
+
+    async def _streamed(self, call: Call, request: ModelRequest) -> Answer:
+        """Tell those who read along of its text. Cut off in the middle, it is read on: see `close`."""
+        deltas = Deltas(partial(self._journal.say, self._claim, call.name, self.step))
+        asking = asyncio.create_task(self._client.answer(replace(request, on_text=deltas.take)), name=call.name)
+        try:
+            # Its failure is the call's, and not this task's end.
+            await asyncio.wait([asking])
+            await deltas.close()
+            return asking.result()
+        except asyncio.CancelledError:
+            deltas.drop()
+            self._draining[call.name] = asking
+            raise
+
+    async def _drain(self) -> None:
+        """A stream that was cut off says at its end what it cost. A short while is worth waiting for that."""
+        if self._draining:
+            await asyncio.wait(self._draining.values(), timeout=DRAIN)
+        while self._draining:
+            name, asking = self._draining.popitem()
+            asking.cancel()
+            await asyncio.wait([asking])
+            if asking.cancelled() or name not in self._open:
+                continue
+            call, error = self._open[name], asking.exception()
+            if error is None:
+                self._answered[name] = self._settled(call, asking.result())
+            elif isinstance(error, ModelError):
+                settlement = self._failed(call, error, 0.0)
+                await patiently(partial(self._journal.settle, self._claim, settlement))
+            else:
+                continue
+            del self._open[name]
 
     async def _admit(self, name: str, request: ModelRequest) -> Call:
         """Wait here for a moment if the lane may not be asked. For longer, another is asked, or the job lets go."""
@@ -160,6 +198,7 @@ class Calls:
 
     async def close(self) -> None:
         """Book what was answered and is not known to be booked: the run is cut off between an answer and its step."""
+        await self._drain()
         if self.keep is not None:
             with suppress(Fenced):  # the money is booked all the same
                 await self.keep()

@@ -223,8 +223,18 @@ class Run:
     async def _store(self, step: dict[str, Any], settlement: Settlement | None = None) -> None:
         async with self._storing:  # tools end side by side
             number = self._course.steps
-            await self._calls.insist(partial(self._journal.commit, self._claim, number, step, settlement))
+            told = self._told(number, step) if self._claim.stream else None
+            await self._calls.insist(partial(self._journal.commit, self._claim, number, step, settlement, told=told))
             self._course.take(step)
+
+    def _told(self, number: int, step: dict[str, Any]) -> dict[str, Any]:
+        """What those who read along are told of a step: never what a tool was asked or answered."""
+        told = {"step": number + 1, "kind": step["kind"]}
+        if step["kind"] == "answer":
+            return told | {"call": step["call"], "tools": [name for _, name, _ in step["calls"]]}
+        if step["kind"] == "result":
+            return told | {"tool": self._course.pending[step["call"]].name, "failed": step["failed"]}
+        return told | ({"jobs": list(step["jobs"].values())} if step["kind"] == "children" else {})
 
     async def _call_tools(self) -> None:
         """All that the model wants called and that may be, side by side. Each result is stored as it comes."""

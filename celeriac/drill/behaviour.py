@@ -26,12 +26,13 @@ class Behaviour:
     an error in the provider's own words, unless `body` is given. code: which error, where a status has several.
     headers: added to the answer's. body: sent in place of the answer. cut: this many bytes of the body are kept, though
     its length is announced in full. pad: so many spaces follow the body. gzip: the body is compressed, whatever the
-    request accepts. drip: seconds between the bytes of the body. usage: replaces what the answer says about tokens;
-    "missing" leaves it out, a mapping replaces single fields. cached, cache_written: input tokens read from a cache,
-    and written to one. output: output tokens billed, None for a count of the words. reasoning_apart: OpenAI's APIs
-    leave reasoning out of the output and in the total, as some who speak them do. answer_model: the model named in
-    the answer. billed: whether the call goes on the bill; None for what a provider does: every call that it read and
-    did not refuse.
+    request accepts. drip: seconds between the bytes of the body. pace: seconds between the events of a stream.
+    error_in_stream: the status whose error a stream ends with, after its first piece of text. usage: replaces what the
+    answer says about tokens; "missing" leaves it out, a mapping replaces single fields. cached, cache_written: input
+    tokens read from a cache, and written to one. output: output tokens billed, None for a count of the words.
+    reasoning_apart: OpenAI's APIs leave reasoning out of the output and in the total, as some who speak them do.
+    answer_model: the model named in the answer. billed: whether the call goes on the bill; None for what a provider
+    does: every call that it read and did not refuse.
     """
 
     model: str = ""
@@ -50,6 +51,8 @@ class Behaviour:
     pad: int = 0
     gzip: bool = False
     drip: float = 0.0
+    pace: float = 0.0
+    error_in_stream: int | None = None
     hang: bool = False
     reset: Reset | None = None
     usage: Any = None
@@ -79,6 +82,8 @@ FAULTS: dict[str, Behaviour] = {
     "not-json": Behaviour(body='{"id": '),
     "truncated": Behaviour(cut=40),
     "drip": Behaviour(drip=0.1),
+    "overloaded-in-stream": Behaviour(error_in_stream=529),
+    "error-in-stream": Behaviour(error_in_stream=500),
     "hang": Behaviour(hang=True),
     "reset-before": Behaviour(reset="before"),
     "reset-after": Behaviour(reset="after"),

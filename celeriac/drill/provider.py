@@ -146,7 +146,14 @@ class Provider:
             status, said = wire.error(api, name, todo, _facts(model, key, prompt))
             content = orjson.dumps(said)
         else:
-            status, content = 200, orjson.dumps(wire.answer(api, name, body, text, tokens, todo))
+            status, made = 200, wire.answer(api, name, body, text, tokens, todo)
+            if body.get("stream") is True:
+                events = list(wire.events(api, name, made, body, todo))
+                todo, content = replace(todo, content_type="text/event-stream"), b"".join(events)
+                if todo.pace:
+                    return await _at_pace(request, events, head, todo, line)
+            else:
+                content = orjson.dumps(made)
         content += b" " * todo.pad
         if todo.gzip:
             content, head = gzip.compress(content), head | {"content-encoding": "gzip"}
@@ -255,6 +262,19 @@ async def _write_badly(
                 raise ConnectionResetError
     else:
         transport.write(kept)
+
+
+async def _at_pace(
+    request: web.BaseRequest, events: list[bytes], head: Mapping[str, str], todo: Behaviour, line: Line
+) -> web.StreamResponse:
+    answer = web.StreamResponse(headers={**head, "content-type": todo.content_type})
+    await answer.prepare(request)
+    for event in events:
+        await answer.write(event)
+        await asyncio.sleep(todo.pace)
+    await answer.write_eof()
+    line.written = True
+    return answer
 
 
 def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -144,6 +145,97 @@ def answer(
     if behaviour.usage != "missing":
         made["usage"] = None if behaviour.usage == "null" else usage(api, tokens, behaviour)
     return made
+
+
+def events(api: Api, name: str, made: dict[str, Any], body: dict[str, Any], behaviour: Behaviour) -> Iterator[bytes]:
+    """The same answer as a stream of events, in words."""
+    make = {"chat": _chat_events, "responses": _responses_events, "messages": _messages_events}[api]
+    said = False
+    for event, data in make(made, body):
+        if said and behaviour.error_in_stream is not None:
+            failing = replace(behaviour, status=behaviour.error_in_stream)
+            _, wrong = error(api, name, failing, {"model": "", "key": "", "prompt": ""})
+            if api == "responses":
+                inner = wrong["error"]
+                wrong = inner | {"type": "error", "code": inner["code"] or inner["type"]}
+            yield _event("" if api == "chat" else "error", wrong)
+            return
+        yield _event(event, data)
+        said = said or "delta" in event or any(choice["delta"].get("content") for choice in data.get("choices", ()))
+    if api == "chat":
+        yield b"data: [DONE]\n\n"
+
+
+def _event(event: str, data: dict[str, Any]) -> bytes:
+    head = f"event: {event}\n" if event else ""
+    return f"{head}data: {json.dumps(data)}\n\n".encode()
+
+
+def _pieces(text: str) -> list[str]:
+    """Word by word; together they are the text."""
+    return re.findall(r"\s*\S+\s*$|\s*\S+", text) or ([text] if text else [])
+
+
+def _chat_events(made: dict[str, Any], body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    [choice] = made["choices"]
+    same = {"id": made["id"], "object": "chat.completion.chunk", "created": made["created"], "model": made["model"]}
+    same |= {"service_tier": made["service_tier"]}
+
+    def chunk(delta: dict[str, Any], reason: str | None = None) -> tuple[str, dict[str, Any]]:
+        return "", same | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+
+    message = choice["message"]
+    yield chunk({"role": "assistant", "content": ""})
+    for piece in _pieces(message["content"] or ""):
+        yield chunk({"content": piece})
+    if message["refusal"]:
+        yield chunk({"refusal": message["refusal"]})
+    for number, call in enumerate(message.get("tool_calls", ())):
+        function = call["function"]
+        yield chunk({"tool_calls": [call | {"index": number, "function": {"name": function["name"], "arguments": ""}}]})
+        for piece in _pieces(function["arguments"]):
+            yield chunk({"tool_calls": [{"index": number, "function": {"arguments": piece}}]})
+    yield chunk({}, choice["finish_reason"])
+    if (body.get("stream_options") or {}).get("include_usage") and "usage" in made:
+        yield "", same | {"choices": [], "usage": made["usage"]}
+
+
+def _responses_events(made: dict[str, Any], body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def event(kind: str, **facts: Any) -> tuple[str, dict[str, Any]]:
+        return kind, {"type": kind, **facts}
+
+    yield event("response.created", response=made | {"status": "in_progress", "output": [], "usage": None})
+    for number, item in enumerate(made["output"]):
+        for part in item.get("content", ()):
+            for piece in _pieces(part.get("text", "")):
+                yield event("response.output_text.delta", output_index=number, content_index=0, delta=piece)
+    yield event(f"response.{made['status']}", response=made)
+
+
+def _messages_events(made: dict[str, Any], body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def event(kind: str, **facts: Any) -> tuple[str, dict[str, Any]]:
+        return kind, {"type": kind, **facts}
+
+    usage = made.get("usage")
+    first = usage | {"output_tokens": 1} if isinstance(usage, dict) else usage
+    begun = made | {"content": [], "stop_reason": None}
+    yield event("message_start", message=begun if "usage" not in made else begun | {"usage": first})
+    yield event("ping")
+    for number, block in enumerate(made["content"]):
+        is_text = block["type"] == "text"
+        empty: dict[str, Any] = {"text": ""} if is_text else {"input": {}}
+        yield event("content_block_start", index=number, content_block=block | empty)
+        for piece in _pieces(block["text"] if is_text else json.dumps(block["input"])):
+            delta = (
+                {"type": "text_delta", "text": piece}
+                if is_text
+                else {"type": "input_json_delta", "partial_json": piece}
+            )
+            yield event("content_block_delta", index=number, delta=delta)
+        yield event("content_block_stop", index=number)
+    told = {"usage": {"output_tokens": usage["output_tokens"]}} if isinstance(usage, dict) else {}
+    yield event("message_delta", delta={"stop_reason": made["stop_reason"], "stop_sequence": None}, **told)
+    yield event("message_stop")
 
 
 def _calls(name: str, behaviour: Behaviour) -> Iterator[tuple[str, str, str, Any]]:

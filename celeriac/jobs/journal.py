@@ -77,6 +77,7 @@ class Journal:
     def __init__(self, scripts: Scripts, lanes: str) -> None:
         self._admit = scripts.load(HERE / "admit.lua", NEW_WORK, before=lanes)
         self._settle = scripts.load(HERE / "settle.lua", ALWAYS, before=lanes, durable=True)
+        self._say = scripts.load(HERE / "say.lua", NEW_WORK)
 
     async def admit(
         self,
@@ -119,14 +120,23 @@ class Journal:
             raise Fenced("this run no longer holds the job")
         return Admitted((rest[0], rest[1]))
 
-    async def commit(self, claim: Claim, step: int, made: Any, settlement: Settlement | None) -> None:
+    async def commit(
+        self,
+        claim: Claim,
+        step: int,
+        made: Any,
+        settlement: Settlement | None,
+        *,
+        told: Mapping[str, Any] | None = None,
+    ) -> None:
         """Store a finished step under its number, and the price of the call that made it, in one step.
 
-        Raises Fenced where this run no longer holds the job; the money is booked all the same.
+        told: of the step, for those who read along; None for nothing. Raises Fenced where this run no longer holds the
+        job; the money is booked all the same.
         """
         packed = pack(made)
         while True:
-            said, money, stored, changed = await self._commit(claim, step, packed, settlement)
+            said, money, stored, changed = await self._commit(claim, step, packed, settlement, told)
             tell_of_lane(settlement, changed)
             if said != b"gap":
                 break
@@ -134,14 +144,16 @@ class Journal:
             log.error("steps_not_known", job_id=claim.id, stored=stored, step=step)
             if stored >= len(claim.journal):
                 raise Fenced("the store lost steps of this job that this run did not make")
-            await self._commit(claim, stored, claim.journal[stored], None)
+            await self._commit(claim, stored, claim.journal[stored], None, None)
         _notice(claim, money)
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
         if step == len(claim.journal):
             claim.journal += (packed,)
 
-    async def _commit(self, claim: Claim, step: int, packed: bytes, settlement: Settlement | None) -> Any:
+    async def _commit(
+        self, claim: Claim, step: int, packed: bytes, settlement: Settlement | None, told: Mapping[str, Any] | None
+    ) -> Any:
         return await self._settle(
             packed,
             id=claim.id,
@@ -149,15 +161,43 @@ class Journal:
             nonce=claim.nonce,
             settlement=settlement and settlement.as_argument(),
             step=step,
+            told=None if told is None else _text(told),
         )
+
+    async def say(self, claim: Claim, call: str, step: int, begins: int, text: str) -> None:
+        """Tell those who read along of text that a call has brought. begins: how many characters were before it.
+
+        Raises Fenced where this run no longer holds the job, StoreFull, StoreUnavailable.
+        """
+        said = await self._say(
+            id=claim.id,
+            worker=claim.worker,
+            nonce=claim.nonce,
+            call=call,
+            to=begins + len(text),
+            begun=_text({"step": step, "attempt": claim.attempt, "call": call}),
+            text=_text({"step": step, "from": begins, "text": text}),
+            begins=begins,
+        )
+        if said == b"fenced":
+            raise Fenced("this run no longer holds the job")
 
     async def settle(self, claim: Claim, settlement: Settlement) -> None:
         """Book what became of a call. It needs no lease, and counts once, however often it is said."""
         _, money, _, changed = await self._settle(
-            id=claim.id, worker=claim.worker, nonce=claim.nonce, settlement=settlement.as_argument(), step=None
+            id=claim.id,
+            worker=claim.worker,
+            nonce=claim.nonce,
+            settlement=settlement.as_argument(),
+            step=None,
+            told=None,
         )
         tell_of_lane(settlement, changed)
         _notice(claim, money)
+
+
+def _text(facts: Mapping[str, Any]) -> str:
+    return orjson.dumps(facts).decode()
 
 
 #: Lane, and "open" or "closed" -> how often a call of this process made its breaker so; for the metrics.

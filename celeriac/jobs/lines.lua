@@ -7,6 +7,7 @@ local LONGEST_PATIENCE = 60000
 local PASSED_BY = 100       -- jobs of a newer release that one dispatch looks past
 local COMPANY = {[2] = 32, [3] = 4, [4] = 1} -- crashes -> how many suspects one process may hold at once
 local KEPT_BROKEN = 1000
+local KEPT_EVENTS = 4000    -- of a job: at five a second, more than ten minutes of text
 local LANE_TURN = {1, 2, 4} -- high, normal, low: the way from one place of a tenant in a lane's line to its next
 local LOOK_AROUND = 15000   -- ms after which a job that waits for a lane asks its others; doubles to the longest
 local LONGEST_LOOK = 300000
@@ -24,9 +25,10 @@ local function get(id, ...) return unpack(call('HMGET', K.job(id), ...)) end
 -- place that this release does not know: a newer one owns it, and here it stays where it is, in every index.
 local function read(id)
   local r, values = {id = id}, redis.pcall('HMGET', K.job(id), 'place', 'queue', 'line', 'priority', 'tenant', 'seq', 'agent',
-    'context', 'worker', 'nonce', 'released', 'stop', 'crashes')
+    'context', 'worker', 'nonce', 'released', 'stop', 'crashes', 'stream')
   if values.err then return nil end
-  r.place, r.queue, r.line, r.priority, r.tenant, r.seq, r.agent, r.context, r.worker, r.nonce, r.released, r.stop, r.crashes =
+  r.place, r.queue, r.line, r.priority, r.tenant, r.seq, r.agent, r.context, r.worker, r.nonce, r.released, r.stop, r.crashes,
+    r.stream =
     unpack(values)
   r.crashes = tonumber(r.crashes or 0)
   if not (r.place and r.queue and r.line and tonumber(r.priority) and r.tenant and tonumber(r.seq) and r.agent
@@ -133,8 +135,15 @@ local function count_busy(r, by)
   if by < 0 and not at_limit(r.tenant) then rejoin(r.tenant) end
 end
 
--- Every change of place goes through here; the index by state follows what the caller sees.
-local function move(r, to, state)
+-- What those are told who read along, where somebody asked for that. A stream that is none hides no change. data: JSON.
+local function tell_reader(r, kind, data)
+  if not r.stream then return end
+  local event = redis.pcall('XADD', K.events(r.id), 'MAXLEN', '~', KEPT_EVENTS, '*', kind, data)
+  if type(event) == 'string' then call('PUBLISH', K.events(r.id), event .. ' ' .. kind .. ' ' .. data) end
+end
+
+-- Every change of place goes through here; the index by state follows what the caller sees. reason: of a parked job.
+local function move(r, to, state, reason)
   assert(may(r, to), 'illegal move from ' .. r.place .. ' to ' .. to)
   local was, is = SEEN_AS[r.place], state or SEEN_AS[to]
   if BUSY[to] and not BUSY[r.place] then count_busy(r, 1)
@@ -143,6 +152,7 @@ local function move(r, to, state)
   if was ~= is then
     if was then call('ZREM', K.jobs_in(r.tenant, was), r.id) end
     call('ZADD', K.jobs_in(r.tenant, is), r.seq, r.id)
+    tell_reader(r, 'state', '{"state":"' .. is .. (reason and '","reason":"' .. reason or '') .. '"}')
   end
   r.place = to
 end
@@ -183,7 +193,7 @@ end
 local function to_ready(r) move(r, 'ready'); enter_line(r) end
 
 local function to_parked(r, reason, resume_at)
-  move(r, 'parked')
+  move(r, 'parked', nil, reason)
   call('HSET', K.job(r.id), 'reason', reason, 'resume_at', resume_at)
   call('HDEL', K.job(r.id), 'lane', 'lane_input', 'lane_output')
   -- Where the clock goes back, this still says how long the job was to wait. What is scheduled is for a time of day.
@@ -221,7 +231,7 @@ local function to_lane_line(r, lane, resume_at)
     at = string.format('%.0f', at)
     call('HSET', K.lane_turns(lane), r.tenant, at)
   end
-  move(r, 'parked')
+  move(r, 'parked', nil, 'lane_closed')
   call('HSET', K.job(r.id), 'reason', 'lane_closed', 'resume_at', resume_at, 'lane', lane, 'lane_input', input,
     'lane_output', output, 'lane_since', since or now, 'lane_waits', waits + 1, 'lane_place', lane .. ' ' .. at)
   call('HDEL', K.job(r.id), 'woken')

@@ -129,11 +129,11 @@ class NewJob:
 
     input: messages as (role, text), the last one the user's. limited: its agent has a limit, so its jobs wait in lines
     of their own. limits: as `celeriac.jobs.request.LIMITS` names them. output_schema: what the answer has to be,
-    whatever the agent says of that. run_at: it is parked until then. deadline, expires_in: it expires unless it has
-    ended by then; the earlier one counts. idempotency_key: the same key of a tenant is the same job, for as long as
-    that can be asked for; fingerprint: of the request, to tell a repetition from a mistake. canvas: of a job that came
-    through Celery. ignore_result: whether nobody asks Celery for the result; None: as the deployment has it for jobs
-    over HTTP. parent: of a job that another one asks for.
+    whatever the agent says of that. stream: whether somebody may read along. run_at: it is parked until then. deadline,
+    expires_in: it expires unless it has ended by then; the earlier one counts. idempotency_key: the same key of a
+    tenant is the same job, for as long as that can be asked for; fingerprint: of the request, to tell a repetition from
+    a mistake. canvas: of a job that came through Celery. ignore_result: whether nobody asks Celery for the result;
+    None: as the deployment has it for jobs over HTTP. parent: of a job that another one asks for.
     """
 
     id: str
@@ -148,6 +148,7 @@ class NewJob:
     max_output_tokens: int | None = None
     limits: Mapping[str, Any] = field(default_factory=dict)
     output_schema: Mapping[str, Any] | None = field(default=None, repr=False)
+    stream: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
     limited: bool = False
@@ -220,8 +221,8 @@ class Job:
     the answer is JSON, and what it had to be. approvals: calls that it waits to be allowed. parent_id: the job that
     asked for it. children: those that it asked for, and what all that work for it cost. context_appended: False where
     the context was deleted while the job ran. crashes: how often its worker died with it since it last made a step;
-    dead: it died too often and is kept for replay. reason, resume_at: why it is parked, and until when. attempts: runs
-    so far. replays: how often it was started anew.
+    dead: it died too often and is kept for replay. stream: somebody may read along. reason, resume_at: why it is
+    parked, and until when. attempts: runs so far. replays: how often it was started anew.
     """
 
     id: str
@@ -260,6 +261,7 @@ class Job:
     dead: bool = False
     replays: int = 0
     stopping: bool = False
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +301,11 @@ class Claim:
     def tell(self) -> int | None:
         """Which of the job's lives Celery is to be told the end of; None: nobody asks Celery."""
         return int(self.record.get("replays", 0)) if "tell" in self.record else None
+
+    @property
+    def stream(self) -> bool:
+        """Whether somebody reads along."""
+        return "stream" in self.record
 
     @property
     def waited_for_lanes(self) -> float:

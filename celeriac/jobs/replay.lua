@@ -21,7 +21,9 @@ if r.context and version then
   -- Who goes before it will change the conversation.
   if holder or (is or '0') ~= version or not context_same(version, born, is_born) then fresh = true end
 end
-for _, key in ipairs({K.job(a.id), K.journal(a.id), K.calls(a.id), K.children(a.id), K.answers(a.id)}) do call('PERSIST', key) end
+for _, key in ipairs({K.job(a.id), K.journal(a.id), K.calls(a.id), K.children(a.id), K.answers(a.id), K.events(a.id)}) do
+  call('PERSIST', key)
+end
 local idem = get(a.id, 'idempotency')
 if idem then call('PERSIST', K.idempotency(r.tenant, idem)) end
 if fresh then

@@ -129,6 +129,11 @@ class Asked(Wire):
         "fails with `output_invalid`. Default: the agent's.",
         examples=[{"type": "object", "properties": {"capital": {"type": "string"}}, "required": ["capital"]}],
     )
+    stream: bool = Field(
+        False,
+        strict=True,
+        description="Whether somebody reads along, at `GET /v1/jobs/{id}/events`: see docs/streams.md.",
+    )
     priority: Literal["low", "normal", "high"] = "normal"
     metadata: Annotated[
         dict[Name, Annotated[str, StringConstraints(max_length=512)]],
@@ -163,6 +168,7 @@ class Asked(Wire):
             max_output_tokens=self.max_output_tokens,
             limits={name: value for name in LIMITS if (value := getattr(self, name)) is not None},
             output_schema=self.output_schema,
+            stream=self.stream,
             metadata=self.metadata,
             limited=limited,
             **facts,

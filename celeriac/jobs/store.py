@@ -51,7 +51,8 @@ PRIORITY_NAMES: Final[Mapping[int, Priority]] = {number: name for name, number i
 SHOWN: Final = (
     "place", "state", "tenant", "agent", "queue", "priority", "created", "attempts", "context", "metadata",
     "request_id", "started", "ended", "error", "model", "usage", "cost", "in_doubt", "appended", "deadline", "reason",
-    "resume_at", "steps", "crashes", "dead", "replays", "stop", "parent", "below_cost", "below_in_doubt",
+    "resume_at", "steps", "crashes", "dead", "replays", "stop", "stream", "parent", "below_cost",
+    "below_in_doubt",
 )  # fmt: skip
 WHOLE: Final = (*SHOWN, "answer", "checked", "asked")
 
@@ -178,6 +179,7 @@ class JobStore:
             metadata=orjson.dumps(dict(job.metadata)).decode(),
             ignore_result=ignore_result,
             canvas=job.canvas and job.canvas.pack(),
+            stream=job.stream,
             tell=not ignore_result or (job.canvas is not None and job.canvas.waits),
             run_at=job.run_at and _ms(job.run_at - EPOCH),
             deadline=job.deadline and _ms(job.deadline - EPOCH),
@@ -646,4 +648,5 @@ def _job(
         dead=r["dead"] is not None,
         replays=int(r["replays"] or 0),
         stopping=r["stop"] is not None,
+        stream=r["stream"] is not None,
     )

@@ -73,6 +73,7 @@ if deadline then
   call('ZADD', K.deadlines(), deadline, a.id)
 end
 if given('canvas') then call('HSET', K.job(a.id), 'canvas', a.canvas) end
+if a.stream then call('HSET', K.job(a.id), 'stream', 1) end
 if parent then
   call('HSET', K.job(a.id), 'parent', parent.id, 'ancestors', cjson.encode(parent.ancestors))
   for _, ancestor in ipairs(parent.ancestors) do

@@ -8,7 +8,9 @@ local TELL_BELLS = 100     -- ends that are rung for at once: thousands of them 
 
 -- A record and all that belongs to it age together.
 local function keep_for(id, ms)
-  for _, key in ipairs({K.job(id), K.journal(id), K.calls(id), K.children(id), K.answers(id)}) do call('PEXPIRE', key, ms) end
+  for _, key in ipairs({K.job(id), K.journal(id), K.calls(id), K.children(id), K.answers(id), K.events(id)}) do
+    call('PEXPIRE', key, ms)
+  end
   local idem, tenant = get(id, 'idempotency', 'tenant')
   if idem then call('PEXPIRE', K.idempotency(tenant, idem), ms) end
 end

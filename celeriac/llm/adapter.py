@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import httpx2
 
 from celeriac.errors import BadAnswer, ModelError
-from celeriac.llm.failures import broken, failure, refused, request_id
+from celeriac.llm.failures import broken, failure, kind_of, refused, request_id
 from celeriac.llm.limits import limits
 from celeriac.llm.model import Answer, ModelRequest
 from celeriac.llm.reading import NotAnAnswer, json_object
+from celeriac.llm.streams import DONE, ErrorInStream, Gatherer
 from celeriac.llm.transport import Wire, current_wire
 
 
@@ -37,13 +38,17 @@ class Adapter(ABC):
         try:
             async with asyncio.timeout(request.deadline):
                 response = await self._ask(request)
-            answer = self._read(json_object(response.content), request)
+                answer = await self._read_from(response, request)
             return replace(
                 answer,
                 request_id=request_id(wire.headers),
                 seconds=time.monotonic() - began,
                 limits=limits(wire.headers),
             )
+        except ErrorInStream as error:
+            # Something was made, and may be billed, whatever went wrong then.
+            kind = kind_of(wire.status, error.body)
+            failed = failure(kind, request.lane, wire, in_doubt=True, why="an error in the stream")
         except NotAnAnswer as error:
             failed = failure(BadAnswer, request.lane, wire, in_doubt=True, why=str(error))
         except Declined as error:
@@ -58,6 +63,30 @@ class Adapter(ABC):
             raise failed
         finally:
             del failed
+
+    async def _read_from(self, response: httpx2.Response, request: ModelRequest) -> Answer:
+        # Here, and not where errors are raised: no variable of their frames may hold what was answered.
+        if request.on_text is None:
+            return self._read(json_object(response.content), request)
+        return self._read(await self._gathered(response, request), request)
+
+    async def _gathered(self, response: httpx2.Response, request: ModelRequest) -> dict[str, Any]:
+        """The body that the answer has without a stream."""
+        gatherer = self._gatherer(request)
+        try:
+            if response.headers.get("content-type", "").partition(";")[0].strip().lower() != "text/event-stream":
+                raise NotAnAnswer("no stream")
+            async for event in httpx2.EventSource(response):
+                if event.data == DONE:
+                    break
+                if event.event == "ping" or not event.data:
+                    continue
+                text = gatherer.take(event.event, json_object(event.data.encode()))
+                if text and request.on_text is not None:
+                    request.on_text(text)
+            return gatherer.whole()
+        finally:
+            await response.aclose()
 
     def _translated(self, error: Exception, request: ModelRequest, wire: Wire) -> ModelError:
         if isinstance(error, self.status_error):
@@ -74,8 +103,22 @@ class Adapter(ABC):
         """
 
     @abstractmethod
+    def _gatherer(self, request: ModelRequest) -> Gatherer:
+        """For the stream of this request."""
+
+    @abstractmethod
     def _read(self, made: dict[str, Any], request: ModelRequest) -> Answer:
         """Raises NotAnAnswer, or Declined."""
+
+
+async def post(sdk: Any, stream: Any, path: str, body: dict[str, Any], request: ModelRequest) -> httpx2.Response:
+    """Through an SDK's own `post`. stream: its class for one; where it is asked for, nothing of it is read yet."""
+    options = {"timeout": request.deadline}
+    if request.on_text is None:
+        return await sdk.post(path, body=body, cast_to=httpx2.Response, options=options)  # type: ignore[no-any-return]
+    body |= {"stream": True}
+    opened = await sdk.post(path, body=body, cast_to=object, stream=True, stream_cls=stream[object], options=options)
+    return opened.response  # type: ignore[no-any-return]
 
 
 class Declined(Exception):

@@ -11,10 +11,11 @@ import httpx2
 import orjson
 
 from celeriac.errors import BadAnswer, ContentRefused, LocalFault, ModelError, ModelTimeout, ProviderFailed, Unreachable
-from celeriac.llm.adapter import Adapter, Declined
+from celeriac.llm.adapter import Adapter, Declined, post
 from celeriac.llm.model import Answer, Message, ModelRequest, StopReason, ToolCall
 from celeriac.llm.reading import NotAnAnswer, anthropic_usage, billed_model, member, stopped, tier, tool_calls
 from celeriac.llm.shape import closed
+from celeriac.llm.streams import Gatherer, MessagesGatherer
 
 URL = "https://api.anthropic.com"
 #: Before a schema that the provider's own field does not take.
@@ -56,12 +57,10 @@ class Anthropic(Adapter):
         self._own = urlsplit(base_url or URL).hostname == "api.anthropic.com" if own is None else own
 
     async def _ask(self, request: ModelRequest) -> httpx2.Response:
-        return await self._sdk.post(
-            "/v1/messages",
-            body=self._body(request),
-            cast_to=httpx2.Response,
-            options={"timeout": request.deadline},
-        )
+        return await post(self._sdk, anthropic.AsyncStream, "/v1/messages", self._body(request), request)
+
+    def _gatherer(self, request: ModelRequest) -> Gatherer:
+        return MessagesGatherer()
 
     def _body(self, request: ModelRequest) -> dict[str, Any]:
         body: dict[str, Any] = {

@@ -5,7 +5,7 @@ Texts stay out of every `repr`: error reporters and debuggers print the variable
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
@@ -80,7 +80,8 @@ class ModelRequest:
     instructions: the system text, "" for none. messages: oldest first, the last one is the user's, or a tool's. tools:
     that the model may want called. schema: of a JSON answer, as a hint: nobody has checked the answer against it.
     max_output_tokens: always sent; reasoning counts. deadline: seconds the whole call may take, from the first byte
-    sent to the last byte read. api: which of OpenAI's two APIs; others ignore it.
+    sent to the last byte read. api: which of OpenAI's two APIs; others ignore it. on_text: is told the text piece by
+    piece as it comes; where it is given the answer is asked for as a stream, and is the same in the end.
     """
 
     lane: Lane
@@ -92,6 +93,7 @@ class ModelRequest:
     temperature: float | None = None
     deadline: float = 120.0
     api: Literal["chat", "responses"] = "chat"
+    on_text: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
 
     def texts(self) -> Iterator[str]:
         """All that the model is given to read."""

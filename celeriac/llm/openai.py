@@ -10,10 +10,11 @@ import httpx2
 import openai
 
 from celeriac.errors import BadAnswer, ContentRefused, LocalFault, ModelError, ModelTimeout, ProviderFailed, Unreachable
-from celeriac.llm.adapter import Adapter, Declined
+from celeriac.llm.adapter import Adapter, Declined, post
 from celeriac.llm.failures import kind_of
 from celeriac.llm.model import Answer, Message, ModelRequest, StopReason, ToolSpec
 from celeriac.llm.reading import NotAnAnswer, billed_model, member, openai_usage, stopped, tier, tool_calls
+from celeriac.llm.streams import ChatGatherer, Gatherer, ResponsesGatherer
 
 URL = "https://api.openai.com/v1"
 
@@ -60,9 +61,10 @@ class OpenAI(Adapter):
         path, body = (
             ("/responses", self._responses) if request.api == "responses" else ("/chat/completions", self._chat)
         )
-        return await self._sdk.post(
-            path, body=body(request), cast_to=httpx2.Response, options={"timeout": request.deadline}
-        )
+        return await post(self._sdk, openai.AsyncStream, path, body(request), request)
+
+    def _gatherer(self, request: ModelRequest) -> Gatherer:
+        return ResponsesGatherer() if request.api == "responses" else ChatGatherer()
 
     def _read(self, made: dict[str, Any], request: ModelRequest) -> Answer:
         return read_responses(made, request) if request.api == "responses" else read_chat(made, request)
@@ -78,6 +80,8 @@ class OpenAI(Adapter):
             body["response_format"] = {"type": "json_schema", "json_schema": _format(request.schema)}
         if request.temperature is not None:
             body["temperature"] = request.temperature
+        if request.on_text is not None:
+            body["stream_options"] = {"include_usage": True}
         if not self._own:
             return body | {"max_tokens": request.max_output_tokens}
         return body | {"max_completion_tokens": request.max_output_tokens, "store": False, "service_tier": "default"}

@@ -122,7 +122,7 @@ class Look:
 
     def lifetimes(self) -> Iterator[str]:
         """Keys age, stay small, or follow a record; entries of the others are looked at one by one."""
-        of_jobs = ("job", "journal", "calls", "children", "answers")
+        of_jobs = ("job", "journal", "calls", "children", "answers", "events")
         follow = {*of_jobs, "idempotency", "context", "turns"}
         for name, key in self.keys.items():
             if key.name in AGE and not key.ages:

@@ -126,9 +126,12 @@ class Rig:
 
     def __init__(self, stores: Stores, valkey: Valkey, claim: Claim, http: httpx2.AsyncClient) -> None:
         self.stores, self.redis, self.claim, self.http = stores, valkey.client(), claim, http
+        self.text: list[str] = []
 
-    async def fails(self, wire: str, url: str, deadline: float = 0.5) -> tuple[ModelError, list[Call]]:
-        """How a question goes, with patience; and the calls as they are booked."""
+    async def fails(
+        self, wire: str, url: str, deadline: float = 0.5, *, streams: bool = False
+    ) -> tuple[ModelError, list[Call]]:
+        """How a question goes, with patience, and the calls as they are booked. streams: it asks for a stream."""
         self.lane = Lane(WIRES[wire], "small")
         lease = Lease()
         client = adapter(wire, self.http, url)
@@ -136,7 +139,8 @@ class Rig:
             self.claim, client, self.stores.journal, Prices(), lease, caps={}, insist=lambda write: patiently(write)
         )
         api: Literal["chat", "responses"] = "responses" if wire == "responses" else "chat"
-        request = ModelRequest(self.lane, (Message("user", "hi"),), deadline=deadline, api=api)
+        on_text = self.text.append if streams else None
+        request = ModelRequest(self.lane, (Message("user", "hi"),), deadline=deadline, api=api, on_text=on_text)
         with pytest.raises(ModelError) as caught:
             await Patient(calls, Patience(TRIES)).answer(request)
         await calls.close()
@@ -177,16 +181,35 @@ def holds(row: Row, error: ModelError, calls: list[Call], fate: Fate) -> None:
     assert len(error.attempts) == times
 
 
+@pytest.mark.parametrize("streams", [False, True], ids=["at once", "streamed"])
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("fault", MATRIX)
-async def test_each_fault_is_what_the_table_says(rig: Rig, provider: ProviderProcess, wire: str, fault: str) -> None:
+async def test_each_fault_is_what_the_table_says(
+    rig: Rig, provider: ProviderProcess, wire: str, fault: str, streams: bool
+) -> None:
     """Class, tries, breaker and money; and what is settled, released and in doubt covers the provider's bill."""
     behaviour, row = MATRIX[fault]
     await provider.default(**behaviour)
-    error, calls = await rig.fails(wire, provider.url)
+    error, calls = await rig.fails(wire, provider.url, streams=streams)
     holds(row, error, calls, rig.fate(len(calls)))
     billed = (await provider.bill())["calls"]
     assert billed <= sum(call.stands != "released" for call in calls)
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize(
+    ("fault", "code"), [("overloaded-in-stream", "overloaded"), ("error-in-stream", "provider_failed")]
+)
+async def test_an_error_inside_a_stream_is_in_doubt(
+    rig: Rig, provider: ProviderProcess, wire: str, fault: str, code: str
+) -> None:
+    """It had begun. OpenAI has one error for both."""
+    await provider.default(fault=fault, text="Leeks are planted in spring.")
+    error, calls = await rig.fails(wire, provider.url, streams=True)
+    row = Row(code if wire == "messages" else "provider_failed", True, "counts", "doubt")
+    holds(row, error, calls, rig.fate(len(calls)))
+    assert rig.text
+    assert (await provider.bill())["calls"] == len(calls)
 
 
 @pytest.mark.parametrize("wire", WIRES)

@@ -14,8 +14,12 @@ from celeriac.llm.model import Answer, Lane, Message, ModelRequest, Usage
 
 from .conftest import KEY, PROMPT, Case
 
-#: All faults that end in an error, and every status that our provider answers with the key or the prompt in it.
+#: All faults that end in an error, and every status that our provider answers with the key or the prompt in it; whether
+#: a stream is asked for.
 FAULTY = [*sorted(FAULTS.keys() - {"wrong-model", "length", "drip", "hang"}), "401", "404", "422", "429", "500", "529"]
+WAYS = [
+    (fault, streams) for fault in FAULTY for streams in (False, True) if streams or not fault.endswith("-in-stream")
+]
 
 
 def ours(tb: TracebackType | None) -> list[str]:
@@ -28,11 +32,12 @@ def ours(tb: TracebackType | None) -> list[str]:
     return shown
 
 
-@pytest.mark.parametrize("fault", FAULTY)
-async def test_an_error_tells_no_secret(sdk: Case, fault: str) -> None:
+@pytest.mark.parametrize(("fault", "streams"), WAYS)
+async def test_an_error_tells_no_secret(sdk: Case, fault: str, streams: bool) -> None:
     """Message, repr, fields, pickle, chain, and the variables of every frame of ours."""
+    on_text = (lambda _: None) if streams else None
     try:
-        await sdk.answer(f"fault-{fault}", text=PROMPT, instructions=PROMPT)
+        await sdk.answer(f"fault-{fault}", text=PROMPT, instructions=PROMPT, on_text=on_text)
     except ModelError as error:
         caught = error
     assert caught.__cause__ is None

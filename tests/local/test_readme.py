@@ -12,11 +12,14 @@ from pathlib import Path
 
 from tests.processes import ROOT, wait_until
 
-COMMANDS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+def commands(document: str) -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), re.S)
 
 
 def test_a_newcomer_gets_an_answer_with_the_readmes_commands(tmp_path: Path) -> None:
-    """`celeriac up` as `make run` starts it, its own first job, then the two curl commands; Ctrl-C leaves nothing."""
+    """`celeriac up` as `make run` starts it, its own first job, then the two curl commands, and
+    the two that read along; Ctrl-C leaves nothing."""
     log = tmp_path / "up.log"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("CELERIAC_", "OPENAI_", "ANTHROPIC_"))}
     command = [sys.executable, "-m", "celeriac.cli", "up", "--free-ports", "--directory", str(tmp_path / "state")]
@@ -29,12 +32,19 @@ def test_a_newcomer_gets_an_answer_with_the_readmes_commands(tmp_path: Path) -> 
         assert re.search(r"tokens +\d+ in, \d+ out", said())
         assert re.search(r"cost +\$0\.\d{9}", said())
         url = re.search(r"shim +(http://[\d.:]+)", said())[1]  # type: ignore[index]  # it is up
-        submit, wait = (c.replace("http://127.0.0.1:8000", url) for c in COMMANDS if c.startswith("curl"))
-        job = json.loads(subprocess.check_output(submit, shell=True, text=True))  # noqa: S602  # our own document
-        job = json.loads(subprocess.check_output(wait, shell=True, text=True, env={**environment, "ID": job["id"]}))  # noqa: S602
+
+        def answer(command: str, **env: str) -> str:
+            command = command.replace("http://127.0.0.1:8000", url)
+            return subprocess.check_output(command, shell=True, text=True, env=environment | env)  # noqa: S602  # our own
+
+        submit, wait = (command for command in commands("README.md") if command.startswith("curl"))
+        job = json.loads(answer(wait, ID=json.loads(answer(submit))["id"]))
         assert job["state"] == "succeeded"
         assert job["answer"]
         assert float(job["cost_usd"]) > 0
+        submit, read = commands("docs/streams.md")
+        events = re.findall(r"^event: (\w+)$", answer(read, ID=json.loads(answer(submit))["id"]), re.M)
+        assert [*dict.fromkeys(events)] == ["state", "start", "delta", "end"]
         up.send_signal(signal.SIGINT)
         assert up.wait(20) in {0, 130}
     finally:

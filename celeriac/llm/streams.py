@@ -1,0 +1,161 @@
+"""From the events of a stream to the answer that the same call has without one: what is believed is one thing.
+
+Each gatherer takes the events of one API and hands out the text as it comes; in the end it has the body that the API
+answers with when nobody asks for a stream. A stream that ends before that is no answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+import orjson
+
+from celeriac.llm.reading import NotAnAnswer, member
+
+DONE: Final = "[DONE]"
+SHORT: Final = "the stream ended before the answer was complete"
+
+
+class ErrorInStream(Exception):
+    """The provider ended the stream with an error of its own. body: as it wrote it."""
+
+    def __init__(self, body: object) -> None:
+        super().__init__("an error in the stream")
+        self.body = body
+
+
+class Gatherer(Protocol):
+    def take(self, event: str, data: dict[str, Any]) -> str:
+        """The text that this event brings, "" for none. Raises NotAnAnswer, ErrorInStream."""
+        ...
+
+    def whole(self) -> dict[str, Any]:
+        """The body of the answer. Raises NotAnAnswer where the stream ended before it was complete."""
+        ...
+
+
+class ChatGatherer:
+    """Chat Completions: chunks with pieces of one choice, the usage in a chunk of its own."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+        self._message: dict[str, Any] = {"role": "assistant", "content": None}
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._reason: str | None = None
+
+    def take(self, event: str, data: dict[str, Any]) -> str:
+        if data.get("error"):
+            raise ErrorInStream(data)
+        for name in ("model", "service_tier", "usage"):
+            if data.get(name) is not None:
+                self._made[name] = data[name]
+        text = ""
+        for choice in member(data, "choices", list):
+            if (reason := choice.get("finish_reason")) is not None:
+                self._reason = reason
+            delta = choice.get("delta") or {}
+            for name in ("content", "refusal"):
+                if isinstance(piece := delta.get(name), str):
+                    self._message[name] = (self._message.get(name) or "") + piece
+                    text += piece if name == "content" else ""
+            for piece in delta.get("tool_calls") or ():
+                self._take_call(piece)
+        return text
+
+    def _take_call(self, piece: dict[str, Any]) -> None:
+        number = piece.get("index", len(self._calls))
+        if not isinstance(number, int):
+            raise NotAnAnswer("a call of a tool without a number")
+        call = self._calls.setdefault(number, {"function": {"name": "", "arguments": ""}})
+        for name in ("name", "arguments"):
+            if isinstance(said := (piece.get("function") or {}).get(name), str):
+                call["function"][name] += said
+
+    def whole(self) -> dict[str, Any]:
+        if self._reason is None:
+            raise NotAnAnswer(SHORT)
+        if self._calls:
+            self._message["tool_calls"] = [call for _, call in sorted(self._calls.items())]
+        return self._made | {"choices": [{"index": 0, "message": self._message, "finish_reason": self._reason}]}
+
+
+class ResponsesGatherer:
+    """Responses: pieces of text on the way, and the whole response in the last event."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] | None = None
+
+    def take(self, event: str, data: dict[str, Any]) -> str:
+        kind = data.get("type") or event
+        if kind == "error":
+            raise ErrorInStream({"error": data})
+        if kind == "response.output_text.delta":
+            text: str = member(data, "delta", str)
+            return text
+        if kind in ("response.completed", "response.incomplete", "response.failed"):
+            self._made = member(data, "response", dict)
+        return ""
+
+    def whole(self) -> dict[str, Any]:
+        if self._made is None:
+            raise NotAnAnswer(SHORT)
+        return self._made
+
+
+class MessagesGatherer:
+    """Anthropic's Messages: a message without content, its blocks piece by piece, and what came of it."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] | None = None
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._inputs: dict[int, str] = {}
+        self._is_whole = False
+
+    def take(self, event: str, data: dict[str, Any]) -> str:
+        kind = data.get("type") or event
+        if kind == "error":
+            raise ErrorInStream(data)
+        if kind == "message_start":
+            self._made = dict(member(data, "message", dict))
+        elif kind == "content_block_start":
+            number = member(data, "index", int)
+            self._blocks[number] = dict(member(data, "content_block", dict))
+            return self._blocks[number].get("text") or ""
+        elif kind == "content_block_delta":
+            return self._take_piece(member(data, "index", int), member(data, "delta", dict))
+        elif kind == "message_delta":
+            self._end(data)
+        elif kind == "message_stop":
+            self._is_whole = True
+        return ""
+
+    def _take_piece(self, number: int, delta: dict[str, Any]) -> str:
+        block = self._blocks.get(number)
+        if block is None:
+            raise NotAnAnswer("a piece of a block that was not begun")
+        if delta.get("type") == "text_delta":
+            piece: str = member(delta, "text", str)
+            block["text"] = (block.get("text") or "") + piece
+            return piece
+        if delta.get("type") == "input_json_delta":
+            self._inputs[number] = self._inputs.get(number, "") + member(delta, "partial_json", str)
+        return ""
+
+    def _end(self, data: dict[str, Any]) -> None:
+        if self._made is None:
+            raise NotAnAnswer("a message that was not begun")
+        self._made |= member(data, "delta", dict)
+        said: Mapping[str, Any] = data.get("usage") or {}
+        # What is counted by now stands for what was counted at the beginning.
+        self._made["usage"] = (self._made.get("usage") or {}) | {k: v for k, v in said.items() if v is not None}
+
+    def whole(self) -> dict[str, Any]:
+        if self._made is None or not self._is_whole:
+            raise NotAnAnswer(SHORT)
+        for number, text in self._inputs.items():
+            try:
+                self._blocks[number]["input"] = orjson.loads(text or "{}")
+            except orjson.JSONDecodeError as error:
+                raise NotAnAnswer("arguments of a tool that are no JSON") from error
+        return self._made | {"content": [block for _, block in sorted(self._blocks.items())]}
