@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import suppress
@@ -49,6 +50,10 @@ class Wrong:
 TOO_MUCH: Final = Wrong("it is too long, or nested too deep, to be checked", "too much to check")
 
 
+class Killed(ChildProcessError):
+    """By somebody, memory being short: that tells nothing of the answer."""
+
+
 class Checker:
     """Starts its judges when they are first needed, and again when they were lost. They end with its context.
 
@@ -76,14 +81,17 @@ class Checker:
         """
         line, name, said = orjson.dumps([schema, text]) + b"\n", sha256(schema.encode()).digest(), []
         if name not in self._costly:
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, Killed):
                 said = await self._quick.asked(line)
             if not _is_whole(said):
                 self._costly[name] = None
                 if len(self._costly) > REMEMBERED:
                     del self._costly[next(iter(self._costly))]
         if not said:
-            said = await self._slow.asked(line)
+            try:
+                said = await self._slow.asked(line)
+            except Killed:
+                said = await self._slow.asked(line)
         if not said:
             return TOO_MUCH
         return None if said[-1] is None else Wrong(*said[-1])
@@ -102,15 +110,18 @@ class _Judge:
         self._event = event
         self._turns = asyncio.Lock()
         self._process: Process | None = None
+        self._endings: set[asyncio.Task[tuple[bytes, bytes]]] = set()
 
     async def asked(self, line: bytes) -> list[Any]:
         """What it says of an answer, all of it or until it is lost.
 
-        Raises TimeoutError, and any other OSError where it does not start.
+        Raises TimeoutError, and any other OSError where it does not start, or is killed.
         """
         async with self._turns:
             said: list[Any] = []
             try:
+                if self._process is not None and self._process.returncode is not None:
+                    self._kill()
                 if self._process is None:
                     await self._start()
                 async with asyncio.timeout(PATIENCE * self._seconds):
@@ -134,7 +145,10 @@ class _Judge:
             await process.stdin.drain()
         while not _is_whole(said):
             if not (word := await process.stdout.readline()):
-                log.warning(self._event, code=await process.wait())
+                code = await process.wait()
+                log.warning(self._event, code=code)
+                if code == -signal.SIGKILL and not said:
+                    raise Killed("the judge of answers was killed")
                 return
             said.append(orjson.loads(word))
 
@@ -158,13 +172,15 @@ class _Judge:
         if first != judge.READY:
             raise ChildProcessError("the judge of answers does not start")
 
-    def _kill(self) -> Process | None:
+    def _kill(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             with suppress(ProcessLookupError):
                 process.kill()
-        return process
+            ending = asyncio.create_task(process.communicate())
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
 
     async def close(self) -> None:
-        if process := self._kill():
-            await process.communicate()
+        self._kill()
+        await asyncio.gather(*self._endings, return_exceptions=True)

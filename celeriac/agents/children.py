@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
 import orjson
@@ -77,13 +77,21 @@ class AgentTool:
 
 
 class Children:
-    """The jobs that one run asks for. conversation: what it was given itself."""
+    """The jobs that one run asks for. conversation: what it was given itself. expires_in: of each."""
 
-    def __init__(self, jobs: JobStore, claim: Claim, calls: Calls, conversation: Sequence[Message]) -> None:
+    def __init__(
+        self,
+        jobs: JobStore,
+        claim: Claim,
+        calls: Calls,
+        conversation: Sequence[Message],
+        expires_in: timedelta | None = None,
+    ) -> None:
         self._jobs = jobs
         self._claim = claim
         self._calls = calls
         self._conversation = conversation
+        self._expires_in = expires_in
 
     async def ask(
         self, id: str, tool: AgentTool, call: ToolCall, output_schema: Mapping[str, Any] | None = None
@@ -113,6 +121,7 @@ class Children:
             request_id=claim.request_id,
             limited=agent.max_running is not None,
             deadline=None if claim.deadline is None else datetime.fromtimestamp(claim.deadline, UTC),
+            expires_in=self._expires_in,
         )
 
         async def submit() -> None:

@@ -7,6 +7,7 @@ tools were started whose calls must not be made twice. Each is stored before any
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from celeriac.llm.model import Answer, Message, ToolCall, Usage
@@ -15,17 +16,25 @@ from celeriac.llm.model import Answer, Message, ToolCall, Usage
 SILENCE: Final = "(no answer)"
 
 
+def spoken(message: Message) -> Message:
+    """As providers take it back: of an assistant's message without words its calls alone, or that it had none."""
+    if message.role != "assistant" or message.text.strip():
+        return message
+    return replace(message, text="" if message.calls else SILENCE)
+
+
 class Course:
     """messages: as the model is to be shown them. text, model, usage: of the answers so far. asked: how often the model
     was. seconds: that the steps took. pending: calls whose results are not there yet. started: those that were begun by
     a run, this one or one that is gone. children: of calls that ask another agent, the jobs that do it. is_cut: the
     newest answer met its limit. handed_over: the answer of the one that this job was handed over to. unjudged: why the
     model stopped, where nobody has found out yet whether its last answer will do, else "". repaired_for: the digest of
-    the schema for which the model was last asked to answer again, "" where it was not.
+    the schema for which the model was last asked to answer again, "" where it was not. refused: what is wrong with the
+    last answer, where that ends this life of the job, else "". life: how often the job was started anew.
     """
 
-    def __init__(self, conversation: Sequence[Message], follow_ups: Sequence[str] = ()) -> None:
-        self.messages = list(conversation)
+    def __init__(self, conversation: Sequence[Message], follow_ups: Sequence[str] = (), life: int = 0) -> None:
+        self.messages = [spoken(message) for message in conversation]
         self.text = self.model = ""
         self.usage = Usage()
         self.steps = self.asked = 0
@@ -35,7 +44,8 @@ class Course:
         self.children: dict[str, str] = {}
         self.is_cut = False
         self.handed_over: str | None = None
-        self.unjudged = self.repaired_for = ""
+        self.unjudged = self.repaired_for = self.refused = ""
+        self._life = life
         self._left = list(follow_ups)
         self._is_answered = False
         self._repaired_at: int | None = None
@@ -68,6 +78,10 @@ class Course:
             case "judged":
                 if wrong := step.get("wrong"):
                     self._repair(wrong, step["schema"])
+                elif step.get("life") == self._life:
+                    # It ends the job, also where a run died before it could write that.
+                    self.refused = step["place"]
+                    return
                 elif self.unjudged:
                     # It ended the job. Whoever retries that asks for it anew.
                     self.messages.pop()
@@ -87,8 +101,6 @@ class Course:
         """The answer would have been the last one, and is not what it has to be. This happens once for each schema."""
         self.repaired_for = schema
         self._repaired_at = len(self.messages) - 1
-        if not self.text.strip():
-            self.messages[-1] = Message("assistant", SILENCE)
         self.messages.append(Message("user", wrong))
         self._is_answered = False
 
@@ -97,7 +109,7 @@ class Course:
         self.text, self.model = text or self.text if calls else text, model
         self.usage += usage
         self.asked += 1
-        self.messages.append(Message("assistant", text, calls=calls))
+        self.messages.append(spoken(Message("assistant", text, calls=calls)))
         self.pending = {call.id: call for call in calls}
         self.started = set()
         self.children = {}

@@ -81,7 +81,7 @@ class Outcome:
 
 class Run:
     """One run of a job, from the step that it has reached. stopping: asked when a step is stored and one is left.
-    output: what its last answer has to be, None for any text.
+    output: what its last answer has to be, None for any text. longest_wait: for those that it asks, None for any.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Run:
         max_output_tokens: int,
         stopping: Callable[[], bool],
         output: Output | None = None,
+        longest_wait: timedelta | None = None,
     ) -> None:
         self._agent = agent
         self._toolbox = toolbox
@@ -110,8 +111,8 @@ class Run:
         self._output = output
         self._schema, self._checkable = (digest(output), output.checkable) if output else ("", None)
         self._judging: asyncio.Task[Wrong | None] | None = None
-        self._course = Course(conversation, agent.follow_ups)
-        self._children = Children(jobs, claim, calls, conversation)
+        self._course = Course(conversation, agent.follow_ups, claim.life)
+        self._children = Children(jobs, claim, calls, conversation, longest_wait)
         self._storing = asyncio.Lock()
         calls.cap = None if agent.max_cost is None else nanos(agent.max_cost)
         for step in claim.journal:
@@ -158,7 +159,7 @@ class Run:
                     course.answered(text, answer.model, answer.usage, ())
                     return Outcome(text, answer.model, course.usage, settlement, self._output is not None)
                 if self._is_repaired:
-                    raise _invalid(wrong, answer.text or course.text)
+                    raise _invalid(wrong.place, answer.text or course.text)
                 facts = wrong_with(wrong.told, self._schema)
             await self._store(answer_step(answer, seconds, **facts), settlement)
             self._calls.booked(settlement)
@@ -203,6 +204,8 @@ class Run:
         """
         course, handed_over = self._course, self._course.handed_over
         text = course.text if handed_over is None else handed_over
+        if course.refused:
+            raise _invalid(course.refused, text, handed_over=handed_over is not None)
         if self._output is None:
             return text
         if self._judging is None:
@@ -213,8 +216,8 @@ class Run:
             await self._store({"kind": "judged", **wrong_with(wrong.told, self._schema)})
             self._go_on()
             return None
-        await self._store({"kind": "judged"})
-        raise _invalid(wrong, text, handed_over=handed_over is not None)
+        await self._store({"kind": "judged", "life": self._claim.life, "place": wrong.place})
+        raise _invalid(wrong.place, text, handed_over=handed_over is not None)
 
     def _go_on(self) -> None:
         if self._stopping():
@@ -371,10 +374,10 @@ class Run:
                 choice = replace(choice, request=replace(choice.request, messages=left))
 
 
-def _invalid(wrong: Wrong, text: str, *, handed_over: bool = False) -> OutputInvalid:
+def _invalid(place: str, text: str, *, handed_over: bool = False) -> OutputInvalid:
     which = ", of the agent that it was handed over to," if handed_over else ""
     again = "" if handed_over else ", and was not when it was asked for again"
-    return OutputInvalid(f"the answer{which} is not what its schema asks for{again}: {wrong.place}", partial=text)
+    return OutputInvalid(f"the answer{which} is not what its schema asks for{again}: {place}", partial=text)
 
 
 def refused(reason: str) -> Result:

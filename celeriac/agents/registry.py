@@ -91,9 +91,9 @@ class _AgentTable(BaseModel):
     tools: list[Annotated[str, StringConstraints(pattern=TOOL)]] = []
     mcp: list[Text] = []
     max_steps: int = Field(32, ge=1, le=1000)
-    max_tokens: int | None = Field(None, gt=0)
+    max_tokens: int | None = Field(None, gt=0, le=10**12)
     max_cost_usd: Dollars | None = None
-    max_seconds: float | None = Field(None, gt=0)
+    max_seconds: float | None = Field(None, gt=0, le=366 * 86_400)
     approval_seconds: float = Field(86_400, gt=0, le=30 * 86_400)
     asks: list[str] = []
     hands_over_to: list[str] = []

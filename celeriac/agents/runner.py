@@ -432,6 +432,7 @@ class Runner:
                 max_output_tokens=spec["max_output_tokens"] or agent.max_output_tokens,
                 stopping=lambda: self.stopping,
                 output=output,
+                longest_wait=self._chord_ttl if claim.chords else None,
             )
             outcome = await course.to_its_end()
         except Fenced:

@@ -92,10 +92,14 @@ def cancel(ids: tuple[str, ...], tenant: str | None) -> None:
 @click.option("--tenant", help="Only if it is this tenant's.")
 @click.option("--approve/--refuse", default=None, required=True, help="Whether the calls may be made.")
 @click.option("--reason", default="", help="The model is told of it where they are refused.")
-@click.option("--call", "calls", multiple=True, help="Only this one of its approvals; may be given again.")
-def resume(job_id: str, tenant: str | None, approve: bool, reason: str, calls: tuple[str, ...]) -> None:
+@click.option("--call", "calls", multiple=True, help="This one of its approvals; may be given again.")
+@click.option("--all", "every", is_flag=True, help="All of them, whatever they are when this is read.")
+def resume(job_id: str, tenant: str | None, approve: bool, reason: str, calls: tuple[str, ...], every: bool) -> None:
     """Decide about calls of tools that a job waits to be allowed; `show` has them as its approvals."""
     from celeriac.errors import Refused
+
+    if bool(calls) == every:
+        raise click.UsageError("name what was looked at, by --call; or say --all")
 
     async def work(stores: Stores, _: Settings) -> int | str | None:
         job = await stores.jobs.get(job_id, tenant)

@@ -119,6 +119,8 @@ class Provider:
             )
         self.requests.append({"path": request.path, "headers": _shown(request.headers), "body": raw.decode()})
         todo = self.next_behaviour(model) if key and key != "bad-key" else Behaviour(status=401)
+        if wire.is_blank(api, body):
+            todo = Behaviour(status=400)
         if todo.turns:
             todo = behaviour.from_json(todo.turns[min(wire.answers_in(api, body), len(todo.turns) - 1)])
         if todo.reset == "before":

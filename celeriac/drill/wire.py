@@ -89,6 +89,16 @@ class Tokens:
     reasoning: int
 
 
+def is_blank(api: Api, body: dict[str, Any]) -> bool:
+    """Whether a message says nothing, which the Messages API refuses ("text content blocks must be non-empty")."""
+    if api != "messages":
+        return False
+    contents = [message["content"] for message in body["messages"]]
+    texts = [content for content in contents if isinstance(content, str)]
+    blocks = [block for content in contents if isinstance(content, list) for block in content]
+    return any(not text.strip() for text in [*texts, *(b["text"] for b in blocks if b["type"] == "text")])
+
+
 def prompt_of(api: Api, body: dict[str, Any]) -> str:
     """The last text that the user said."""
     items = body.get("input" if api == "responses" else "messages")

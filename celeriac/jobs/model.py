@@ -298,9 +298,14 @@ class Claim:
     record: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
+    def life(self) -> int:
+        """How often the job was started anew."""
+        return int(self.record.get("replays", 0))
+
+    @property
     def tell(self) -> int | None:
         """Which of the job's lives Celery is to be told the end of; None: nobody asks Celery."""
-        return int(self.record.get("replays", 0)) if "tell" in self.record else None
+        return self.life if "tell" in self.record else None
 
     @property
     def stream(self) -> bool:

@@ -63,7 +63,8 @@ UNPRICEABLE: Final = frozenset(
 NOT_PRICED: Final = "what a call costs with it cannot be said beforehand, so it is not passed on to a model"
 #: What a job may be bounded by, beside what its agent is.
 LIMITS: Final = ("max_steps", "max_tokens", "max_cost_usd", "max_seconds")
-Dollars = Annotated[str, StringConstraints(pattern=r"^\d{1,7}(\.\d{1,9})?$")]
+#: Sums stay below what the store's scripts can compare exactly.
+Dollars = Annotated[str, StringConstraints(pattern=r"^[0-8]?[0-9]{1,6}(\.[0-9]{1,9})?$")]
 ModelName = Annotated[str, StringConstraints(pattern=MODEL)]
 
 
@@ -117,11 +118,15 @@ class Asked(Wire):
         le=1000,
         description="How often it may ask its model; this or the agent's, the smaller.",
     )
-    max_tokens: int | None = Field(None, strict=True, gt=0, description="Tokens that it may use. As `max_steps`.")
+    max_tokens: int | None = Field(
+        None, strict=True, gt=0, le=10**12, description="Tokens that it may use. As `max_steps`."
+    )
     max_cost_usd: Dollars | None = Field(
         None, description='Dollars that it may cost, with all that work for it, as "0.25". As `max_steps`.'
     )
-    max_seconds: float | None = Field(None, strict=True, gt=0, description="For its steps together. As `max_steps`.")
+    max_seconds: float | None = Field(
+        None, strict=True, gt=0, le=366 * 86_400, description="For its steps together. As `max_steps`."
+    )
     output_schema: OutputSchema | None = Field(
         None,
         description="What the answer has to be: a JSON schema (2020-12) of an object, in the words that docs/agents.md "

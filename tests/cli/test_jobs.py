@@ -147,10 +147,13 @@ def test_what_a_job_waits_for_is_decided(jobs: Terminal) -> None:
     shown = json.loads(jobs("show", id))
     assert (shown["reason"], [asked["call"] for asked in shown["approvals"]]) == ("waiting_approval", ["1.c0", "1.c1"])
     assert jobs("resume", id, "--refuse", "--reason", "never", "--call", "1.c0") == f"{id} waits for 1 more\n"
-    assert jobs("resume", id, "--approve") == f"{id} goes on\n"
-    jobs("resume", id, "--approve", status=1)
+    for blind in ((), ("--call", "1.c1", "--all")):
+        jobs("resume", id, "--approve", *blind, status=2)
+        assert "name what was looked at, by --call" in jobs.said
+    assert jobs("resume", id, "--approve", "--all") == f"{id} goes on\n"
+    jobs("resume", id, "--approve", "--all", status=1)
     assert "waits for no approval" in jobs.said
-    jobs("resume", "no-such-job", "--approve", status=1)
+    jobs("resume", "no-such-job", "--approve", "--call", "1.c0", status=1)
     assert "there is no job no-such-job" in jobs.said
 
 

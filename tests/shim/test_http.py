@@ -766,3 +766,29 @@ def test_half_a_body_is_not_waited_for_without_end(shim: Shim, framing: str) -> 
     assert said.startswith(b"HTTP/1.1 408 ")
     assert b"content-type: application/problem+json" in said.lower()
     assert json.loads(body)["code"] == "too_slow"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", 10**30),
+        ("max_tokens", 10**12 + 1),
+        ("max_seconds", 1e308),
+        ("max_seconds", 366 * 86_400 + 1),
+        ("max_cost_usd", "9000000"),
+        ("max_cost_usd", "\u0663"),
+        ("max_cost_usd", "1e3"),
+        ("max_steps", 1001),
+    ],
+)
+def test_a_limit_is_within_what_can_be_counted(shim: Shim, field: str, value: object) -> None:
+    """Else a job would be taken that nobody can run."""
+    answer = shim.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi", field: value})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field)
+
+
+def test_a_limit_without_end_is_refused(shim: Shim) -> None:
+    """JSON has no word for it, some clients do."""
+    body = '{"agent": "assistant", "input": "hi", "max_seconds": Infinity}'
+    answer = shim.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422)

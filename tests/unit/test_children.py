@@ -22,6 +22,7 @@ from celeriac.agents.toolbox import Toolbox
 from celeriac.assembly import open_outputs
 from celeriac.costs.prices import Prices
 from celeriac.errors import StoreUnavailable
+from celeriac.jobs.canvas import Canvas
 from celeriac.jobs.model import Job, NewJob, State
 from celeriac.jobs.store import new_id
 from celeriac.llm.model import Answer, Lane, Message, ToolCall, Usage
@@ -299,6 +300,15 @@ async def test_a_job_that_is_asked_for_has_the_deadline_and_the_limits_of_its_ag
         assert abs(found.deadline - job.deadline) < timedelta(milliseconds=2)
         line = await office.stores.redis.hget(f"celeriac:job:{child}", "line")
         assert line == (b"celeriac/cook" if found.agent == "cook" else b"celeriac")
+
+
+async def test_a_chord_waits_no_longer_for_those_that_its_member_asks(office: Office) -> None:
+    """They expire, and it goes on without them."""
+    for canvas, longest in ((Canvas("r", group="g", chord={"task": "shop.note"}), timedelta(days=7)), (None, None)):
+        id = await office.submit(canvas=canvas)
+        await office.run(id, ASK_BOTH)
+        children = [await office.job(child) for child in (await office.job(id)).children]
+        assert [child.deadline and child.deadline - child.created_at for child in children] == [longest, longest]
 
 
 async def test_a_moment_without_the_store_costs_nothing(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from celeriac.agents.toolbox import Toolbox
 from celeriac.agents.tools import Tool, tool
 from celeriac.connections import pack, unpack
 from celeriac.costs.prices import Prices
+from celeriac.jobs.canvas import Canvas
 from celeriac.jobs.model import Job, NewJob, State
 from celeriac.jobs.store import new_id
 from celeriac.llm.model import Answer, Lane, ToolCall, Usage
@@ -93,8 +94,9 @@ class House:
         made.lease.renewed()
         return made, model
 
-    async def submit(self) -> str:
-        job = NewJob(new_id(), "default", "clerk", "celeriac", (("user", "A lamp, please."),), context_id="c")
+    async def submit(self, **facts: Any) -> str:
+        asked = (("user", "A lamp, please."),)
+        job = NewJob(new_id(), "default", "clerk", "celeriac", asked, context_id="c", **facts)
         return (await self.stores.jobs.submit(job)).id
 
     async def job(self, id: str) -> Job:
@@ -229,6 +231,27 @@ async def test_a_job_that_reaches_a_limit_ends_with_what_there_is(
     assert (len(model.requests), job.answer) == (asked, f"thought {asked - 1}")
 
 
+async def test_an_answer_without_words_is_said_in_words(house: House) -> None:
+    """Providers refuse a message that says nothing; calls need no words."""
+    blank = wants(("price", '{"what": "lamp"}'), text=" \n")
+    house.registry = Registry({"clerk": replace(house.registry["clerk"], follow_ups=("Are you sure?",))})
+    one, model = house.runner(blank, "\n\n", "Yes.")
+    await one.run(await house.submit())
+    assert [message.text for message in model.requests[-1].messages if message.role == "assistant"] == [
+        "",
+        "(no answer)",
+    ]
+    # So is one that an older turn of the conversation ended with.
+    house.registry = Registry({"clerk": replace(house.registry["clerk"], follow_ups=())})
+    for line in ("", "Yes."):
+        one, model = house.runner(line)
+        await one.run(await house.submit())
+    assert [message.text for message in model.requests[-1].messages if message.role == "assistant"] == [
+        "Yes.",
+        "(no answer)",
+    ]
+
+
 async def test_a_deploy_does_not_wait_for_an_agent_with_steps_left(house: House) -> None:
     """It goes on elsewhere, where it stands."""
     one, _ = house.runner(wants(("price", '{"what": "lamp"}')))
@@ -284,6 +307,19 @@ class TestApproval:
         assert summary is not None
         assert (summary.state, house.shop.done) == (State.SUCCEEDED, ["price lamp", "sell house"])
         assert model.requests[0].messages[-1].text == "house is sold"
+
+    async def test_a_chord_does_not_wait_for_it_longer_than_for_anything_else(self, house: House) -> None:
+        """Whatever the agent's own time is."""
+        house.registry = Registry({"clerk": replace(house.registry["clerk"], approval_time=timedelta(days=30))})
+        for canvas, days in ((None, 30), (Canvas("r", group="g", chord={"task": "shop.note"}), 7)):
+            id = await house.submit(canvas=canvas)
+            one, _ = house.runner(wants(("sell", '{"what": "house"}')))
+            await one.run(id)
+            job = await house.job(id)
+            assert job.resume_at is not None
+            assert job.started_at is not None
+            assert abs(job.resume_at - job.started_at - timedelta(days=days)) < timedelta(minutes=1)
+            await house.stores.jobs.cancel(id, None)
 
     async def test_the_model_hears_that_a_call_was_refused(self, house: House) -> None:
         """And why; nothing is done."""
@@ -358,8 +394,8 @@ async def test_a_run_without_a_lease_calls_no_tool(house: House) -> None:
     one.lease.length = timedelta(seconds=5)
     inner = house.stores.journal.commit
 
-    async def late(*arguments: Any) -> None:
-        await inner(*arguments)
+    async def late(*arguments: Any, **facts: Any) -> None:
+        await inner(*arguments, **facts)
         one.lease.renewed(time.monotonic() - 6)
 
     with pytest.MonkeyPatch.context() as patched:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from celeriac.agents import loop
 from celeriac.agents.agent import Agent
 from celeriac.agents.check import Checker, Wrong
 from celeriac.agents.choice import shortened
-from celeriac.agents.output import Output, bare, find_output
+from celeriac.agents.output import PATIENCE, Model, Output, bare, find_output, judge
 from celeriac.agents.registry import Registry, read_agents
 from celeriac.agents.runner import Runner
 from celeriac.agents.toolbox import Toolbox
@@ -389,6 +390,59 @@ asyncio.run(main())
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "the check failed: TimeoutError"), ended.stderr
+
+
+async def test_a_process_that_is_held_up_refuses_no_answer() -> None:
+    """A validator that was done in time is believed, however late that is heard."""
+
+    class Slow(BaseModel):
+        age: int
+
+        @field_validator("age")
+        @classmethod
+        def _takes_a_moment(cls, age: int) -> int:
+            time.sleep(0.1)
+            return age
+
+    judging = asyncio.create_task(judge(Model(Slow), '{"age": 7}', "end"))
+    await asyncio.sleep(0.05)
+    time.sleep(PATIENCE + 0.5)  # noqa: ASYNC251  # nothing goes on meanwhile
+    assert await judging is None
+
+
+async def test_a_death_before_the_end_is_written_buys_no_third_answer(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That an answer will not do is known once it is stored; whoever goes on ends the job with it."""
+    monkeypatch.setattr(loop, "MOMENT", 0)
+    id = await house.submit()
+    one, first = house.runner(BAD, BAD)
+
+    class Died(Exception):
+        pass
+
+    async def finish(*_: object) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.stores.jobs, "finish", finish)
+        patch.setattr(house.stores.jobs, "break_off", finish)
+        with pytest.raises(Died):
+            await one.run(id)
+    fleet, line = open_fleet(load_settings(redis_url=house.url), house.stores, name="upkeep")
+    await house.stores.redis.zadd("celeriac:workers", {"w1": 1})
+    await fleet.upkeep()
+    await line.aclose()
+    two, second = house.runner(GOOD, worker="w2")
+    await two.run(id)
+    job = await house.job(id)
+    assert (job.state, job.error and job.error.code, job.answer) == (State.FAILED, "output_invalid", BAD)
+    assert (len(first.requests), len(second.requests)) == (2, 0)
+    # Who retries it asks anew.
+    assert await house.stores.jobs.replay(id, "default") is not None
+    again, third = house.runner(GOOD, worker="w2")
+    await again.run(id)
+    assert ((await house.job(id)).state, len(third.requests)) == (State.SUCCEEDED, 1)
 
 
 async def test_a_pydantic_model_says_what_an_answer_has_to_be(house: House) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,7 @@ from celeriac.jobs.schema import (
     checked_schema,
 )
 from celeriac.logs import bound
-from tests.processes import ROOT, wait_until
+from tests.processes import ROOT, until, wait_until
 
 
 class Cat(BaseModel):
@@ -409,7 +410,13 @@ def test_what_is_told_stays_short() -> None:
 
 
 def judges() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "celeriac.agents.judge" in child.cmdline()]
+    """Those that live."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "celeriac.agents.judge" in child.cmdline():
+                found.append(child)
+    return found
 
 
 async def started(checker: Checker) -> psutil.Process:
@@ -434,6 +441,30 @@ async def test_a_judge_that_was_killed_is_followed_by_another(checker: Checker) 
     assert [another.rlimit(which)[0] for which in (psutil.RLIMIT_AS, psutil.RLIMIT_CORE)] == [MEMORY, 0]
     await checker.__aexit__()
     assert not another.is_running()
+
+
+async def test_judges_that_died_while_nobody_asked_say_nothing_of_an_answer(checker: Checker) -> None:
+    """Where memory is short they go first, both at once; a right answer is right all the same."""
+    await started(checker)
+    hard = of(**ONE) | {"description": "another"}
+    assert await checker._slow.asked(orjson.dumps([orjson.dumps(hard).decode(), '{"a": 1}']) + b"\n") == [None]
+    for process in judges():
+        process.kill()
+    await until(lambda: not judges())
+    assert await ask(checker, of(**ONE), {"a": 1}) is None
+
+
+async def test_a_judge_that_is_killed_over_an_answer_says_nothing_of_it(checker: Checker) -> None:
+    """It had not used up its own time: another one judges, also in place of the one for what takes longer."""
+    await started(checker)
+    for _ in range(3):
+        for one in judges():
+            one.suspend()
+        asking = asyncio.create_task(ask(checker, of(**ONE), {"a": 1}))
+        await asyncio.sleep(0.1)
+        for one in judges():
+            one.kill()
+        assert await asking is None
 
 
 async def test_a_judge_that_does_nothing_is_replaced(checker: Checker, capsys: pytest.CaptureFixture[str]) -> None:
