@@ -256,6 +256,8 @@ class AgentOut(BaseModel):
     mcp: list[str] = Field(description="MCP servers whose tools it may use.")
     asks: list[str] = Field(description="Agents that it may ask, each time by a job of its own.")
     hands_over_to: list[str] = Field(description="Agents to which it may leave the answer.")
+    split_over: int | None = Field(description="Characters above which its input is split into parts.")
+    split_to: str | None = Field(description="The agent that is asked for each part, by a job of its own.")
 
 
 class AgentsOut(BaseModel):

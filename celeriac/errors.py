@@ -18,7 +18,9 @@
     │   ├── TokenLimit
     │   ├── CostLimit
     │   ├── TimeLimit
-    │   └── OutputInvalid            its answer, asked for twice, is not what its schema asks for
+    │   ├── OutputInvalid            its answer, asked for twice, is not what its schema asks for
+    │   ├── PartFailed               one of the parts of its input was not answered: a retry asks for that one alone
+    │   └── InputTooLong             its input cannot be made short enough: a retry does not help
     └── ModelError                 a call to a model has no usable answer
         ├── RateLimited              429: the provider named, or did not name, a time to wait
         ├── QuotaExhausted           no money left with the provider
@@ -149,6 +151,14 @@ class TimeLimit(LimitReached):
 
 class OutputInvalid(LimitReached):
     code = "output_invalid"
+
+
+class PartFailed(LimitReached):
+    code = "part_failed"
+
+
+class InputTooLong(LimitReached):
+    code = "input_too_long"
 
 
 class ModelError(CeleriacError):

@@ -27,6 +27,8 @@ async def list_agents(request: Request, _: Tenant) -> AgentsOut:
                 mcp=list(agent.mcp),
                 asks=list(agent.asks),
                 hands_over_to=list(agent.hands_over_to),
+                split_over=agent.split_over,
+                split_to=agent.split_to or None,
             )
             for agent in registry
         ]

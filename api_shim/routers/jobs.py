@@ -95,6 +95,7 @@ async def submit(
     except NotFound as error:
         raise Invalid(str(error), field="agent", remedy=error.remedy) from error
     registry.check_model(body.model)
+    registry.check_input(agent, body.messages())
     job_id = new_id()
     bind(job_id=job_id, agent=agent.name)
     if body.context_id is not None:

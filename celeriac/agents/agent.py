@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from celeriac.llm.model import Lane
+
+#: So many others may one job ask for in all.
+MOST_OTHERS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,8 @@ class Agent:
     max_steps, max_tokens, max_cost, max_time: how often a job may ask its model, how many tokens it may use, how many
     dollars it may cost, how long its steps may take together; then it ends, with what there is. approval_time: how long
     a job waits for somebody to allow a call. asks: agents that its model may ask, each time by a job of its own.
-    hands_over_to: those to which it may leave the answer.
+    hands_over_to: those to which it may leave the answer. split_over: of a question of more characters, `split_to`, an
+    agent too, is asked for each part, and the model is shown what those answered; None and "" for agents that do not.
 
     output_schema: what the answer has to be, a JSON schema. output_type: the same as a pydantic model, "module:Class",
     imported by workers alone; one of the two, "" and None for neither.
@@ -53,6 +57,8 @@ class Agent:
     approval_time: timedelta = timedelta(days=1)
     asks: tuple[str, ...] = ()
     hands_over_to: tuple[str, ...] = ()
+    split_over: int | None = None
+    split_to: str = ""
     output_schema: Mapping[str, Any] | None = field(default=None, repr=False)
     output_type: str = ""
     follow_ups: tuple[str, ...] = ()
@@ -60,6 +66,11 @@ class Agent:
     max_retries: int = 3
     retry_backoff: timedelta = timedelta(seconds=1)
     retry_backoff_max: timedelta = timedelta(seconds=60)
+
+    @property
+    def longest(self) -> int | None:
+        """So many characters may its question have; None for any number."""
+        return None if self.split_over is None else MOST_OTHERS * self.split_over
 
     def within(self, limits: Mapping[str, Any]) -> Agent:
         """The same, for a job with limits of its own (`celeriac.jobs.request.LIMITS`): the smaller one counts."""

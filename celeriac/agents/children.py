@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from celeriac.agents.agent import Agent
+from celeriac.agents.agent import MOST_OTHERS, Agent
 from celeriac.agents.calls import Calls
 from celeriac.agents.tools import Result, as_text, wrong
 from celeriac.connections import patiently
@@ -21,8 +21,6 @@ from celeriac.llm.model import Message, ToolCall, ToolSpec
 
 #: So many jobs may stand above one another: agents that ask each other in a circle end somewhere.
 DEEPEST: Final = 4
-#: So many others may one job ask for in all.
-MOST: Final = 200
 
 
 class _Question(BaseModel):
@@ -102,20 +100,37 @@ class Children:
 
         Raises Fenced, Stopped, StoreFull.
         """
-        claim, agent = self._claim, tool.agent
-        ancestors = ((claim.id, self._calls.cap), *claim.ancestors)
-        if len(ancestors) > DEEPEST:
-            return Result(f"agents ask each other at most {DEEPEST} deep: answer yourself", failed=True)
         asked = tool.input(self._conversation, call.arguments)
         if isinstance(asked, Result):
             return asked
+        try:
+            await self.submit(id, tool.agent, asked, output_schema if tool.hands_over else None)
+        except Conflict as error:
+            return Result(f"{error}: answer yourself, with what there is", failed=True)
+        return None
+
+    async def submit(
+        self,
+        id: str,
+        agent: Agent,
+        input: tuple[tuple[str, str], ...],
+        output_schema: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The job with this id, once, however often it is said.
+
+        Raises Conflict where this one may ask for no more, Fenced, Stopped, StoreFull.
+        """
+        claim = self._claim
+        ancestors = ((claim.id, self._calls.cap), *claim.ancestors)
+        if len(ancestors) > DEEPEST:
+            raise Conflict(f"agents ask each other at most {DEEPEST} deep")
         job = NewJob(
             id=id,
             tenant=claim.tenant,
             agent=agent.name,
             queue=agent.queue,
-            input=asked,
-            output_schema=output_schema if tool.hands_over else None,
+            input=input,
+            output_schema=output_schema,
             priority=PRIORITY_NAMES[int(claim.record.get("priority", 1))],
             metadata=orjson.loads(claim.record.get("metadata", b"{}")),
             request_id=claim.request_id,
@@ -126,14 +141,10 @@ class Children:
 
         async def submit() -> None:
             # Whoever was adopted meanwhile has another worker's name.
-            parent = Parent(claim.id, claim.worker, claim.nonce, MOST, ancestors)
+            parent = Parent(claim.id, claim.worker, claim.nonce, MOST_OTHERS, ancestors)
             await self._jobs.submit(replace(job, parent=parent))
 
-        try:
-            await self._calls.insist(submit)
-        except Conflict as error:
-            return Result(f"{error}: answer with what there is", failed=True)
-        return None
+        await self._calls.insist(submit)
 
     async def findings(self, ids: Sequence[str]) -> Mapping[str, Finding | None]:
         """By job; None for one that has not ended, or that the store has lost."""

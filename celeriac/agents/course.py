@@ -1,13 +1,15 @@
 """Where a job stands: its conversation so far, rebuilt from the steps that are stored of it.
 
-A step is an answer of the model, what was found of one that was stored unjudged, the result of a tool, or the note that
-tools were started whose calls must not be made twice. Each is stored before anything is built on it.
+A step is an answer of the model, what was found of one that was stored unjudged, the result of a tool, the note that
+tools were started whose calls must not be made twice, or which jobs answer for the parts of a long question, and then
+what stands in its place. Each is stored before anything is built on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, Final
 
 from celeriac.llm.model import Answer, Message, ToolCall, Usage
@@ -26,11 +28,13 @@ def spoken(message: Message) -> Message:
 class Course:
     """messages: as the model is to be shown them. text, model, usage: of the answers so far. asked: how often the model
     was. seconds: that the steps took. pending: calls whose results are not there yet. started: those that were begun by
-    a run, this one or one that is gone. children: of calls that ask another agent, the jobs that do it. is_cut: the
-    newest answer met its limit. handed_over: the answer of the one that this job was handed over to. unjudged: why the
-    model stopped, where nobody has found out yet whether its last answer will do, else "". repaired_for: the digest of
-    the schema for which the model was last asked to answer again, "" where it was not. refused: what is wrong with the
-    last answer, where that ends this life of the job, else "". life: how often the job was started anew.
+    a run, this one or one that is gone. children: of calls that ask another agent, the jobs that do it. parts: of the
+    question, while they are asked for: the characters of each, by its job. for_parts: all jobs that were ever asked for
+    one. is_cut: the newest answer met its limit. handed_over: the answer of the one that this job was handed over to.
+    unjudged: why the model stopped, where nobody has found out yet whether its last answer will do, else "".
+    repaired_for: the digest of the schema for which the model was last asked to answer again, "" where it was not.
+    refused: what is wrong with the last answer, where that ends this life of the job, else "". life: how often the job
+    was started anew.
     """
 
     def __init__(self, conversation: Sequence[Message], follow_ups: Sequence[str] = (), life: int = 0) -> None:
@@ -42,10 +46,13 @@ class Course:
         self.pending: dict[str, ToolCall] = {}
         self.started: set[str] = set()
         self.children: dict[str, str] = {}
+        self.parts: dict[str, int] = {}
+        self.for_parts: set[str] = set()
         self.is_cut = False
         self.handed_over: str | None = None
         self.unjudged = self.repaired_for = self.refused = ""
         self._life = life
+        self._question = len(self.messages) - 1
         self._left = list(follow_ups)
         self._is_answered = False
         self._repaired_at: int | None = None
@@ -54,6 +61,17 @@ class Course:
     def repair(self) -> int:
         """How many of the last messages began with an answer that would not do; 0 where there was none."""
         return 0 if self._repaired_at is None else len(self.messages) - self._repaired_at
+
+    @property
+    def question(self) -> str:
+        """The caller's, or what stands in its place."""
+        return self.messages[self._question].text
+
+    @property
+    def part_texts(self) -> dict[str, str]:
+        """What each of the jobs for its parts is asked."""
+        ends = accumulate(self.parts.values())
+        return {job: self.question[end - size : end] for (job, size), end in zip(self.parts.items(), ends, strict=True)}
 
     @property
     def would_be_done(self) -> bool:
@@ -91,6 +109,12 @@ class Course:
                 self.started |= set(step["calls"])
             case "children":
                 self.children.update(step["jobs"])
+            case "split":
+                self.parts = dict(step["jobs"])
+                self.for_parts |= self.parts.keys()
+            case "joined":
+                self.messages[self._question] = Message("user", step["text"])
+                self.parts = {}
             case "result":
                 del self.pending[step["call"]]
                 self.messages.append(Message("tool", step["text"], call_id=step["call"], failed=step["failed"]))
@@ -112,7 +136,7 @@ class Course:
         self.messages.append(spoken(Message("assistant", text, calls=calls)))
         self.pending = {call.id: call for call in calls}
         self.started = set()
-        self.children = {}
+        self.children, self.parts = {}, {}
         self._is_answered = not calls
 
 

@@ -60,6 +60,10 @@ class Intake:
             self._registry.check_model(request.model)
         except Invalid as error:
             raise Invalid(f"model: {error}; {error.remedy}", field="model") from error
+        try:
+            self._registry.check_input(agent, request.messages())
+        except Invalid as error:
+            raise Invalid(f"input: {error}; {error.remedy}", field="input") from error
         run_at = request.run_at or run_at
         if run_at and canvas.chords() and run_at - datetime.now(UTC) > self._chord_ttl:
             raise Invalid(

@@ -22,6 +22,7 @@ from celeriac.agents.children import Children
 from celeriac.agents.choice import Choice, shortened
 from celeriac.agents.course import Course, answer_step, wrong_with
 from celeriac.agents.output import Output, bare, digest, judge
+from celeriac.agents.parts import Parts
 from celeriac.agents.toolbox import Toolbox
 from celeriac.agents.tools import Result
 from celeriac.connections import unpack
@@ -69,19 +70,22 @@ class NeedsChildren(Exception):
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """text: the job's answer. usage: of all steps, those of former runs included. settlement: of the last call, to be
-    booked with the end; None where it was booked by a former run. is_checked: it is JSON, and what it had to be.
+    booked with the end; None where it was booked by a former run. question: that was answered: the caller's, or what
+    stood in its place. is_checked: the answer is JSON, and what it had to be.
     """
 
     text: str
     model: str
     usage: Usage
     settlement: Settlement | None
+    question: str
     is_checked: bool = False
 
 
 class Run:
     """One run of a job, from the step that it has reached. stopping: asked when a step is stored and one is left.
     output: what its last answer has to be, None for any text. longest_wait: for those that it asks, None for any.
+    split_to: who answers for the parts of a long question.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Run:
         stopping: Callable[[], bool],
         output: Output | None = None,
         longest_wait: timedelta | None = None,
+        split_to: Agent | None = None,
     ) -> None:
         self._agent = agent
         self._toolbox = toolbox
@@ -113,6 +118,9 @@ class Run:
         self._judging: asyncio.Task[Wrong | None] | None = None
         self._course = Course(conversation, agent.follow_ups, claim.life)
         self._children = Children(jobs, claim, calls, conversation, longest_wait)
+        self._parts: Parts | None = None
+        if split_to is not None and agent.split_over is not None:
+            self._parts = Parts(agent.split_over, split_to, self._children)
         self._storing = asyncio.Lock()
         calls.cap = None if agent.max_cost is None else nanos(agent.max_cost)
         for step in claim.journal:
@@ -133,7 +141,12 @@ class Run:
                 await self._call_tools()
             if course.handed_over is not None or course.unjudged:
                 if (text := await self._judged()) is not None:
-                    return Outcome(text, course.model, course.usage, None, self._output is not None)
+                    return Outcome(text, course.model, course.usage, None, course.question, self._output is not None)
+                continue
+            if self._parts is not None and self._parts.are_asked(course):
+                if not await self._parts.shorten(course, self._store):
+                    raise NeedsChildren
+                self._go_on()
                 continue
             self._check_limits()
             began = time.monotonic()
@@ -157,7 +170,8 @@ class Run:
                     text, wrong = bare(answer.text), await self._verdict()
                 if wrong is None:
                     course.answered(text, answer.model, answer.usage, ())
-                    return Outcome(text, answer.model, course.usage, settlement, self._output is not None)
+                    is_checked = self._output is not None
+                    return Outcome(text, answer.model, course.usage, settlement, course.question, is_checked)
                 if self._is_repaired:
                     raise _invalid(wrong.place, answer.text or course.text)
                 facts = wrong_with(wrong.told, self._schema)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -97,6 +97,8 @@ class _AgentTable(BaseModel):
     approval_seconds: float = Field(86_400, gt=0, le=30 * 86_400)
     asks: list[str] = []
     hands_over_to: list[str] = []
+    split_over: int | None = Field(None, ge=1000, le=1_000_000)
+    split_to: str | None = None
     output_schema: OutputSchema | None = None
     output_type: Annotated[str, AfterValidator(_either)] | None = None
     follow_ups: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] = []
@@ -186,6 +188,16 @@ class Registry:
                 remedy=f"write provider/model, with one of: {', '.join(known)}",
             )
 
+    @staticmethod
+    def check_input(agent: Agent, input: Sequence[tuple[str, str]]) -> None:
+        """Raises Invalid for a question that its agent could not even split."""
+        if agent.longest is not None and len(input[-1][1]) > agent.longest:
+            raise Invalid(
+                f"the last message has {len(input[-1][1])} characters, {agent.name} takes at most {agent.longest}",
+                field="input",
+                remedy="send less, or in several jobs",
+            )
+
 
 def lane(text: str) -> Lane:
     """ "openai/gpt-5.4" as a lane."""
@@ -259,9 +271,28 @@ class _Reading:
                 for other in sorted({*others} - agents.keys()):
                     what = f"agents.{agent.name}.{key}: there is no agent {other!r}; there are {known_agents}"
                     self._wrong(what, agent.name, key)
+            self._check_split(agent, agents)
         if self._mistakes:
             raise Misconfigured("\n".join(self._mistakes))
         return Registry(agents, caps, providers, mcp)
+
+    def _check_split(self, agent: Agent, agents: Mapping[str, Agent]) -> None:
+        if (agent.split_over is None) == bool(agent.split_to):
+            key, other = ("split_over", "split_to") if agent.split_over else ("split_to", "split_over")
+            self._wrong(f"agents.{agent.name}.{key}: it says nothing without {other}; add that", agent.name, key)
+            return
+        way = [agent.name]
+        while to := agents[way[-1]].split_to:
+            if to not in agents:
+                if way == [agent.name]:
+                    what = f"there is no agent {to!r}; there are {', '.join(sorted(agents))}"
+                    self._wrong(f"agents.{agent.name}.split_to: {what}", agent.name, "split_to")
+                return
+            if to in way:
+                what = f"its parts would be split in a circle: {' -> '.join([*way, to])}"
+                self._wrong(f"agents.{agent.name}.split_to: {what}", agent.name, "split_to")
+                return
+            way.append(to)
 
     def _mcp(self, name: str, table: _McpTable) -> McpServer:
         def wrong(key: str, what: str) -> None:
@@ -335,6 +366,8 @@ def _agent(name: str, table: _AgentTable) -> Agent:
         approval_time=timedelta(seconds=table.approval_seconds),
         asks=tuple(table.asks),
         hands_over_to=tuple(table.hands_over_to),
+        split_over=table.split_over,
+        split_to=table.split_to or "",
         output_schema=table.output_schema,
         output_type=table.output_type or "",
         follow_ups=tuple(table.follow_ups),

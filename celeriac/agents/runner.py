@@ -433,6 +433,7 @@ class Runner:
                 stopping=lambda: self.stopping,
                 output=output,
                 longest_wait=self._chord_ttl if claim.chords else None,
+                split_to=self._registry[agent.split_to] if agent.split_to else None,
             )
             outcome = await course.to_its_end()
         except Fenced:
@@ -468,7 +469,9 @@ class Runner:
             usage=outcome.usage.as_dict(),
             settlement=outcome.settlement,
             is_checked=outcome.is_checked,
-            turn=encode_turn([*asked, Message("assistant", outcome.text)]) if claim.context_id else b"",
+            turn=encode_turn([*asked[:-1], Message("user", outcome.question), Message("assistant", outcome.text)])
+            if claim.context_id
+            else b"",
         )
 
     @staticmethod

@@ -221,6 +221,8 @@ def test_the_agents_are_listed(shim: Shim) -> None:
     assert {"assistant", "summariser", "extractor"} <= agents.keys()
     assert agents["assistant"]["lanes"][0].startswith("openai/")
     assert (agents["assistant"]["tools"], agents["assistant"]["asks"]) == ([], [])
+    split = [(agents[name]["split_over"], agents[name]["split_to"]) for name in ("summariser", "assistant")]
+    assert split == [(24_000, "part-summariser"), (None, None)]
 
 
 @pytest.mark.parametrize("megabytes", [5, 20])

@@ -17,6 +17,7 @@ from celeriac.settings import SHIPPED_AGENTS
 from tests.processes import ROOT
 
 GOOD = '[agents.writer]\ndescription = "Writes."\nlanes = ["openai/gpt-5.4", "anthropic/claude-haiku-5-5"]\n'
+SPLITS = 'split_over = 5000\nsplit_to = "reader"\n'
 
 
 def registry(tmp_path: Path, text: str) -> Registry:
@@ -80,7 +81,7 @@ def test_a_deployment_has_mcp_servers(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("document", "number"), [("docs/providers.md", 2), ("docs/agents.md", 4)])
+@pytest.mark.parametrize(("document", "number"), [("docs/providers.md", 2), ("docs/agents.md", 5)])
 def test_what_the_documents_write_into_the_file_is_taken(tmp_path: Path, document: str, number: int) -> None:
     """Each block as it stands there."""
     blocks = re.findall(r"^( *)```toml\n(.*?)```", (ROOT / document).read_text(), re.M | re.S)
@@ -92,7 +93,7 @@ def test_what_the_documents_write_into_the_file_is_taken(tmp_path: Path, documen
 def test_the_shipped_agents_are_useful_as_they_are() -> None:
     """Each says what it does and falls back to another provider."""
     agents = {agent.name: agent for agent in read_agents(SHIPPED_AGENTS)}
-    assert {"assistant", "summariser", "extractor"} <= agents.keys()
+    assert {"assistant", "summariser", "part-summariser", "extractor"} <= agents.keys()
     for agent in agents.values():
         assert agent.description
         assert agent.instructions
@@ -140,6 +141,21 @@ def test_an_unknown_agent_names_those_that_there_are(tmp_path: Path) -> None:
         ("lanes = 3\n" + GOOD, 1, "lanes are tables"),
         (GOOD + '[lanes."openai/x"]\n', 4, "lanes.openai/x: it allows nothing"),
         (GOOD + 'asks = ["nobody"]\n', 4, r"agents\.writer\.asks: there is no agent 'nobody'; there are writer"),
+        (GOOD + 'split_to = "writer"\n', 4, r"agents\.writer\.split_to: it says nothing without split_over"),
+        (GOOD + "split_over = 5000\n", 4, r"agents\.writer\.split_over: it says nothing without split_to"),
+        (
+            GOOD + 'split_to = "nobody"\nsplit_over = 5000\n',
+            4,
+            r"split_to: there is no agent 'nobody'; there are writer",
+        ),
+        (GOOD + 'split_over = 5000\nsplit_to = "writer"\n', 5, r"split_to: .* in a circle: writer -> writer"),
+        (
+            GOOD + SPLITS + GOOD.replace("writer", "reader") + SPLITS.replace("reader", "writer"),
+            5,
+            r"agents\.writer\.split_to: .*: writer -> reader -> writer\n.*:10: .*: reader -> writer -> reader",
+        ),
+        (GOOD + 'split_over = 999\nsplit_to = "writer"\n', 4, "greater than or equal to 1000"),
+        (GOOD + 'split_over = 1_000_001\nsplit_to = "writer"\n', 4, "less than or equal to 1000000"),
         (GOOD + '[lanes."opnai/x"]\ntokens_per_minute = 5\n', 4, "lanes.opnai/x: there is no provider 'opnai'"),
         (GOOD + "[providers.local]\n", 4, r"providers\.local\.base_url: Field required"),
         (GOOD + "[providers.local]\nbase_url = 'localhost'\n", 5, "does not begin with http://, https://"),

@@ -1,0 +1,131 @@
+"""A question that is too long for one model: another agent is asked for each part of it, by a job of its own, and what
+they answer takes its place."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Final
+
+from celeriac.agents.agent import MOST_OTHERS, Agent
+from celeriac.agents.children import Children
+from celeriac.agents.course import SILENCE, Course
+from celeriac.errors import Conflict, InputTooLong, PartFailed
+from celeriac.jobs.model import Finding, State
+from celeriac.jobs.store import new_id
+
+#: After which a text is cut, the best first.
+BORDERS: Final = (
+    re.compile(r"\n\s*\n"),  # paragraphs
+    re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？]|\n"),  # sentences, and lines
+    re.compile(r"\s+"),  # words
+)
+#: A part ends in the last so-manieth of what it may have: cut earlier, there would be more of them to pay for.
+LOOK_BACK: Final = 4
+#: Code points that one character has at most, as far as anybody looks.
+ONE: Final = 64
+#: What makes one emoji of those on either side of it.
+JOINER: Final = "\u200d"
+
+
+class Parts:
+    """Of the jobs of one agent. to: whom it asks for them."""
+
+    def __init__(self, longest: int, to: Agent, children: Children) -> None:
+        self._longest = longest
+        self._to = to
+        self._children = children
+
+    def are_asked(self, course: Course) -> bool:
+        """Whether the question has to be shortened before the model is asked."""
+        return bool(course.parts) or (course.asked == 0 and len(course.question) > self._longest)
+
+    async def shorten(self, course: Course, store: Callable[[dict[str, Any]], Awaitable[None]]) -> bool:
+        """Whether it is shorter now; else it waits for jobs. It may still be too long.
+
+        Raises PartFailed, InputTooLong, and what `Children.submit` does.
+        """
+        if not course.parts:
+            await store({"kind": "split", "jobs": {new_id(): len(part) for part in self._cut(course)}})
+        texts = course.part_texts
+        findings = await self._children.findings(list(texts))
+        ended = {job: finding for job, finding in findings.items() if finding is not None}
+        if len(ended) < len(texts):
+            # Also those that were submitted before: the store may have lost one.
+            await self._submit({job: text for job, text in texts.items() if job not in ended})
+            return False
+        said = [(finding.answer or "").strip() for finding in ended.values() if finding.state == State.SUCCEEDED]
+        joined = "\n\n".join(filter(None, said))
+        if len(said) < len(ended):
+            # Whoever retries the job asks for these alone.
+            again = {
+                job if ended[job].state == State.SUCCEEDED else new_id(): size for job, size in course.parts.items()
+            }
+            await store({"kind": "split", "jobs": again})
+            raise PartFailed(self._why_not(ended), partial=joined)
+        if len(joined) >= len(course.question):
+            raise InputTooLong(
+                f"the input is too long: {self._to.name} was asked for its {len(course.question)} characters in "
+                f"{len(ended)} parts, and answered with {len(joined)}",
+                partial=joined,
+            )
+        await store({"kind": "joined", "text": joined or SILENCE})
+        return True
+
+    async def _submit(self, texts: Mapping[str, str]) -> None:
+        try:
+            for job, text in texts.items():
+                await self._children.submit(job, self._to, (("user", text),))
+        except Conflict as error:
+            raise InputTooLong(f"the input is too long, and nobody may be asked for its parts: {error}") from error
+
+    def _cut(self, course: Course) -> Iterator[str]:
+        question, left = course.question, MOST_OTHERS - len(course.for_parts)
+        least = -(-len(question) // self._longest)
+        if least > left:
+            raise InputTooLong(
+                f"the input is too long: {len(question)} characters are {least} parts, and the job may ask for {left}",
+                partial=question if course.for_parts else "",
+            )
+        # What they answer may have to be split in turn.
+        return parts(question, self._longest, max(least, left * 3 // 4))
+
+    def _why_not(self, ended: Mapping[str, Finding]) -> str:
+        """Of the first part that was not answered."""
+        number, first = next((n, one) for n, one in enumerate(ended.values(), 1) if one.state != State.SUCCEEDED)
+        why = f"{first.error.code}: {first.error.message}" if first.error else str(first.state)
+        return f"{self._to.name} did not answer for part {number} of {len(ended)} of the input: {why}"
+
+
+def parts(text: str, longest: int, most: int) -> Iterator[str]:
+    """Of at most `longest` characters each, together the text; at most `most`, where it fits into so many."""
+    begin = 0
+    while len(text) - begin > longest:
+        most -= 1
+        end = begin + longest
+        # Not so early that what is left would not fit into the parts that are left.
+        cut = _border(text, max(end - longest // LOOK_BACK, len(text) - most * longest), end)
+        yield text[begin:cut]
+        begin = cut
+    yield text[begin:]
+
+
+def _border(text: str, least: int, end: int) -> int:
+    for border in BORDERS:
+        for cut in reversed([found.end() for found in border.finditer(text, least, end)]):
+            if not _is_inside(text, cut):
+                return cut
+    for cut in range(end, max(least, end - ONE) - 1, -1):
+        if not _is_inside(text, cut):
+            return cut
+    return end
+
+
+def _is_inside(text: str, cut: int) -> bool:
+    """Whether what stands there is one character with what stands before it: an accent, a part of an emoji."""
+    return (
+        JOINER in text[cut - 1 : cut + 1]
+        or unicodedata.category(text[cut]).startswith("M")
+        or "\U0001f3fb" <= text[cut] <= "\U0001f3ff"  # the colour of a skin
+    )
