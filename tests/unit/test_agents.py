@@ -13,6 +13,7 @@ from celeriac.agents.registry import Registry, read_agents
 from celeriac.errors import Invalid, Misconfigured, NotFound
 from celeriac.gate.lanes import Caps
 from celeriac.llm.model import Endpoint, Lane
+from celeriac.llm.shape import closed
 from celeriac.settings import SHIPPED_AGENTS
 from tests.processes import ROOT
 
@@ -98,6 +99,18 @@ def test_the_shipped_agents_are_useful_as_they_are() -> None:
         assert agent.description
         assert agent.instructions
         assert len({lane.provider for lane in agent.lanes}) == 2
+
+
+def test_the_extractors_shape_is_one_that_every_provider_takes_as_it_is() -> None:
+    """Closed objects, whose properties are all there: what Anthropic's dialect and OpenAI's strict one can say."""
+    schema = read_agents(SHIPPED_AGENTS)["extractor"].output_schema
+    assert schema is not None
+    assert closed(schema) == schema
+    fact = schema["properties"]["facts"]["items"]
+    for shape in (schema, fact):
+        assert shape["additionalProperties"] is False
+        assert shape["required"] == list(shape["properties"])
+    assert fact["required"] == ["name", "value", "quote"]
 
 
 def test_a_file_becomes_agents(tmp_path: Path) -> None:
