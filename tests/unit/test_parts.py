@@ -16,7 +16,7 @@ from celeriac.agents.intake import Intake
 from celeriac.agents.parts import parts
 from celeriac.agents.registry import Registry
 from celeriac.connections import unpack
-from celeriac.errors import ContextTooLong, Fenced, Invalid
+from celeriac.errors import ContextTooLong, Fenced, Invalid, ProviderFailed
 from celeriac.jobs.canvas import Canvas
 from celeriac.jobs.model import Job, NewJob, State
 from celeriac.jobs.store import new_id
@@ -165,6 +165,20 @@ async def test_a_job_goes_on_as_it_began(readers: Readers) -> None:
     readers.change("chief", split_over=LONGEST, split_to="reader")
     assert (await readers.run(id, "Letters.")).state == State.SUCCEEDED
     assert readers.shown[0][0].text == LONG
+
+
+async def test_an_agent_that_splits_no_more_asks_for_the_whole(readers: Readers) -> None:
+    """As where two releases of its file are at work: once it has, the parts that were asked for are forgotten."""
+    readers.change("chief", follow_ups=("Sure?",), max_steps=2)
+    id, _ = await readers.asks()
+    readers.change("chief", split_over=None, split_to="")
+    await readers.ring(id)
+    away = ProviderFailed("away", provider=LANE.provider, model=LANE.model)
+    assert (await readers.run(id, "Letters.", *[away] * 2)).state == State.PARKED
+    readers.change("chief", split_over=LONGEST, split_to="reader")
+    await readers.ring(id)
+    assert (await readers.run(id, "Yes.")).state == State.SUCCEEDED
+    assert [message.text for message in readers.shown[0]] == [LONG, "Letters.", "Sure?"]
 
 
 async def test_the_conversation_keeps_what_the_model_was_shown(readers: Readers) -> None:
