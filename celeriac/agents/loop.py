@@ -251,7 +251,9 @@ class Run:
             return told | {"call": step["call"], "tools": [name for _, name, _ in step["calls"]]}
         if step["kind"] == "result":
             return told | {"tool": self._course.pending[step["call"]].name, "failed": step["failed"]}
-        return told | ({"jobs": list(step["jobs"].values())} if step["kind"] == "children" else {})
+        if step["kind"] == "children":
+            return told | {"jobs": list(step["jobs"].values())}
+        return told | ({"jobs": list(step["jobs"])} if step["kind"] == "split" else {})
 
     async def _call_tools(self) -> None:
         """All that the model wants called and that may be, side by side. Each result is stored as it comes."""

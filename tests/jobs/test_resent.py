@@ -56,13 +56,16 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     """A day in the life of a store, in which every answer is lost once."""
     await queue.worker()
     await queue.worker("w2", limits={"t:b": 2})
-    jobs = [await queue.submit(context_id="c" if i < 3 else None, idempotency_key=f"k{i}") for i in range(9)]
+    jobs = [
+        await queue.submit(stream=True, context_id="c" if i < 3 else None, idempotency_key=f"k{i}") for i in range(9)
+    ]
     assert [job.waits_for for job in jobs[1:3]] == [jobs[0].id] * 2
     claims = {job.id: await queue.claim(job) for job in [jobs[0], *jobs[3:]]}
     run = claims[jobs[0].id]
     assert run.attempt == 1
     await queue.stores.journal.admit(run, "c1", 9, {})
-    await queue.stores.journal.commit(run, 0, {"text": "one"}, Settlement("c1", "settled", 9, 4, {}))
+    await queue.stores.journal.say(run, "c1", 1, 0, "one")
+    await queue.stores.journal.commit(run, 0, {"text": "one"}, Settlement("c1", "settled", 9, 4, {}), told={"step": 1})
     await queue.stores.journal.admit(run, "c2", 9, {})
     ended = await queue.end(run, turn=TURN, settlement=Settlement("c2", "settled", 9, 5, {}))
     assert (ended.state, ended.cost_nanos, ended.appended) == (State.SUCCEEDED, 9, True)
@@ -92,11 +95,11 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     await queue.given_up("w1", "w3")
     assert (await queue.job(bad.id)).crashes == 1
     await queue.worker("w4")
-    told = await queue.claim(await queue.submit(ignore_result=False), "w4")
+    told = await queue.claim(await queue.submit(stream=True, ignore_result=False), "w4")
     await queue.finish(told)
     await queue.jobs.told(told.id, 0)
     await queue.jobs.list("default")
     assert await queue.fleet.leave("w3") is True
-    asks = await queue.claim(await queue.submit(), "w4")
+    asks = await queue.claim(await queue.submit(stream=True), "w4")
     await queue.jobs.wait_for_approval(asks, [Asked("1.c", "sell", "{}")], timedelta(hours=1))
     assert await queue.jobs.resume(asks.id, None, approve=True, calls=["1.c"]) == 0

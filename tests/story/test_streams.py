@@ -42,6 +42,11 @@ def texts(events: list[tuple[str, dict[str, Any]]]) -> dict[int, str]:
     return found
 
 
+def as_json(request: dict[str, Any]) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(request["body"])
+    return body
+
+
 def test_an_answer_is_read_as_it_comes(home: Home) -> None:
     """In pieces of a fifth of a second, not of a token, that are the answer in the end."""
     home.always(text=TEXT, pace=0.02)
@@ -59,11 +64,11 @@ def test_an_answer_is_read_as_it_comes(home: Home) -> None:
 def test_a_stream_costs_what_its_answer_costs(home: Home) -> None:
     """To the nano-dollar, as the provider bills it."""
     home.always(text=TEXT, usage={"input": 20})
-    plain, streamed = home.ask(), read(home.the_shim)[-1][1]
+    plain, streamed = home.ask("At once."), read(home.the_shim, input="As it comes.")[-1][1]
     assert (plain["cost_usd"], plain["in_doubt_usd"]) == (streamed["cost_usd"], streamed["in_doubt_usd"])
     assert plain["usage"] == streamed["usage"]
-    asked = [json.loads(request["body"]) for request in home.asked()]
-    assert [body.get("stream") for body in asked] == [None, True]
+    asked = {body["messages"][-1]["content"]: body.get("stream") for body in map(as_json, home.asked())}
+    assert (asked["At once."], asked["As it comes."]) == (None, True)
 
 
 def test_each_step_is_told(home: Home) -> None:

@@ -232,8 +232,8 @@ async def test_no_part_is_asked_for_twice_wherever_a_worker_dies(
         await readers.run(child.id, letter)
         assert readers.shown[0][0].text == PARTS[letter]
 
-    async def dies_then(*arguments: Any) -> None:
-        await commit(*arguments)
+    async def dies_then(*arguments: Any, **facts: Any) -> None:
+        await commit(*arguments, **facts)
         raise Fenced("gone")
 
     with monkeypatch.context() as patched:
