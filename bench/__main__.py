@@ -1,6 +1,6 @@
-"""python -m bench: measure Celeriac beside plain Celery on this machine; nine minutes, loopback only.
+"""python -m bench: measure Celeriac beside plain Celery and LiteLLM; twelve minutes, loopback only.
 
-python -m bench             print the table
+python -m bench             print the table; LiteLLM is installed first, into .venv-litellm, by pip
 python -m bench --write     and put it into docs/performance.md
 python -m bench --quick     everything in small, to see that it runs; its numbers say nothing
 python -m bench scripts     what each script costs the store, with 10 ready jobs and with 1,000,000; 30 s, 0.5 GB
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from bench.environment import WITHOUT, litellm_python
 from bench.house import allow_many_files
 from bench.rows import FULL, QUICK, Row, rows
 from bench.scripts import FEW, MANY, costs
@@ -30,8 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="small and short, under a minute")
+    parser.add_argument("--quick", action="store_true", help="small and short, about a minute")
     parser.add_argument("--write", action="store_true", help=f"put the table into docs/{PAGE.name}")
+    parser.add_argument(WITHOUT, action="store_true", help="install no LiteLLM, and leave its cells of the table empty")
     parser.add_argument("what", nargs="?", choices=("celery", "scripts"), default="celery", help="default: celery")
     given = parser.parse_args(arguments)
     if given.what == "scripts":
@@ -43,13 +45,16 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(
             f"{files} open files are too few for {size.held} calls in flight: ulimit -n {2 * size.held + 1000}"
         )
+    # Before anything is measured: where it cannot be had, nobody waits to hear it.
+    router = None if given.without_litellm else litellm_python()
     lines = head()
     print("\n".join(lines), flush=True)
-    for row in rows(size):
+    for row in rows(size, router):
         lines.append(line(row))
         print(lines[-1], flush=True)
     if given.write:
-        command = "python -m bench" + (" --quick" if given.quick else "")
+        flags = ("--quick" if given.quick else "", WITHOUT if given.without_litellm else "")
+        command = " ".join(["python -m bench", *filter(None, flags)])
         write(PAGE, "\n".join([facts(command), "", *lines]))
 
 

@@ -145,14 +145,14 @@ class House:
             process.signal(signal.SIGKILL)  # it holds nothing that anybody wants
             process.stop()
 
-    def celeriac_worker(self, concurrency: int) -> Any:
+    def celeriac_worker(self, concurrency: int, **env: str) -> Any:
         env = {
             "CELERIAC_ENV": "prod",
             "CELERIAC_SHIM__API_KEYS__BENCH": "a-key-that-nobody-uses",
             "CELERIAC_OPENAI_BASE_URL": self.provider.openai_url,
             "OPENAI_API_KEY": "k",
             "CELERIAC_WORKER__CONCURRENCY": str(concurrency),
-        }
+        } | env
         return self.running(Worker(self.valkey.url, **env))
 
     def plain_worker(self, pool: str, concurrency: int) -> Any:

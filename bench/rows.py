@@ -5,8 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from bench import servers, workers
+from bench import calls, servers, workers
+from bench.environment import WITHOUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Size:
     in_flight: int
     jobs: int
     seconds: float
+    call_seconds: float
     processes: int
     prefork_jobs: int
     rounds: int
@@ -49,13 +52,14 @@ class Size:
     requests: int
 
 
-FULL = Size(500, 2000, 1.0, 8, 80, 3, 5000, 30.0, 200, 30.0, 3000)
-QUICK = Size(20, 40, 0.1, 2, 4, 1, 50, 0.3, 5, 1.0, 100)
+FULL = Size(500, 2000, 1.0, 2.0, 8, 80, 3, 5000, 30.0, 200, 30.0, 3000)
+QUICK = Size(20, 40, 0.1, 0.1, 2, 4, 1, 50, 0.3, 5, 1.0, 100)
 
 
-def rows(size: Size) -> Iterator[Row]:
-    """One group of rows after the other, as they are measured."""
+def rows(size: Size, router: Path | None = None) -> Iterator[Row]:
+    """One group of rows after the other, as they are measured. router: as `calls.one_round` takes it."""
     yield from _at_work(size)
+    yield from _called(size, router)
     yield from _held(size)
     yield from _idle(size)
     yield from _at_rest(size)
@@ -84,6 +88,40 @@ def _at_work(size: Size) -> Iterator[Row]:
     # Of rounds, for what else the machine does comes and goes: each is beside its own call.
     ratio = statistics.median(load.cpu_ms / one for load, one in zip(ours, bare, strict=True))
     yield Row("CPU of the worker a job / of a bare call", "x", ratio, None, "at most 2.5", ratio <= 2.5)
+
+
+def _called(size: Size, router: Path | None) -> Iterator[Row]:
+    n = size.in_flight
+    # In turn: what else the machine does meanwhile adds to all three.
+    rounds = [calls.one_round(n, size.call_seconds, router) for _ in range(size.rounds)]
+    ours, bare = [ours for ours, _, _ in rounds], [bare for _, bare, _ in rounds]
+    theirs = [routed for _, _, routed in rounds if routed]
+    mine = statistics.median(one.cpu_ms for one in ours)
+    beside = f"LiteLLM {theirs[0].version}'s `Router`" if theirs else f"LiteLLM's `Router`, left out by {WITHOUT}"
+    yield Row(
+        f"CPU of a model call with gate, price and journal, {n} in flight: user and system time of the process that "
+        f"calls, and of no other; the middle of {size.rounds} rounds. Ours is all that a worker spends on jobs of "
+        f"{calls.CALLS} calls, claims and ends with it, since there is no call without a job; plain: {beside}",
+        "ms",
+        mine,
+        statistics.median(one.cpu_ms for one in theirs) if theirs else None,
+        "at most 3",
+        mine <= 3,
+    )
+    yield Row(
+        "The same; plain: the bare `AsyncOpenAI` call over our transport, in the same conversations",
+        "ms",
+        mine,
+        statistics.median(one.cpu_ms for one in bare),
+    )
+    yield Row("What such a call costs Redis", "ms", statistics.median(one.store_ms for one in ours))
+    yield Row(
+        f"Such calls in flight at once, as the provider saw them; plain: {beside}",
+        "",
+        statistics.median(one.in_flight for one in ours),
+        statistics.median(one.in_flight for one in theirs) if theirs else None,
+        rate=True,
+    )
 
 
 def cpu(load: workers.Load) -> float:

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from bench.house import PATIENCE, Cost, House, until
 from bench.question import AGENT, INSTRUCTIONS, QUESTION
 from bench.servers import KEY
+from bench.talk import Talk, command
 from celeriac import keys
 from celeriac.jobs.model import NewJob
 from celeriac.jobs.store import new_id
@@ -23,7 +24,9 @@ from celeriac.settings import load_settings
 from celeriac.stores import Stores, open_stores
 from tests.processes import Shim
 
-Submit = Callable[[int], None]
+
+class Submit(Protocol):
+    def __call__(self, jobs: int, agent: str = AGENT) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +41,20 @@ class Load:
     mb: float
 
 
-async def _submit_all(stores: Stores, jobs: int) -> None:
+async def _submit_all(stores: Stores, jobs: int, agent: str) -> None:
     free = asyncio.Semaphore(8)
 
     async def one() -> None:
         async with free:
             await stores.jobs.submit(
-                NewJob(id=new_id(), tenant="default", agent=AGENT, queue="celeriac", input=(("user", QUESTION),))
+                NewJob(id=new_id(), tenant="default", agent=agent, queue="celeriac", input=(("user", QUESTION),))
             )
 
     await asyncio.gather(*(one() for _ in range(jobs)))
 
 
 @contextmanager
-def _celeriac(house: House) -> Iterator[tuple[Submit, Callable[[], int]]]:
+def celeriac(house: House) -> Iterator[tuple[Submit, Callable[[], int]]]:
     """Through the store, as the shim does: the web servers are measured by themselves."""
     loop = asyncio.new_event_loop()
 
@@ -62,7 +65,7 @@ def _celeriac(house: House) -> Iterator[tuple[Submit, Callable[[], int]]]:
     ended = [keys.spell("jobs_in", tenant="default", state=state) for state in ("succeeded", "failed")]
     try:
         yield (
-            lambda jobs: loop.run_until_complete(_submit_all(stores, jobs)),
+            lambda jobs, agent=AGENT: loop.run_until_complete(_submit_all(stores, jobs, agent)),
             lambda: sum(int(house.redis.zcard(key)) for key in ended),
         )
         assert house.redis.zcard(ended[1]) == 0, "jobs failed"
@@ -77,7 +80,8 @@ def _plain(house: House) -> Iterator[tuple[Submit, Callable[[], int]]]:
 
     app = Celery("plain", broker=house.valkey.url, backend=house.valkey.url, set_as_current=False)
 
-    def submit(jobs: int) -> None:
+    def submit(jobs: int, agent: str = AGENT) -> None:
+        assert agent == AGENT  # the plain task knows no other
         with app.producer_or_acquire() as producer:
             for _ in range(jobs):
                 app.send_task("plain.ask", args=[INSTRUCTIONS, QUESTION], producer=producer)
@@ -100,7 +104,7 @@ def load(kind: str, in_flight: int, jobs: int, delay: float, *, warm: int | None
     """kind: "celeriac", "threads" or "prefork". One round of `in_flight` jobs warms up, then `jobs` are measured."""
     with House(delay) as house:
         worker = house.celeriac_worker(in_flight) if kind == "celeriac" else house.plain_worker(kind, in_flight)
-        caller = _celeriac(house) if kind == "celeriac" else _plain(house)
+        caller = celeriac(house) if kind == "celeriac" else _plain(house)
         with worker as process, caller as (submit, ended):
             cost = Cost(process.pid)
             # A first job opens the clients; prefork has them open in all its processes.
@@ -135,7 +139,8 @@ def load(kind: str, in_flight: int, jobs: int, delay: float, *, warm: int | None
 def bare(in_flight: int, calls: int, delay: float) -> float:
     """CPU ms of a bare call, in a process of its own."""
     with House(delay) as house:
-        argv = [sys.executable, "-m", "bench.bare", house.provider.openai_url, str(in_flight), str(calls)]
+        talk = Talk(INSTRUCTIONS, (QUESTION,))
+        argv = [sys.executable, *command("bench.bare", house.provider.openai_url, in_flight, calls, talk)]
         out = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
         return float(json.loads(out)["cpu_ms"])
 
@@ -154,7 +159,7 @@ class Held:
 
 def hold(jobs: int, delay: float) -> Held:
     """So many jobs in flight in one worker process, each of `delay` seconds; raises where one does not succeed."""
-    with House(delay) as house, house.celeriac_worker(jobs) as process, _celeriac(house) as (submit, ended):
+    with House(delay) as house, house.celeriac_worker(jobs) as process, celeriac(house) as (submit, ended):
         cost, idle, peak = Cost(process.pid), Cost(process.pid).memory(), 0.0
         began = time.perf_counter()
         submit(jobs)
