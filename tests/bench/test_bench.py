@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import BEGIN, END, line, write
-from bench.calls import one_round
 from bench.environment import LOCK, ROOT, is_made, litellm_python
 from bench.house import allow_many_files
 from bench.question import AGENTS, INSTRUCTIONS, TALK
@@ -31,17 +30,6 @@ def test_every_row_is_measured():
         for value in (row.ours, row.plain):
             assert value is None or (math.isfinite(value) and 0 < value < 1_000_000), row
     assert sum(row.met is not None for row in made) == 7
-
-
-@pytest.mark.skipif(not is_made(), reason="`python -m bench` installs LiteLLM, into .venv-litellm")
-def test_a_call_is_measured_beside_litellm():
-    """In an environment of its own, with the same conversations at the same provider."""
-    ours, bare, theirs = one_round(QUICK.in_flight, QUICK.call_seconds, litellm_python())
-    assert theirs is not None
-    for called in (ours, bare, theirs):
-        assert 0 < called.cpu_ms < 1000, called
-        assert 0 < called.in_flight <= QUICK.in_flight, called
-    assert theirs.version in LOCK.read_text()
 
 
 async def test_every_call_of_a_conversation_is_counted_and_shows_what_was_said_before():
