@@ -43,8 +43,7 @@ FAULTS: Final[tuple[dict[str, Any], ...]] = (
 def fleet(house: House, tmp_path: Path) -> Shim:
     agents = tmp_path / "agents.toml"
     agents.write_text(AGENTS)
-    for number in range(4):
-        house.worker("-n", f"w{number}@%h", CELERIAC_AGENTS_FILE=str(agents))
+    house.workers(*[("-n", f"w{number}@%h") for number in range(4)], CELERIAC_AGENTS_FILE=str(agents))
     return house.shim(CELERIAC_AGENTS_FILE=str(agents))
 
 
@@ -65,6 +64,8 @@ def test_a_refusal_that_names_a_time_is_heard_by_the_whole_fleet(house: House, f
     others = [fleet.submit(agent="double")["id"] for _ in range(20)]
     waiting += [fleet.submit(agent="single")["id"] for _ in range(150)]
     assert {fleet.job(id, wait=60)["model"] for id in others} == {"claude-haiku-5-5"}
+    job = fleet.job(waiting[0])
+    assert (job["state"], job["reason"]) == ("parked", "lane_closed"), "outside every slot"
     assert Counter(fleet.job(id, wait=60)["state"] for id in waiting) == {"succeeded": 200}
     refused, again = sorted(line["at"] for line in house.bill()["lines"] if line["model"] == "gpt-5-mini")[:2]
     assert again - refused > 7

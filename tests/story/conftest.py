@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,6 +50,16 @@ class House:
     def worker(self, *options: str, **env: str) -> Worker:
         worker: Worker = self._open.enter_context(running(Worker(self.valkey.url, *options, **(self.env | env))))
         return worker
+
+    def workers(self, *options: tuple[str, ...], envs: Sequence[dict[str, str]] = (), **env: str) -> list[Worker]:
+        """One for each of these, started together. envs: of each."""
+        own = envs or [{}] * len(options)
+        made = [
+            Worker(self.valkey.url, *its, **(self.env | env | more)) for its, more in zip(options, own, strict=True)
+        ]
+        for worker in made:
+            self._open.callback(worker.stop)
+        return [worker.up() for worker in made]
 
     def shim(self, **env: str) -> Shim:
         shim: Shim = self._open.enter_context(running(Shim(self.valkey.url, **env)))

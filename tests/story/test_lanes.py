@@ -42,9 +42,9 @@ max_retries = 0
 
 
 @pytest.fixture
-def ports() -> list[int]:
+def ports(request: pytest.FixtureRequest) -> list[int]:
     """Where the workers answer probes."""
-    return [free_port(), free_port()]
+    return [free_port() for _ in range(getattr(request, "param", 2))]
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def fleet(house: House, tmp_path: Path, ports: list[int]) -> Shim:
     agents = tmp_path / "agents.toml"
     agents.write_text(AGENTS)
     env = {"CELERIAC_AGENTS_FILE": str(agents)}
-    for port in ports:
-        house.worker("-n", f"w{port}@%h", CELERIAC_WORKER__HEALTH_PORT=str(port), **env)
+    probes = [{"CELERIAC_WORKER__HEALTH_PORT": str(port)} for port in ports]
+    house.workers(*[("-n", f"w{port}@%h") for port in ports], envs=probes, **env)
     return house.shim(**env)
 
 
@@ -69,23 +69,6 @@ def states(shim: Shim, ids: list[str]) -> set[tuple[str, str | None]]:
     return {(job["state"], job.get("reason")) for job in map(shim.job, ids)}
 
 
-def test_a_provider_that_asks_for_time_gets_it_from_the_whole_fleet(house: House, fleet: Shim) -> None:
-    """One call meets the refusal; no other reaches the provider until the time is over. Jobs wait and all succeed."""
-    house.scripted({"status": 429, "headers": {"retry-after": "7"}})
-    [first] = submit(fleet, "single", 1)
-    wait_until(lambda: len(house.asked()) == 1, "the refusal")
-    refused = time.monotonic()
-    others = submit(fleet, "single", 20)
-    wait_until(lambda: states(fleet, others) == {("parked", "lane_closed")}, "them to wait for their lane")
-    assert fleet.job(submit(fleet, "double", 1)[0], wait=5)["model"].startswith("claude"), "the other lane is open"
-    assert time.monotonic() - refused < 7, "all of this while it is left alone"
-    assert asked_of_openai(house) == 1
-    for id in [first, *others]:
-        job = fleet.job(id, wait=60)
-        assert (job["state"], job["attempts"] > 1) == ("succeeded", True)
-    assert asked_of_openai(house) == 22
-
-
 def breaker_changes(ports: list[int]) -> Counter[str]:
     """State -> how often the lane of these stories went there, by all workers' metrics."""
     line = re.compile(r'celeriac_breaker_changes_total\{lane="openai/gpt-5-mini",state="(\w+)"\} (\d+)')
@@ -96,6 +79,7 @@ def breaker_changes(ports: list[int]) -> Counter[str]:
     return changes
 
 
+@pytest.mark.parametrize("ports", [4], indirect=True)
 def test_a_provider_that_fails_is_tried_out_by_one_call(house: House, fleet: Shim, ports: list[int]) -> None:
     """After ten failures nobody asks it. When the breaker is half open one call does, and then all the others. Workers
     count that."""
