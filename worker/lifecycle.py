@@ -33,9 +33,6 @@ log = get_logger(__name__)
 #: heard from the store for so long takes none either: it could do nothing with them.
 DEAF_AFTER: Final = 3.0
 
-#: As `gc.set_threshold` takes it.
-COLLECT: Final = (50_000, 20, 10)
-
 #: What a worker takes from the broker.
 Takes = Literal["all", "suspects", "none"]
 
@@ -107,7 +104,7 @@ class Lifecycle(bootsteps.StartStopStep):
             worker.app.runner, worker.app.intake = parts.runner, parts.intake
             watchdog = open_watchdog(settings, parts.stores)
             pool.on_stall.append(lambda late: watchdog.watch(lease.worker, lease.heard, late, pool.stack))
-            collect_rarely()
+            keep_what_is_there()
 
         async def closing(pool: TaskPool) -> None:
             await lease.close()
@@ -147,15 +144,10 @@ def _open_probes(settings: Settings, pool: TaskPool, lease: Lease, silence: Call
         raise SystemExit(EX_FAILURE) from error
 
 
-def collect_rarely() -> None:
-    """Let the garbage collector look at what jobs make only when much has come together: it saves a tenth of their CPU.
-
-    At its default it looks whenever there are 700 objects more than before, which is a job or two. What is there now
-    stays, and is never looked at again.
-    """
+def keep_what_is_there() -> None:
+    """What was made for all jobs stays: the garbage collector never looks at it again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*COLLECT)
 
 
 def job_queues(app: Any) -> list[str]:
