@@ -28,9 +28,9 @@ from hypothesis.stateful import (
 
 from celeriac.connections import unpack
 from celeriac.contexts.store import decode_turns, encode_turn
-from celeriac.errors import Fenced, Stopped
+from celeriac.errors import Conflict, CostLimit, Fenced, Stopped
 from celeriac.jobs.journal import Settlement
-from celeriac.jobs.model import REPLAYABLE, Claim, JobError, Parked, State
+from celeriac.jobs.model import REPLAYABLE, Asked, Claim, JobError, Parent, Parked, State
 from celeriac.jobs.store import new_id
 from celeriac.llm.model import Message
 from celeriac.settings import load_settings
@@ -41,7 +41,10 @@ from tests.jobs.explained import Look, faults
 
 QUEUES = ("celeriac", "slow")
 #: Ways in which a run ends.
-HOW = ("succeeded", "failed", "park", "retry", "give_back")
+HOW = ("succeeded", "failed", "park", "retry", "children", "approval", "give_back")
+PARKS = frozenset({"park", "retry", "children", "approval"})
+#: Jobs that one may ask for.
+MOST = 3
 LISTS = (*QUEUES, "celeriac.suspects", "slow.suspects")
 LIMITS = {"t:a": 3, "t:*": 6, "a:reviewer": 2}
 WHICH = st.integers(0, 1000)
@@ -316,7 +319,11 @@ class Machine(RuleBasedStateMachine):
         stopped = "stop" in record or int(record.get("deadline", self.queue.now + 1)) <= self.queue.now
         for _ in range(1 + twice):
             if mine and not stopped:
-                self.do(self.journal.admit(run.claim, call, bound, {"lane": "x"}))
+                try:
+                    self.do(self.journal.admit(run.claim, call, bound, {"lane": "x"}))
+                except CostLimit:
+                    assert run.claim.ancestors, "only those above have a cap"
+                    return
             else:
                 with pytest.raises(Stopped if mine else Fenced):
                     self.do(self.journal.admit(run.claim, call, bound, {"lane": "x"}))
@@ -360,6 +367,35 @@ class Machine(RuleBasedStateMachine):
         return [text.encode() for text in self.redis.lrange(key, 0, -1)]
 
     @precondition(lambda self: self.runs)
+    @rule(which=WHICH, cap=st.sampled_from([None, 10**15]), twice=st.booleans())
+    def run_asks_for_another(self, which: int, cap: int | None, twice: bool) -> None:
+        run = self.pick(self.runs, which)
+        claim, mine, id = run.claim, self.mine(run), new_id()
+        parent = Parent(claim.id, claim.worker, claim.nonce, MOST, ((claim.id, cap), *claim.ancestors))
+        many = self.redis.hlen(f"celeriac:children:{claim.id}") >= MOST
+        refusal = None if mine else Fenced
+        if mine and (many or "stop" in self.record(claim.id)):
+            refusal = Stopped if "stop" in self.record(claim.id) else Conflict
+        for _ in range(1 + twice):
+            work = self.queue.submit(id=id, tenant=self.tenants[claim.id], parent=parent)
+            if refusal:
+                with pytest.raises(refusal):
+                    self.do(work)
+            else:
+                assert self.do(work).id == id
+        if not refusal:
+            self.contexts[id], self.tenants[id] = None, self.tenants[claim.id]
+
+    @rule(which=WHICH, approve=st.booleans(), twice=st.booleans())
+    def somebody_decides(self, which: int, approve: bool, twice: bool) -> None:
+        waiting = [id for id in self.contexts if self.record(id).get("reason") == "waiting_approval"]
+        if (id := self.pick(waiting, which)) is None:
+            return
+        for _ in range(1 + twice):
+            assert self.do(self.jobs_store.resume(id, None, approve=approve, calls=["1.c"])) == 0
+        assert self.record(id)["place"] in {"ready", "rung"}
+
+    @precondition(lambda self: self.runs)
     @rule(
         which=WHICH,
         how=st.sampled_from(["succeeded", *HOW]),
@@ -373,7 +409,7 @@ class Machine(RuleBasedStateMachine):
         stop = self.record(claim.id).get("stop")
         ends = how in {"succeeded", "failed"}
         settlement = self.settled(run.calls[-1], "settled", 3) if ends and paid and run.calls else None
-        op = {"succeeded": "finish", "failed": "finish", "retry": "park"}.get(how, how)
+        op = "finish" if ends else "park" if how in PARKS else how
         again = self.record(claim.id).get("released") == f"{op} {claim.worker} {claim.nonce}"
         answers = [run.answer] if again else []
         for _ in range(1 + twice):
@@ -393,7 +429,7 @@ class Machine(RuleBasedStateMachine):
                 assert answers[0].appended or context in self.forgotten
                 if answers[0].appended:
                     self.turns[context].append(claim.id)
-        elif how in {"park", "retry"}:
+        elif how in PARKS:
             assert answers[0] == stop if stop else isinstance(answers[0], Parked)
         else:
             assert self.record(claim.id).get("state") == stop
@@ -407,6 +443,10 @@ class Machine(RuleBasedStateMachine):
             return self.queue.end(claim, state=State.FAILED, answer=None, error=error, settlement=settlement)
         if how == "give_back":
             return self.jobs_store.give_back(claim)
+        if how == "children":
+            return self.jobs_store.wait_for_children(claim, timedelta(minutes=5))
+        if how == "approval":
+            return self.jobs_store.wait_for_approval(claim, [Asked("1.c", "sell", "{}")], timedelta(minutes=1))
         return self.jobs_store.park(claim, how, timedelta(seconds=7), retry=how == "retry")
 
     # What must hold.
