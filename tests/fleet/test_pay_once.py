@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from decimal import Decimal
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
+from celeriac.costs.prices import Prices
 from celeriac.drill.proxy import Proxy
+from celeriac.llm.model import Lane, Usage
 from tests.processes import wait_until
 from tests.story.conftest import House
 
@@ -19,6 +22,16 @@ AGENTS = """
 description = "Looks things up, and orders."
 lanes = ["openai/gpt-5-mini"]
 tools = ["shop_tools:find_order", "shop_tools:cancel_order"]
+
+[agents.chief]
+description = "Asks the cook, and then sells."
+lanes = ["openai/gpt-5-mini"]
+tools = ["shop_tools:sell"]
+asks = ["cook"]
+
+[agents.cook]
+description = "Knows how things are cooked."
+lanes = ["openai/gpt-5-nano"]
 """
 TOOLS = '''
 import asyncio, os, pathlib
@@ -45,11 +58,24 @@ async def cancel_order(number: int) -> str:
     note(f"cancel {number}")
     await asyncio.sleep(float(os.environ["SHOP_DELAY"]))
     return "cancelled"
+
+
+@tool(approval=True)
+async def sell(what: str) -> str:
+    """Sell something."""
+    note(f"sell {what}")
+    return "sold"
 '''
 #: Asked, found, asked, cancelled, asked, answered.
 TURNS: Final = [
     {"calls": [{"name": "find_order", "arguments": {"number": 7}}]},
     {"calls": [{"name": "cancel_order", "arguments": {"number": 7}}]},
+    {"text": "It is done."},
+]
+#: Of the one that asks another and needs somebody's word.
+CHIEF: Final = [
+    {"calls": [{"name": "ask_cook", "arguments": {"question": "How are leeks cooked?"}}]},
+    {"calls": [{"name": "sell", "arguments": {"what": "leeks"}}]},
     {"text": "It is done."},
 ]
 #: The worker is killed when this script has done its work for the time that is named, and before it hears of it. Then:
@@ -63,6 +89,16 @@ POINTS: Final = [
     ("settle", 4, 0, 1),  # its result
     ("finish", 0, 0, 1),
 ]
+
+
+def dollars_of(lines: list[dict[str, Any]]) -> Decimal:
+    """What the provider asks for them."""
+    prices, nanos = Prices(), 0
+    for line in lines:
+        usage = Usage(input=line["input"], output=line["output"])
+        nanos += prices.price(Lane("openai", line["model"]), line["model"], usage).nanos
+    assert nanos
+    return Decimal(nanos).scaleb(-9)
 
 
 class Fleet:
@@ -96,6 +132,7 @@ class Fleet:
         assert len(settled) == 3, "each answer that was stored is settled once"
         assert len(doubtful) == doubts
         assert len(lines) <= len(settled) + len(doubtful)
+        assert dollars_of(lines) <= Decimal(job["cost_usd"]) + Decimal(job["in_doubt_usd"])
         done = self.log.read_text().splitlines()
         assert (done.count("find 7"), done.count("cancel 7")) == (finds, cancels), "no stored step is made again"
 
@@ -146,3 +183,38 @@ def test_a_job_is_paid_once_though_its_worker_dies_while_a_tool_works(house: Hou
     worker.kill()
     fleet.ends_well(id, doubts=0, finds=2 if tool == "find 7" else 1)
     assert len(house.bill()["lines"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("script", "number"),
+    [("submit", 0), ("park", 0), ("finish", 0), ("park", 1)],
+    ids=["another is asked", "it waits for that", "the other ends", "it waits to be allowed"],
+)
+async def test_a_job_that_waits_for_others_is_paid_once_wherever_a_worker_dies(
+    house: House, tmp_path: Path, script: str, number: int
+) -> None:
+    """One other is asked, once; what somebody allows is done once."""
+    fleet = await asyncio.to_thread(Fleet, house, tmp_path)
+    await house.provider.default(turns=CHIEF)
+    await house.provider.script({"model": "gpt-5-nano", "text": "In butter.", "times": 0})
+    id = (await asyncio.to_thread(fleet.shim.submit, agent="chief", input="Sell leeks."))["id"]
+    house.valkey.client().script_flush()  # the worker is to send each itself, so that the proxy knows it
+    async with Proxy(house.valkey.port) as proxy:
+        swallow = proxy.swallow(script=script, skip=number, cut=False)
+        worker = await asyncio.to_thread(house.worker, CELERIAC_REDIS_URL=proxy.url, **fleet.env)
+        await asyncio.wait_for(swallow.done.wait(), 30)
+        worker.kill()
+    await asyncio.to_thread(house.worker, **fleet.env)
+    waits = lambda: fleet.shim.job(id)["reason"] == "waiting_approval"  # noqa: E731
+    await asyncio.to_thread(wait_until, waits, "it to wait for somebody's word")
+    (asked,) = fleet.shim.job(id)["approvals"]
+    fleet.shim.http.post(f"/v1/jobs/{id}/resume", json={"approve": True, "calls": [asked["call"]]})
+    job = await asyncio.to_thread(fleet.shim.job, id, 60)
+    assert (job["state"], job["answer"]) == ("succeeded", "It is done.")
+    (child,) = job["children"]
+    calls = [*job["calls"], *fleet.shim.job(child)["calls"]]
+    assert [call["stands"] for call in calls] == ["settled"] * 4
+    lines = (await house.provider.bill(lines=True))["lines"]
+    assert {line["id"] for line in lines} == {call["request_id"] for call in calls}
+    assert dollars_of(lines) == Decimal(job["cost_usd"]) + Decimal(job["children_cost_usd"])
+    assert fleet.log.read_text() == "sell leeks\n"
