@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import fnmatch
-import math
-import operator
-from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
-import simpleeval
 from bs4 import BeautifulSoup
 from pydantic import Field
 
+from celeriac.agents import arithmetic
 from celeriac.agents.tools import ToolFailed, tool
 from celeriac.settings import FetchSettings, load_settings
 from celeriac.webhooks.addresses import NotPublic, PublicResolver, is_literal, is_public
 
-#: Numbers above this are not for a calculator: what is made of them would take long.
-LARGEST: Final = 10**300
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 MOST_REDIRECTS: Final = 5
 #: Of a page: what is beyond is not read.
@@ -31,85 +25,14 @@ MOST_BYTES: Final = 2 * 1024 * 1024
 READABLE: Final = ("text/", "application/json", "application/xml", "application/xhtml+xml", "application/ld+json")
 
 
-Number = int | float
-
-
-def _numbers(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """The same of numbers alone, and of none that is too large: texts can be multiplied too."""
-
-    def checked(*numbers: Any) -> Any:
-        for number in numbers:
-            if isinstance(number, bool) or not isinstance(number, Number):
-                raise ToolFailed("only numbers can be computed")
-            if isinstance(number, int) and abs(number) > LARGEST:
-                raise ToolFailed("a number is too large")
-        return compute(*numbers)
-
-    return checked
-
-
-def _power(base: Any, exponent: Any) -> Any:
-    if abs(exponent) > 1000:
-        raise ToolFailed("the power is too large: exponents go up to 1,000")
-    return base**exponent
-
-
-def _factorial(number: Any) -> int:
-    if number > 150:
-        raise ToolFailed("the factorial is too large: they go up to 150")
-    return math.factorial(number)
-
-
-_OPERATORS: Final[dict[type[ast.AST], Callable[..., Any]]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: _power,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-}
-OPERATORS: Final = {kind: _numbers(compute) for kind, compute in _OPERATORS.items()}
-_FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
-    "abs": abs,
-    "ceil": math.ceil,
-    "cos": math.cos,
-    "exp": math.exp,
-    "factorial": _factorial,
-    "floor": math.floor,
-    "log": math.log,
-    "log10": math.log10,
-    "max": max,
-    "min": min,
-    "round": round,
-    "sin": math.sin,
-    "sqrt": math.sqrt,
-    "tan": math.tan,
-}
-FUNCTIONS: Final = {name: _numbers(compute) for name, compute in _FUNCTIONS.items()}
-
-
 @tool(idempotent=True)
 async def calculator(
-    expression: Annotated[str, Field(max_length=1000, description="As in Python: (3 + 4) * 2 ** 0.5, sqrt(2), pi")],
+    expression: Annotated[
+        str, Field(max_length=arithmetic.LONGEST, description="As in Python: (3 + 4) * 2 ** 0.5, sqrt(2), pi")
+    ],
 ) -> str:
     """Compute an arithmetic expression exactly. Use it for every calculation."""
-    if ";" in expression or "\n" in expression:
-        raise ToolFailed("that cannot be computed: it is more than one expression")
-    evaluator = simpleeval.SimpleEval(
-        operators=OPERATORS, functions=FUNCTIONS, names={"pi": math.pi, "e": math.e}, allowed_attrs={}
-    )
-    try:
-        made = evaluator.eval(expression)
-    except KeyError as error:
-        raise ToolFailed("that cannot be computed: it holds an operator that is none of + - * / // % **") from error
-    except RecursionError as error:
-        raise ToolFailed("that cannot be computed: it is nested too deep") from error
-    except (simpleeval.InvalidExpression, SyntaxError, ValueError, TypeError, ArithmeticError) as error:
-        raise ToolFailed(f"that cannot be computed: {error}") from error
-    return str(_numbers(operator.pos)(made))
+    return str(arithmetic.compute(expression))
 
 
 @cache
