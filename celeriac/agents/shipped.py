@@ -7,19 +7,21 @@ import fnmatch
 from datetime import timedelta
 from functools import cache
 from typing import Annotated, Final
-from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from bs4 import BeautifulSoup
 from pydantic import Field
+from yarl import URL
 
 from celeriac.agents import arithmetic
 from celeriac.agents.tools import ToolFailed, tool
 from celeriac.settings import FetchSettings, load_settings
-from celeriac.webhooks.addresses import NotPublic, PublicResolver, is_literal, is_public
+from celeriac.webhooks.addresses import NotPublic, PublicResolver, is_literal, is_public, public_socket
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 MOST_REDIRECTS: Final = 5
+#: Of public addresses; of others, where they are allowed, any.
+PORTS: Final = frozenset({80, 443})
 #: Of a page: what is beyond is not read.
 MOST_BYTES: Final = 2 * 1024 * 1024
 READABLE: Final = ("text/", "application/json", "application/xml", "application/xhtml+xml", "application/ld+json")
@@ -46,20 +48,28 @@ async def http_fetch(
 ) -> str:
     """Read a web page or a document as text."""
     settings = _settings()
-    resolver = None if settings.private_addresses else PublicResolver()
+    near = settings.private_addresses
+    connector = aiohttp.TCPConnector(
+        resolver=None if near else PublicResolver(),
+        socket_factory=None if near else public_socket,
+        force_close=True,
+        use_dns_cache=False,
+    )
     # No cookies, no proxy of the environment, no credentials: who answers learns that somebody asked.
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(resolver=resolver, force_close=True, use_dns_cache=False),
+        connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=settings.timeout.total_seconds()),
         headers={"User-Agent": settings.user_agent},
     ) as session:
         try:
+            # It is read once: what is checked is what is asked. In two spellings of a host two may read two hosts.
+            place = _url(url)
             for _ in range(MOST_REDIRECTS + 1):
-                _check(url, settings)
-                async with session.get(url, allow_redirects=False) as answer:
+                _check(place, settings)
+                async with session.get(place, allow_redirects=False) as answer:
                     if answer.status in REDIRECTS and (to := answer.headers.get("Location")):
-                        url = urljoin(url, to)
+                        place = place.join(_url(to))
                         continue
                     return await _text(answer)
         except ToolFailed:
@@ -75,23 +85,28 @@ def _why(error: BaseException) -> str:
     return str(error) if isinstance(error, NotPublic) else type(error).__name__
 
 
-def _check(url: str, settings: FetchSettings) -> None:
-    """Raises ToolFailed for what the operator does not allow."""
+def _url(text: str) -> URL:
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
+        return URL(text)
     except ValueError as error:
         raise ToolFailed("that is no URL") from error
-    if parts.scheme not in ("http", "https") or not host:
+
+
+def _check(url: URL, settings: FetchSettings) -> None:
+    """Raises ToolFailed for what the operator does not allow."""
+    host = url.raw_host or ""
+    if url.scheme not in ("http", "https") or not host:
         raise ToolFailed("that is no http or https URL")
-    if parts.username is not None or parts.password is not None:
+    if url.user is not None or url.password is not None:
         raise ToolFailed("a URL with a user or a password is not asked for")
-    if not any(fnmatch.fnmatchcase(host.lower(), allowed.lower()) for allowed in settings.hosts):
+    # As it is looked up, or as people write it: one host both times.
+    spelt = (host.lower(), (url.host or "").lower())
+    if not any(fnmatch.fnmatchcase(name, allowed.lower()) for allowed in settings.hosts for name in spelt):
         allowed = ", ".join(settings.hosts)
         raise ToolFailed(f"{host} is not allowed; " + (f"allowed are: {allowed}" if allowed else "no host is"))
     if settings.private_addresses:
         return
-    if port not in (None, 80, 443):
+    if url.port not in PORTS:
         raise ToolFailed("only the ports 80 and 443 are asked")
     # An address is not looked up, and not every spelling of one is known here: 127.1, 0x7f000001.
     if is_literal(host) and not is_public(host):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import ip_address
+from typing import Any
 
 import orjson
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from celeriac.agents import shipped
-from celeriac.agents.tools import Result, find_tool
+from celeriac.agents.tools import Result, ToolFailed, find_tool
 from celeriac.settings import FetchSettings
 
 
@@ -70,6 +75,41 @@ async def test_a_calculator_does_nothing_else(expression: str) -> None:
     assert said.failed or said.text in {"1", "-1"}
     assert time.monotonic() - began < 1
     assert "the tool failed: " not in said.text
+
+
+class Line:
+    """What this process connects to, as Python sees it. From here nothing goes out, whatever is broken: a connection
+    to anywhere but this machine fails, and so does the look-up of a name that is not its own.
+    """
+
+    def __init__(self) -> None:
+        self.is_held = False
+        self.connected: list[str] = []
+        sys.addaudithook(self._heard)
+
+    def _heard(self, event: str, facts: tuple[Any, ...]) -> None:
+        if not self.is_held:
+            return
+        if event == "socket.connect" and isinstance(facts[1], tuple):
+            self.connected.append(facts[1][0])
+            if not ip_address(facts[1][0]).is_loopback:
+                raise OSError("this goes out")
+        elif event == "socket.getaddrinfo" and facts[0] not in (None, "localhost", "localhost."):
+            try:
+                socket.inet_aton(facts[0])
+            except OSError:
+                raise socket.gaierror("this goes out") from None
+
+
+LINE = Line()
+
+
+@pytest.fixture(autouse=True)
+def line() -> Iterator[Line]:
+    LINE.connected.clear()
+    LINE.is_held = True
+    yield LINE
+    LINE.is_held = False
 
 
 class Site:
@@ -162,24 +202,118 @@ async def test_nothing_is_asked_that_the_operator_did_not_allow(site: Site, allo
     assert site.asked == ["/page"]
 
 
-@pytest.mark.parametrize(
-    "host",
-    ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"],  # noqa: S104
-)
-async def test_nothing_near_us_is_asked(site: Site, allowed: list[FetchSettings], host: str) -> None:
-    """However it is spelt, and though the operator allows every host."""
+NEAR = [
+    "127.0.0.1",
+    "localhost",
+    "LOCALHOST",
+    "localhost.",
+    "ⓛocalhost",
+    "127.1",
+    "2130706433",
+    "0x7f000001",
+    "0177.0.0.1",
+    "127.0.0.1.",
+    "127.0.0.1\t",
+    "127%2e0%2e0%2e1",
+    "①②⑦.⓪.⓪.①",
+    "127。0。0。1",
+    "127．0｡0．1",
+    "１２７.0.0.1",
+    "１２７.１",
+    "0.0.0.0",  # noqa: S104
+    "0",
+    "[::1]",
+    "[::１]",
+    "[::1%25lo]",
+    "[::]",
+    "[::127.0.0.1]",
+    "[::ffff:127.0.0.1]",
+    "[::ffff:0:127.0.0.1]",
+    "[64:ff9b::127.0.0.1]",
+    "[64:ff9b:1::127.0.0.1]",
+    "[2002:7f00:1::]",
+    "[fec0::1]",
+    "[fe80::1%25lo]",
+    "169.254.169.254",
+    "168.63.129.16",
+    "100.100.100.200",
+]
+
+
+@pytest.mark.parametrize("host", NEAR)
+async def test_nothing_near_us_is_connected_to(
+    site: Site, line: Line, allowed: list[FetchSettings], monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """However it is spelt, and though the operator allows every host and somebody listens there."""
     allowed.append(FetchSettings(hosts=("*",)))
+    port = int(site.url.rpartition(":")[2])
+    monkeypatch.setattr(shipped, "PORTS", {port})
+    said = await fetch(f"http://{host}:{port}/page")
+    assert said.failed
+    assert "Leeks" not in said.text
+    assert (site.asked, line.connected) == ([], [])
+
+
+async def test_what_was_overlooked_in_a_url_is_not_connected_to(
+    site: Site, line: Line, allowed: list[FetchSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No socket is made for an address near us, whoever let it through."""
+    allowed.append(FetchSettings(hosts=("*",)))
+    monkeypatch.setattr(shipped, "_check", lambda *_: None)
+    said = await fetch(f"{site.url}/page")
+    assert said == Result("the page could not be read: that address is not of the public internet", failed=True)
+    assert (site.asked, line.connected) == ([], [])
+
+
+async def test_what_is_checked_is_what_is_asked(site: Site, allowed: list[FetchSettings]) -> None:
+    """A host is read once, also where a page sends one on: in two spellings two may read two hosts."""
+    allowed.append(FetchSettings(hosts=("127.0.0.1", "bücher.example"), private_addresses=True))
     port = site.url.rpartition(":")[2]
-    for url in (f"http://{host}/page", f"http://{host}:{port}/page"):
-        said = await fetch(url)
-        assert said.failed
-        assert any(why in said.text for why in ("not of the public", "only the ports 80 and 443", "InvalidUrl"))
-    assert site.asked == []
+    assert (await fetch(f"http://①②⑦.⓪.⓪.①:{port}/page")).text == "Leeks & more\nIn butter."
+    assert (await fetch(f"{site.url}/to?url=http://①②⑦.⓪.⓪.①:{port}/page")).text == "Leeks & more\nIn butter."
+    assert "127.0.0.2 is not allowed" in (await fetch(f"{site.url}/to?url=http://①②⑦.⓪.⓪.②:{port}/page")).text
+    for host in ("bücher.example", "BÜCHER.example", "xn--bcher-kva.example"):
+        assert "is not allowed" not in (await fetch(f"http://{host}/")).text
 
 
-@pytest.mark.parametrize("url", ["http://user:secret@example.com/", "ftp://example.com", "example.com", "http://[::1"])
-async def test_a_url_that_is_none_is_told(allowed: list[FetchSettings], url: str) -> None:
-    allowed.append(FetchSettings(hosts=("*",)))
+async def test_a_url_with_a_user_is_not_asked_for(site: Site, allowed: list[FetchSettings]) -> None:
+    """Though its host is allowed, and though a page sends one there."""
+    allowed.append(FetchSettings(hosts=("127.0.0.1",), private_addresses=True))
+    place = site.url.removeprefix("http://")
+    for user in ("user:secret", "user", ":secret", ":"):
+        for url in (f"http://{user}@{place}/page", f"{site.url}/to?url=http://{user}@{place}/page"):
+            assert await fetch(url) == Result("a URL with a user or a password is not asked for", failed=True)
+    assert set(site.asked) == {"/to"}
+
+
+@pytest.mark.parametrize("port", [0, 22, 81, 6379, 8080, 8443, 65535])
+def test_of_the_public_internet_two_ports_are_asked(port: int) -> None:
+    """Those of pages, of either scheme; any where private addresses are allowed too."""
+    public, any_ = (FetchSettings(hosts=("*",), private_addresses=near) for near in (False, True))
+    for scheme in ("http", "https"):
+        for url in (f"{scheme}://example.com", f"{scheme}://example.com:80", f"{scheme}://example.com:443"):
+            shipped._check(URL(url), public)
+        odd = URL(f"{scheme}://example.com:{port}")
+        shipped._check(odd, any_)
+        with pytest.raises(ToolFailed, match="only the ports 80 and 443 are asked"):
+            shipped._check(odd, public)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://example.com", "example.com", "http://[::1", "http://", "http:///x", "//127.0.0.1/", "http://a:99999/"],
+)
+async def test_a_url_that_is_none_is_told(line: Line, allowed: list[FetchSettings], url: str) -> None:
+    allowed.append(FetchSettings(hosts=("*",), private_addresses=True))
     said = await fetch(url)
     assert said.failed
-    assert "secret" not in said.text
+    assert said.text in ("that is no URL", "that is no http or https URL")
+    assert line.connected == []
+
+
+async def test_a_name_that_stands_for_something_near_us_is_told(line: Line, allowed: list[FetchSettings]) -> None:
+    """By its name: what it stands for is not said."""
+    allowed.append(FetchSettings(hosts=("*",)))
+    said = await fetch("http://localhost/")
+    assert said == Result("the page could not be read: localhost is not of the public internet", failed=True)
+    assert line.connected == []
