@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import fnmatch
 from datetime import timedelta
 from functools import cache
 from typing import Annotated, Final
 
 import aiohttp
-from bs4 import BeautifulSoup
 from pydantic import Field
 from yarl import URL
 
-from celeriac.agents import arithmetic
+from celeriac.agents import arithmetic, page
 from celeriac.agents.tools import ToolFailed, tool
 from celeriac.settings import FetchSettings, load_settings
 from celeriac.webhooks.addresses import NotPublic, PublicResolver, is_literal, is_public, public_socket
@@ -119,17 +117,9 @@ async def _text(answer: aiohttp.ClientResponse) -> str:
     kind = answer.content_type
     if not kind.startswith(READABLE):
         raise ToolFailed(f"the page is {kind}, and no text")
-    body = b""
+    body = bytearray()
     async for part in answer.content.iter_any():
         body += part
         if len(body) > MOST_BYTES:
             break
-    text = body[:MOST_BYTES].decode(answer.get_encoding() or "utf-8", errors="replace")
-    return await asyncio.to_thread(_plain, text) if "html" in kind else text
-
-
-def _plain(html: str) -> str:
-    soup = BeautifulSoup(html, "html.parser")
-    for part in soup(["script", "style", "noscript", "template"]):
-        part.decompose()
-    return soup.get_text("\n", strip=True)
+    return await page.as_text(bytes(body[:MOST_BYTES]), answer.charset, markup="html" in kind)

@@ -133,6 +133,9 @@ class Site:
                 return web.Response(text="x" * 3_000_000, content_type="text/plain")
             case "/to":
                 return web.Response(status=302, headers={"Location": request.query["url"]})
+            case "/bytes":
+                kind = request.query["kind"]
+                return web.Response(body="<p>caf\u00e9</p>".encode(request.query["in"]), headers={"Content-Type": kind})
             case "/loop":
                 return web.Response(status=302, headers={"Location": "/loop"})
         return web.Response(status=404)
@@ -309,6 +312,29 @@ async def test_a_url_that_is_none_is_told(line: Line, allowed: list[FetchSetting
     assert said.failed
     assert said.text in ("that is no URL", "that is no http or https URL")
     assert line.connected == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoding", "text"),
+    [
+        ("text/html", "utf-8", "caf\u00e9"),
+        ("text/plain", "utf-8", "<p>caf\u00e9</p>"),
+        ("application/xml", "utf-8", "<p>caf\u00e9</p>"),
+        ("text/html; charset=iso-8859-1", "latin-1", "caf\u00e9"),
+        ("text/html; charset=no-such", "utf-8", "caf\u00e9"),
+        ("text/html; charset=zlib", "utf-8", "caf\u00e9"),
+        ("text/html; charset=", "utf-8", "caf\u00e9"),
+        ("text/html; charset*=zlib''x", "utf-8", "caf\u00e9"),
+        ("text/html; ;;", "utf-8", "caf\u00e9"),
+    ],
+)
+async def test_a_page_need_not_say_its_encoding(
+    site: Site, allowed: list[FetchSettings], kind: str, encoding: str, text: str
+) -> None:
+    """Nor say one that there is."""
+    allowed.append(FetchSettings(hosts=("127.0.0.1",), private_addresses=True))
+    url = URL(f"{site.url}/bytes").with_query({"kind": kind, "in": encoding})
+    assert await fetch(str(url)) == Result(text)
 
 
 async def test_a_name_that_stands_for_something_near_us_is_told(line: Line, allowed: list[FetchSettings]) -> None:
