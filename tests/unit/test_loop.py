@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from celeriac.agents.agent import Agent
+from celeriac.agents.loop import AT_ONCE
 from celeriac.agents.registry import Registry
 from celeriac.agents.runner import Runner, Summary
 from celeriac.agents.toolbox import Toolbox
@@ -40,10 +41,11 @@ def wants(*calls: tuple[str, str], text: str = "", tokens: int = 10) -> Answer:
 
 
 class Shop:
-    """What tools did, in order."""
+    """What tools did, in order. inside: how many are at work; peak: how many were at once."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
+        self.inside = self.peak = 0
         self.door = asyncio.Event()
         self.door.set()
 
@@ -59,7 +61,11 @@ class Shop:
         async def price(what: str) -> str:
             """What something costs."""
             self.done.append(f"price {what}")
+            self.inside += 1
+            self.peak = max(self.peak, self.inside)
             await self.door.wait()
+            await asyncio.sleep(0)
+            self.inside -= 1
             return f"{what} costs $5"
 
         @tool(idempotent=True, approval=True)
@@ -162,6 +168,18 @@ async def test_tools_are_called_side_by_side(house: House) -> None:
     house.shop.door.set()
     await run
     assert roles(model) == ["user", "assistant", "tool", "tool", "tool"]
+
+
+async def test_of_one_job_a_few_tools_are_called_at_once(house: House) -> None:
+    """However many its model wants: others need the worker too. The next one is called as soon as one is done."""
+    house.shop.door.clear()
+    one, model = house.runner(wants(*[("price", f'{{"what": "{n}"}}') for n in range(3 * AT_ONCE)]), "Done.")
+    run = asyncio.create_task(one.run(await house.submit()))
+    await until(lambda: house.shop.inside == AT_ONCE)
+    house.shop.door.set()
+    await run
+    assert (house.shop.peak, len(house.shop.done)) == (AT_ONCE, 3 * AT_ONCE)
+    assert roles(model).count("tool") == 3 * AT_ONCE
 
 
 @pytest.mark.parametrize("how", ["order", "price"])
