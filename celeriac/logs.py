@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import re
 import sys
 import traceback
 from typing import Any, Literal
@@ -67,6 +68,8 @@ JOB_TASKS = frozenset({RUN_JOB, SUBMIT})
 OF_TASKS = ("celery.worker.strategy", "celery.app.trace")
 #: And the one that tells of messages which are no task of ours.
 OF_MESSAGES = "celery.worker.consumer.consumer"
+#: The one of event loops.
+OF_LOOPS = "asyncio"
 
 
 def _not_what_was_sent(record: logging.LogRecord) -> bool:
@@ -97,6 +100,21 @@ def _without_body(record: logging.LogRecord) -> bool:
         # What cannot be decoded is in the error that says so.
         told = [type(arg).__name__ if "decode" in why else arg for arg in record.args[: why.count("%")]]
         record.msg, record.args = f"{why} It was discarded.", tuple(told)
+    return True
+
+
+def _without_objects(record: logging.LogRecord) -> bool:
+    """Of errors that nobody asked for asyncio writes all that it has, the error in its own words too: what is left here
+    is what happened, and in which coroutine. The error itself is with the line, and told as any.
+    """
+    said = record.getMessage()
+    what = (
+        "Exception in callback" if said.startswith("Exception in callback") else re.split(r"[\n<]", said, maxsplit=1)[0]
+    )
+    where = re.search(r"coro=<([\w.<>]+)\(\)", said)
+    record.msg, record.args = what.strip(), ()
+    if where is not None:
+        record.msg += f": {where[1]}"
     return True
 
 
@@ -171,6 +189,7 @@ def configure(env: Literal["dev", "prod"], level: str = "INFO", **facts: str) ->
         }
     )
     logging.getLogger(OF_MESSAGES).addFilter(_without_body)
+    logging.getLogger(OF_LOOPS).addFilter(_without_objects)
     for name in OF_TASKS:
         (logging.getLogger(name).removeFilter if level == "DEBUG" else logging.getLogger(name).addFilter)(_not_twice)
     logging.captureWarnings(True)

@@ -102,10 +102,13 @@ class FunctionTool:
             call: asyncio.Future[Any] = asyncio.create_task(_guarded(self.function(**wanted)))
         else:
             call = in_thread(partial(self.function, **wanted))
+        done: set[asyncio.Future[Any]] = set()
         try:
             done, _ = await asyncio.wait({call}, timeout=self.timeout.total_seconds())
         finally:
-            call.cancel()
+            if not done:
+                call.cancel()
+                call.add_done_callback(self._let_go)
         if not done:
             return late(self.timeout)
         # A tool may end by anything, and must end nothing else: not the job, and not its worker.
@@ -120,6 +123,11 @@ class FunctionTool:
         # Its message may hold anything: the log has it where it may, the model does not.
         log.error("tool_failed", tool=self.name, exc_info=why)
         return Result(f"the tool failed: {type(why).__name__}", failed=True)
+
+    def _let_go(self, call: asyncio.Future[Any]) -> None:
+        """What nobody waits for any more. Where nobody asks for an error asyncio writes it out, in its own words."""
+        if not call.cancelled() and (error := call.exception()) is not None:
+            log.warning("tool_failed_late", tool=self.name, error=type(error).__name__)
 
 
 async def _guarded(call: Coroutine[Any, Any, Any]) -> Any:
@@ -143,6 +151,7 @@ def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
             made.set_result(result)
         else:
             made.set_exception(error)
+            made.exception()  # asked for: whoever waited may have been cancelled in this moment
 
     def run() -> None:
         result, failed = None, None

@@ -126,6 +126,69 @@ def test_in_prod_the_message_of_a_strangers_error_is_withheld() -> None:
     assert line["exception"].endswith("celeriac.errors.Fenced: what it was given")
 
 
+LATE = """
+from datetime import timedelta
+from celeriac.agents.tools import tool
+@tool(timeout=timedelta(seconds=0.05))
+async def query() -> str:
+    "Asks a database."
+    try:
+        await asyncio.sleep(30)
+    finally:
+        raise RuntimeError("postgres://shop:hunter2@db")
+async def main():
+    call = asyncio.create_task(query.__celeriac_tool__.call("{}"))
+    if STOPPED:
+        await asyncio.sleep(0.01)
+        call.cancel()
+    await asyncio.wait([call])
+    while len(asyncio.all_tasks()) > 1:
+        await asyncio.sleep(0)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["late", "job stopped"])
+def test_a_tool_that_fails_when_nobody_waits_is_told_of_by_its_type(stopped: bool) -> None:
+    """What it says then may be a connection string with its password."""
+    text = logged(f"STOPPED = {stopped}\n{LATE}")
+    [line] = [json.loads(line) for line in text.splitlines()]
+    assert (line["event"], line["tool"], line["error"]) == ("tool_failed_late", "query", "RuntimeError")
+    assert "hunter2" not in text
+
+
+@pytest.mark.parametrize("runner", ["asyncio", "uvloop"])
+def test_of_what_nobody_asked_for_no_words_are_told(runner: str) -> None:
+    """Of tasks, futures and callbacks that failed asyncio writes errors and arguments: they may hold anything."""
+    text = logged(f"""
+import gc, {runner}
+async def ask(prompt):
+    raise ValueError(f"it was {{prompt}}")
+def fail(prompt):
+    raise ValueError(f"it was {{prompt}}")
+async def main():
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    task = asyncio.create_task(ask("secret"))
+    future = loop.create_future()
+    future.set_exception(ValueError("secret"))
+    loop.call_soon(fail, "secret")
+    await asyncio.wait([task])
+    loop.call_soon(done.set)
+    await done.wait()
+    del task, future
+    gc.collect()
+{runner}.run(main())
+""")
+    told = [json.loads(line) for line in text.splitlines()]
+    assert sorted(line["event"] for line in told) == [
+        "Exception in callback",
+        "Future exception was never retrieved",
+        "Task exception was never retrieved: ask",
+    ]
+    assert all("ValueError: (withheld)" in line["exception"] for line in told)
+    assert "secret" not in text
+
+
 def test_in_prod_a_traceback_is_part_of_its_line() -> None:
     """A collector reads one object, not twenty lines."""
     [line] = lines(FAILURE.format(call='theirs.exception("failed")'))
