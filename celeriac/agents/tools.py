@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import json
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -95,14 +96,14 @@ class FunctionTool:
         """As any tool. What was cut off and does not heed it goes on by itself: nobody waits for it."""
         try:
             given = self.arguments.model_validate_json(arguments or "{}")
+            wanted = {name: getattr(given, name) for name in type(given).model_fields}
         except ValidationError as error:
             return wrong(error)
-        wanted = {name: getattr(given, name) for name in type(given).model_fields}
-        if inspect.iscoroutinefunction(self.function):
-            call: asyncio.Future[Any] = asyncio.create_task(_guarded(self.function(**wanted)))
-        else:
-            call = in_thread(partial(self.function, **wanted))
-        done: set[asyncio.Future[Any]] = set()
+        except BaseException as error:  # of a type's own validator, which may do what a tool may
+            log.error("tool_arguments_failed", tool=self.name, exc_info=error)
+            return Result(f"the arguments could not be looked at: {type(error).__name__}", failed=True)
+        call = asyncio.create_task(_guarded(self._made(wanted)))
+        done: set[asyncio.Task[Any]] = set()
         try:
             done, _ = await asyncio.wait({call}, timeout=self.timeout.total_seconds())
         finally:
@@ -114,17 +115,30 @@ class FunctionTool:
         # A tool may end by anything, and must end nothing else: not the job, and not its worker.
         why = asyncio.CancelledError() if call.cancelled() else call.exception()
         if why is None:
-            try:
-                return Result(as_text(call.result()))
-            except Exception as unfit:
-                why = unfit
+            return self._told(call.result())
         if isinstance(why, ToolFailed):
             return Result(cut(str(why) or "the tool failed"), failed=True)
         # Its message may hold anything: the log has it where it may, the model does not.
         log.error("tool_failed", tool=self.name, exc_info=why)
         return Result(f"the tool failed: {type(why).__name__}", failed=True)
 
-    def _let_go(self, call: asyncio.Future[Any]) -> None:
+    async def _made(self, wanted: dict[str, Any]) -> Any:
+        if inspect.iscoroutinefunction(self.function):
+            made = await self.function(**wanted)
+        else:
+            made = await in_thread(partial(self.function, **wanted))
+        # What is decorated plainly may be async all the same.
+        return await made if inspect.isawaitable(made) else made
+
+    def _told(self, made: Any) -> Result:
+        """It was made, whatever becomes of telling it: a model that hears of a failure calls again."""
+        try:
+            return Result(as_text(made))
+        except Exception as error:
+            log.error("tool_result_not_told", tool=self.name, exc_info=error)
+            return Result("the call was made, but what it returned cannot be shown. Do not repeat it for that.")
+
+    def _let_go(self, call: asyncio.Task[Any]) -> None:
         """What nobody waits for any more. Where nobody asks for an error asyncio writes it out, in its own words."""
         if not call.cancelled() and (error := call.exception()) is not None:
             log.warning("tool_failed_late", tool=self.name, error=type(error).__name__)
@@ -243,7 +257,14 @@ def late(timeout: timedelta) -> Result:
 
 def as_text(made: Any) -> str:
     """As the model is told what was made: a text as it is, anything else as JSON."""
-    return cut(made if isinstance(made, str) else orjson.dumps(to_jsonable_python(made)).decode())
+    return cut(made if isinstance(made, str) else _json(to_jsonable_python(made)))
+
+
+def _json(made: Any) -> str:
+    try:
+        return orjson.dumps(made).decode()
+    except TypeError:  # half a character, or a number of more than 64 bits
+        return json.dumps(made)
 
 
 def cut(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import threading
 import time
@@ -12,7 +13,7 @@ from datetime import date, timedelta
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from celeriac.agents.tools import LONGEST, Result, Tool, ToolFailed, find_tool, tool
 from celeriac.errors import Misconfigured
@@ -125,6 +126,80 @@ async def test_wrong_arguments_go_back_to_the_model(sent: str, said: str) -> Non
     result = await of(weather).call(sent)
     assert result.failed
     assert said in result.text
+
+
+BREAKS = {
+    error.__name__: error for error in (RuntimeError, KeyError, RecursionError, SystemExit, asyncio.CancelledError)
+}
+
+
+def breaks(how: str) -> str:
+    raise BREAKS[how]("password=hunter2")
+
+
+@tool
+async def fragile(how: Annotated[str, AfterValidator(breaks)]) -> str:
+    """Is never called."""
+    return "called"
+
+
+@pytest.mark.parametrize("how", BREAKS)
+async def test_arguments_whose_own_check_breaks_down_end_nothing(how: str) -> None:
+    """A type's validator may raise anything: the model hears which, and the function is not called."""
+    said = await of(fragile).call(json.dumps({"how": how}))
+    assert said == Result(f"the arguments could not be looked at: {how}", failed=True)
+
+
+@pytest.mark.parametrize("result", [object(), {"of": {1, object()}}, [float, print], b"\xff\xfe"], ids=range(4))
+async def test_what_was_done_is_not_told_as_failed(result: object) -> None:
+    """Though nobody can show what it returned: a model that hears of a failure pays back once more."""
+    refunds = []
+
+    @tool
+    async def refund(number: int) -> Any:
+        """Pays back."""
+        refunds.append(number)
+        return result
+
+    said = await made(refund).call('{"number": 7}')
+    assert said == Result("the call was made, but what it returned cannot be shown. Do not repeat it for that.")
+    assert refunds == [7]
+
+
+@pytest.mark.parametrize(("result", "text"), [(2**70, str(2**70)), ({"half": "\ud800"}, '{"half": "\\ud800"}')])
+async def test_what_json_has_few_words_for_is_told(result: object, text: str) -> None:
+    """A number of more than 64 bits, and half a character."""
+
+    @tool
+    def find() -> Any:
+        """Finds."""
+        return result
+
+    assert await made(find).call("{}") == Result(text)
+
+
+async def test_what_a_function_returns_is_awaited() -> None:
+    """An async function may stand behind a plain decorator. It has the time of any."""
+
+    def plainly(function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return call
+
+    @tool(timeout=timedelta(seconds=0.2))
+    @plainly
+    async def price(what: str) -> str:
+        """What something costs."""
+        if what == "nothing":
+            raise ToolFailed("it has no price")
+        await asyncio.sleep(0 if what == "lamp" else 30)
+        return "$5"
+
+    assert await made(price).call('{"what": "lamp"}') == Result("$5")
+    assert await made(price).call('{"what": "nothing"}') == Result("it has no price", failed=True)
+    assert await made(price).call('{"what": "house"}') == Result("the tool did not answer within 0.2 s", failed=True)
 
 
 async def test_what_fails_is_told_to_the_model_without_what_it_must_not_hear(
