@@ -27,6 +27,8 @@ NEAR: Final = tuple(
         "168.63.129.16/32",  # Azure's own: name server, health, agents of its machines
         "161.26.0.0/16",  # IBM Cloud: its services inside
         "166.8.0.0/14",  # IBM Cloud: endpoints inside
+        "2001::/23",  # Teredo, and more protocols
+        "2002::/16",  # 6to4, given up long ago: an IPv4 address, and a relay near us
         "3fff::/20",  # documentation
     )
 )
@@ -40,7 +42,7 @@ def is_public(address: str) -> bool:
     """Whether an IP address is one of the public internet: not private, loopback, link-local, shared or reserved, and
     none that a cloud answers at from within.
 
-    An IPv4 address that is written as an IPv6 one (6to4, Teredo, NAT64) is looked at as what it stands for.
+    An IPv4 address that a NAT64 has written as an IPv6 one is looked at as what it stands for.
     """
     return _is_public(ip_address(address.partition("%")[0]))
 
@@ -49,8 +51,7 @@ def _is_public(address: IPv4Address | IPv6Address) -> bool:
     if isinstance(address, IPv6Address):
         if address in NAT64:
             return _is_public(IPv4Address(int(address) & 0xFFFFFFFF))
-        inner = [address.sixtofour, *(address.teredo or ())]
-        if address not in GIVEN_OUT or not all(_is_public(part) for part in inner if part is not None):
+        if address not in GIVEN_OUT:
             return False
     return address.is_global and not address.is_multicast and not any(address in network for network in NEAR)
 
