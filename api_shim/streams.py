@@ -24,21 +24,31 @@ async def reading(stores: Stores, job_id: str, tenant: str, last: str, closing: 
     try:
         if await stores.events.is_cut(job_id, last):
             yield format_sse_event(event="missed", data_str="{}")
+        if (end := await _end(stores, job_id, tenant, last)) is not None:
+            yield end
+            return
         async with stores.events.follow(job_id, last) as events, aclosing(_until(closing, events)) as told:
             async for event in told:
                 if event is None:
                     yield KEEPALIVE_COMMENT
-                    continue
-                yield format_sse_event(event=event.kind, data_str=event.data, id=event.id)
-                # It may have been started again since.
-                if event.is_end and not await stores.events.after(job_id, event.id, most=1):
-                    job = await stores.jobs.get(job_id, tenant)
-                    if job is None or job.state.ended:
-                        end = json_of(None if job is None else job_out(job)).decode()
-                        yield format_sse_event(event="end", data_str=end, id=event.id)
-                        return
+                else:
+                    last = event.id
+                    yield format_sse_event(event=event.kind, data_str=event.data, id=last)
+                # Also after a silence: the store may have lost the event.
+                if (event is None or event.is_end) and (end := await _end(stores, job_id, tenant, last)) is not None:
+                    yield end
+                    return
     except StoreUnavailable as error:
         log.warning("stream_broken_off", job_id=job_id, reason=str(error))
+
+
+async def _end(stores: Stores, job_id: str, tenant: str, last: str) -> bytes | None:
+    """What the stream ends with, where the job has ended and nothing is left to be told: it may be started again."""
+    job = await stores.jobs.get(job_id, tenant)
+    if job is not None and (not job.state.ended or await stores.events.after(job_id, last, most=1)):
+        return None
+    told = json_of(None if job is None else job_out(job)).decode()
+    return format_sse_event(event="end", data_str=told, id=last or None)
 
 
 async def _until(closing: asyncio.Event, events: AsyncIterator[Event | None]) -> AsyncGenerator[Event | None]:

@@ -23,7 +23,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "events": (
         "events:{id}",
         "stream: what a reader of the job is told; a channel of the same name has it as it comes",
-        "as long as the record",
+        "as long as the record, at most an hour after the end",
     ),
     "idempotency": (
         "idempotency:{tenant}:{key}",

@@ -4,13 +4,15 @@
 local TELLING = 10000      -- ms that a run has to tell
 local TELL_AGAIN = 300000  -- ms between two bells for one end, at most
 local TELL_TRIES = 100     -- runs that failed to tell, over eight hours, before it is given up
+local EVENTS_KEPT = 3600000 -- ms after the end: by then whoever read along has come back, and the record has the answer
 local TELL_BELLS = 100     -- ends that are rung for at once: thousands of them must not hold up the jobs that wait
 
 -- A record and all that belongs to it age together.
 local function keep_for(id, ms)
-  for _, key in ipairs({K.job(id), K.journal(id), K.calls(id), K.children(id), K.answers(id), K.events(id)}) do
+  for _, key in ipairs({K.job(id), K.journal(id), K.calls(id), K.children(id), K.answers(id)}) do
     call('PEXPIRE', key, ms)
   end
+  call('PEXPIRE', K.events(id), math.min(ms, EVENTS_KEPT))
   local idem, tenant = get(id, 'idempotency', 'tenant')
   if idem then call('PEXPIRE', K.idempotency(tenant, idem), ms) end
 end

@@ -73,6 +73,14 @@ def test_a_reader_that_missed_something_is_told(shim: Shim, valkey: Valkey) -> N
     assert [event.event for event in shim.events(id, first.id)] == ["missed", "state", "end"]
 
 
+def test_a_job_whose_events_are_gone_ends_its_stream(shim: Shim, valkey: Valkey) -> None:
+    """A store may lose them; nobody waits for what will not come."""
+    id = cancelled(shim)
+    valkey.client().delete(f"celeriac:events:{id}")
+    (end,) = shim.events(id)
+    assert (end.event, json.loads(end.data)) == ("end", shim.job(id))
+
+
 def test_what_cannot_be_read_is_said(shim: Shim) -> None:
     """By its name, with what to do instead."""
     plain = shim.submit()["id"]
