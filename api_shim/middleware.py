@@ -70,13 +70,15 @@ class Around:
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.match(given) else new_id()
         scope["celeriac.request_id"] = request_id
-        status, began = 500, time.perf_counter()
+        status, began, answered = 500, time.perf_counter(), None
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
                 out = MutableHeaders(scope=message)
+                if out.get("content-type", "").startswith("text/event-stream"):
+                    answered = time.perf_counter()  # how long somebody reads along says nothing of us
                 out["X-Request-ID"] = request_id
                 for name, value in HEADERS.items():
                     out.setdefault(name, value)
@@ -88,12 +90,13 @@ class Around:
             try:
                 await self._app(scope, receive, answer)
             finally:
-                self._tell(scope, status, time.perf_counter() - began)
+                ended = time.perf_counter()
+                self._tell(scope, status, (answered or ended) - began, ended - began)
 
-    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+    def _tell(self, scope: Scope, status: int, until_answered: float, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.requests.labels(scope["method"], route, str(status)).inc()
-        self._metrics.seconds.labels(scope["method"], route).observe(seconds)
+        self._metrics.seconds.labels(scope["method"], route).observe(until_answered)
         if route not in QUIET:
             log.info("http_request", method=scope["method"], route=route, status=status, seconds=round(seconds, 6))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
+import time
 from collections.abc import Iterator
 
 import httpx2
@@ -79,6 +81,22 @@ def test_a_job_whose_events_are_gone_ends_its_stream(shim: Shim, valkey: Valkey)
     valkey.client().delete(f"celeriac:events:{id}")
     (end,) = shim.events(id)
     assert (end.event, json.loads(end.data)) == ("end", shim.job(id))
+
+
+def test_how_long_somebody_reads_is_no_time_of_an_answer(shim: Shim) -> None:
+    """Else every reader would be an answer that took too long."""
+    id = shim.submit(stream=True)["id"]
+    events = shim.events(id)
+    next(events)
+    time.sleep(0.6)
+    shim.http.post(f"/v1/jobs/{id}/cancel")
+    assert [event.event for event in events] == ["state", "end"]
+    bucket = 'celeriac_http_request_duration_seconds_bucket{le="%s",method="GET",route="/v1/jobs/{job_id}/events"}'
+    metrics = shim.http.get("/metrics").text
+    soon, all_of_them = (re.search(re.escape(bucket % le) + r" (\S+)", metrics) for le in ("0.5", "+Inf"))
+    assert soon is not None
+    assert all_of_them is not None
+    assert soon[1] == all_of_them[1]
 
 
 def test_what_cannot_be_read_is_said(shim: Shim) -> None:
