@@ -120,15 +120,21 @@ def test_a_killed_worker_is_a_start_anew(house: House) -> None:
     assert told(shim.events(id, seen[1].id)) == everything[2:]
 
 
-def test_a_cancelled_stream_is_drained_for_its_usage(home: Home) -> None:
-    """For two seconds: a stream that ends by then is paid and not in doubt."""
-    home.always(text=TEXT, pace=0.02)
+def cancelled_in_the_middle(home: Home) -> dict[str, Any]:
+    """A job that was, once its model had begun to answer."""
     id = home.the_shim.submit(stream=True)["id"]
     for event in home.the_shim.events(id):
         if event.event == "delta":
             home.the_shim.http.post(f"/v1/jobs/{id}/cancel")
         last = event
-    job = json.loads(last.data)
+    job: dict[str, Any] = json.loads(last.data)
+    return job
+
+
+def test_a_cancelled_stream_is_drained_for_its_usage(home: Home) -> None:
+    """For two seconds: a stream that ends by then is paid and not in doubt."""
+    home.always(text=TEXT, pace=0.02)
+    job = cancelled_in_the_middle(home)
     (call,) = job["calls"]
     assert (job["state"], job["answer"], call["stands"], job["in_doubt_usd"]) == (
         "cancelled",
@@ -144,12 +150,7 @@ def test_a_cancelled_stream_is_drained_for_its_usage(home: Home) -> None:
 def test_a_cancelled_stream_that_goes_on_is_cut(home: Home) -> None:
     """Nobody waits for its end; what it may cost is in doubt."""
     home.always(text=TEXT * 9, pace=1)
-    id = home.the_shim.submit(stream=True)["id"]
-    for event in home.the_shim.events(id):
-        if event.event == "delta":
-            home.the_shim.http.post(f"/v1/jobs/{id}/cancel")
-        last = event
-    job = json.loads(last.data)
+    job = cancelled_in_the_middle(home)
     (call,) = job["calls"]
     assert (job["state"], call["stands"], job["cost_usd"]) == ("cancelled", "doubt", None)
     assert job["in_doubt_usd"] == call["bound_usd"]
