@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
+from zlib import crc32
 
 import aiohttp
 
@@ -132,6 +133,7 @@ class Caller:
             "input": f"{wish.label} says hello",
             "context_id": wish.context,
             "metadata": {"drill": wish.label},
+            "stream": crc32(wish.label.encode()) % 3 == 0,  # one in three can be read along
             **({"model": wish.model} if wish.model else {}),
         }
         at = time.time()
