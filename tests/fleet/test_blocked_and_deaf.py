@@ -280,7 +280,7 @@ def test_a_worker_tells_when_it_starts_and_when_it_stops(house: House) -> None:
         assert worker.failing("/livez") == set()
         house.valkey.start()
         worker.becomes("/readyz", set(), 60)
-        house.always(delay=5, text="Paris")
+        house.always(delay=10, text="Paris")
         shim = house.shim()
         job = shim.submit()
         wait_until(lambda: house.in_flight() == 1, "the call to be under way")

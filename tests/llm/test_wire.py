@@ -23,7 +23,7 @@ from celeriac.settings import Settings
 
 from .conftest import KEY, WIRES, Case, adapter
 
-TALK = (Message("user", "Hé \U0001f600 <&>"), Message("assistant", ""), Message("user", "  spaces\n\ttoo  "))
+TALK = (Message("user", "Hé \U0001f600 <&>"), Message("assistant", " \u00a0- "), Message("user", "  spaces\n\ttoo  "))
 
 
 async def sent(provider: ProviderProcess) -> dict[str, Any]:
