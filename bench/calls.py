@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.house import PATIENCE, Cost, House, until
 from bench.question import AGENTS, TALK, TALKER
-from bench.talk import command
+from bench.talk import WARM, command
 from bench.workers import celeriac
 from tests.processes import Process
 
@@ -51,11 +51,11 @@ def _worker(house: House, in_flight: int) -> Called:
         submit(in_flight)
         until(lambda: ended() >= in_flight, "the jobs that warm up")
         time.sleep(0.5)
-        asked = asyncio.run(house.provider.state())["seen"]
+        asked = _asked(house)
         costs = Cost(process.pid), Cost(house.valkey.process.pid)
         submit(in_flight, TALKER)
         most = _watched(house, lambda: ended() >= 2 * in_flight, f"{in_flight} jobs of {CALLS} calls")
-        asked = asyncio.run(house.provider.state())["seen"] - asked
+        asked = _asked(house) - asked
         assert asked == in_flight * CALLS, f"{in_flight} jobs made {asked} calls"
         spent, stored = (cost.cpu() / in_flight / CALLS * 1000 for cost in costs)
         return Called(spent, most, stored)
@@ -64,13 +64,27 @@ def _worker(house: House, in_flight: int) -> Called:
 def _process(house: House, python: str, module: str, in_flight: int) -> Called:
     process = Process(python, *command(module, house.provider.openai_url, in_flight, in_flight, TALK), env={})
     try:
+        until(lambda: WARM in process.output().splitlines() or not process.running(), f"{module} to be warm", PATIENCE)
+        asked = _asked(house)
         most = _watched(house, lambda: not process.running(), module)
+        made = {}
         with contextlib.suppress(ValueError, IndexError):
             made = json.loads(process.output().splitlines()[-1])
-            return Called(made["cpu_ms"], most, version=made.get("version", ""))
-        raise RuntimeError(f"{module} did not come to its end:\n{process.output()[-3000:]}")
+        if not made:
+            raise RuntimeError(f"{module} did not come to its end:\n{process.output()[-3000:]}")
+        asked = _asked(house) - asked
+        # Some of them may have been under way before anybody looked.
+        assert (in_flight * CALLS) * 0.9 <= asked <= in_flight * CALLS, f"{module} made {asked} calls"
+        assert made.get("priced", True), f"{module} did not price its calls"
+        return Called(made["cpu_ms"], most, version=made.get("version", ""))
     finally:
         process.stop()
+
+
+def _asked(house: House) -> int:
+    """Calls that the provider has seen."""
+    seen: int = asyncio.run(house.provider.state())["seen"]
+    return seen
 
 
 def _watched(house: House, done: Callable[[], bool], what: str) -> int:

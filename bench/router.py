@@ -30,12 +30,15 @@ async def routed(url: str, in_flight: int, conversations: int, talk: Talk) -> di
         for name in ("one", "other")
     ]
     router = litellm.Router(model_list=deployments)
+    priced = True
 
     async def ask(messages: list[Any]) -> str:
+        nonlocal priced
         made = await router.acompletion(model=MODEL, messages=messages, max_tokens=MAX_TOKENS)
+        priced = priced and bool(made._hidden_params.get("response_cost"))
         return made.choices[0].message.content or ""
 
-    return await measure(ask, talk, in_flight, conversations) | {"version": version("litellm")}
+    return await measure(ask, talk, in_flight, conversations) | {"version": version("litellm"), "priced": priced}
 
 
 if __name__ == "__main__":

@@ -90,6 +90,10 @@ def _at_work(size: Size) -> Iterator[Row]:
     yield Row("CPU of the worker a job / of a bare call", "x", ratio, None, "at most 2.5", ratio <= 2.5)
 
 
+#: Of so many calls in flight that it counts as all of them: the provider is asked for it five times a second.
+NEARLY = 0.95
+
+
 def _called(size: Size, router: Path | None) -> Iterator[Row]:
     n = size.in_flight
     # In turn: what else the machine does meanwhile adds to all three.
@@ -106,7 +110,7 @@ def _called(size: Size, router: Path | None) -> Iterator[Row]:
         mine,
         statistics.median(one.cpu_ms for one in theirs) if theirs else None,
         "at most 3",
-        mine <= 3,
+        mine <= 3 and all(one.in_flight >= n * NEARLY for one in (*ours, *bare, *theirs)),
     )
     yield Row(
         "The same; plain: the bare `AsyncOpenAI` call over our transport, in the same conversations",

@@ -18,6 +18,8 @@ import uvloop
 
 MODEL = "gpt-5.4-mini"
 MAX_TOKENS = 1024
+#: What is printed when the first round is over.
+WARM = "warm"
 Ask = Callable[[list[dict[str, str]]], Awaitable[str]]
 
 
@@ -59,6 +61,7 @@ async def measure(ask: Ask, talk: Talk, in_flight: int, conversations: int) -> d
                 messages.append({"role": "assistant", "content": await ask(messages)})
 
     await asyncio.gather(*(converse(talk.questions[:1]) for _ in range(in_flight)))
+    print(WARM, flush=True)  # whoever watches begins now
     began, used = time.perf_counter(), spent()
     await asyncio.gather(*(converse(talk.questions) for _ in range(conversations)))
     calls = conversations * len(talk.questions)
