@@ -20,7 +20,7 @@ from celeriac.errors import (
     StoreUnavailable,
     Unpriceable,
 )
-from celeriac.jobs.request import MODEL, NOT_PRICED, UNPRICEABLE
+from celeriac.jobs.request import MODEL, NOT_PRICED, TAGS, UNPRICEABLE
 from celeriac.logs import get_logger
 from celeriac.settings import NAME
 
@@ -62,6 +62,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "extra_forbidden": "leave it out, or look for a typing mistake",
     "missing": "give it a value",
     "json_invalid": "send valid JSON",
+    "unpriceable": "leave it out; messages hold text and images",
     "string_unicode": "send valid Unicode; a lone surrogate is not",
 }
 
@@ -143,7 +144,7 @@ async def invalid(request: Request, error: Exception) -> Response:
     found = [_field_problem(e) for e in error.errors()]
     malformed = any(e["type"] == "json_invalid" for e in error.errors())
     detail = "; ".join(f"{p['field'] or 'body'}: {p['message']}" for p in found)
-    unpriceable = any(p["message"] == NOT_PRICED for p in found)
+    unpriceable = any(p["message"].endswith(NOT_PRICED) for p in found)
     code = Unpriceable.code if unpriceable else Invalid.code
     return problem(request, 400 if malformed else 422, "The request is not valid", detail, code, errors=found)
 
@@ -212,12 +213,12 @@ def _expected(error: Mapping[str, Any]) -> str:
 
 
 def _path(loc: Sequence[str | int]) -> str:
-    """("body", "input", "messages", 0, "role") as input[0].role; the tag of a union is not part of the request."""
+    """("body", "input", "<messages>", 0, "role") as input[0].role; the tag of a union is not part of the request."""
     path = ""
     for i, part in enumerate(loc):
         if part in {"body", "query", "path", "header"} and i == 0:
             continue
-        if path == "input" and part in {"text", "messages"}:
+        if part in TAGS:
             continue
         if isinstance(part, int):
             path += f"[{part}]" if path else ""

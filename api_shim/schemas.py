@@ -20,6 +20,8 @@ from celeriac.contexts.store import Context
 from celeriac.costs.money import usd
 from celeriac.jobs.model import Call, Job, State, rfc_3339
 from celeriac.jobs.request import Asked, Wire
+from celeriac.llm.images import Image
+from celeriac.llm.model import Message
 from celeriac.settings import Name
 
 RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -234,9 +236,19 @@ class JobsOut(BaseModel):
     cursor: str | None = Field(description="Hand it back as `?cursor=` for what is older; null at the end.")
 
 
+class ContextImage(BaseModel):
+    """An image of a message; of one that was sent as data, what it is, and not the data."""
+
+    at: int = Field(description="Characters of `content` that stand before it.")
+    url: str | None = Field(None, description="Its address; null where it was sent as data.")
+    media_type: str | None = Field(None, description="As `image/png`; null where it was sent by its address.")
+    bytes: int | None = Field(None, description="Its size; null where it was sent by its address.")
+
+
 class ContextMessage(BaseModel):
     role: str
     content: str
+    images: list[ContextImage] | None = Field(None, description="Those of a message that has any.")
 
 
 class ContextOut(BaseModel):
@@ -358,5 +370,17 @@ def context_out(context: Context) -> dict[str, Any]:
         "id": context.id,
         "version": context.version,
         "held_by": context.holder,
-        "messages": [{"role": message.role, "content": message.text} for message in context.messages],
+        "messages": [_message_out(message) for message in context.messages],
     }
+
+
+def _message_out(message: Message) -> dict[str, Any]:
+    said: dict[str, Any] = {"role": message.role, "content": message.text}
+    return said | {"images": [_image_out(image) for image in message.images]} if message.images else said
+
+
+def _image_out(image: Image) -> dict[str, Any]:
+    if image.data is None:
+        return {"at": image.at, "url": image.url, "media_type": None, "bytes": None}
+    media_type, data = image.data
+    return {"at": image.at, "url": None, "media_type": media_type, "bytes": len(data.rstrip("=")) * 3 // 4}

@@ -17,7 +17,7 @@ from celeriac.connections import patiently
 from celeriac.errors import Conflict
 from celeriac.jobs.model import Claim, Finding, NewJob, Parent, State
 from celeriac.jobs.store import PRIORITY_NAMES, JobStore
-from celeriac.llm.model import Message, ToolCall, ToolSpec
+from celeriac.llm.model import Message, Said, ToolCall, ToolSpec
 
 #: So many jobs may stand above one another: agents that ask each other in a circle end somewhere.
 DEEPEST: Final = 4
@@ -54,7 +54,7 @@ class AgentTool:
         schema.pop("title", None)
         return ToolSpec(self.name, what + self.agent.description, schema)
 
-    def input(self, conversation: Sequence[Message], arguments: str) -> tuple[tuple[str, str], ...] | Result:
+    def input(self, conversation: Sequence[Message], arguments: str) -> tuple[Said, ...] | Result:
         """What the other one is given, or what is wrong with the arguments. conversation: that is handed over."""
         try:
             if not self.hands_over:
@@ -62,7 +62,7 @@ class AgentTool:
             note = _HandOver.model_validate_json(arguments or "{}").note
         except ValidationError as error:
             return wrong(error)
-        said = [(message.role, message.text) for message in conversation]
+        said = [message.said() for message in conversation]
         return (*said, ("user", f"[This conversation is handed over to you. {note}".rstrip() + "]"))
 
     def result(self, finding: Finding) -> Result:
@@ -113,7 +113,7 @@ class Children:
         self,
         id: str,
         agent: Agent,
-        input: tuple[tuple[str, str], ...],
+        input: tuple[Said, ...],
         output_schema: Mapping[str, Any] | None = None,
     ) -> None:
         """The job with this id, once, however often it is said.

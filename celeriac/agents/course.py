@@ -63,15 +63,15 @@ class Course:
         return 0 if self._repaired_at is None else len(self.messages) - self._repaired_at
 
     @property
-    def question(self) -> str:
+    def question(self) -> Message:
         """The caller's, or what stands in its place."""
-        return self.messages[self._question].text
+        return self.messages[self._question]
 
     @property
     def part_texts(self) -> dict[str, str]:
         """What each of the jobs for its parts is asked."""
-        ends = accumulate(self.parts.values())
-        return {job: self.question[end - size : end] for (job, size), end in zip(self.parts.items(), ends, strict=True)}
+        ends, text = accumulate(self.parts.values()), self.question.text
+        return {job: text[end - size : end] for (job, size), end in zip(self.parts.items(), ends, strict=True)}
 
     @property
     def would_be_done(self) -> bool:
@@ -113,7 +113,7 @@ class Course:
                 self.parts = dict(step["jobs"])
                 self.for_parts |= self.parts.keys()
             case "joined":
-                self.messages[self._question] = Message("user", step["text"])
+                self.messages[self._question] = self.question.reworded(step["text"])
                 self.parts = {}
             case "result":
                 del self.pending[step["call"]]

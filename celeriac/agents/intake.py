@@ -16,6 +16,7 @@ from celeriac.jobs.canvas import Canvas
 from celeriac.jobs.model import Accepted, State
 from celeriac.jobs.request import MAX_TEXT, Submission, read_submission
 from celeriac.jobs.store import JobStore
+from celeriac.llm.model import Said
 from celeriac.settings import NAME
 
 #: As many messages as a request may hold.
@@ -87,7 +88,7 @@ class Intake:
         )
         return await patiently(lambda: self._jobs.submit(job), unless=(StoreFull,))
 
-    async def _before(self, request: Submission, previous: Any) -> list[tuple[str, str]]:
+    async def _before(self, request: Submission, previous: Any) -> list[Said]:
         """The result before this job as messages, where the request wants it; of a chord, one message a member."""
         if request.previous == "ignore" or previous is None:
             return []

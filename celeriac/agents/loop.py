@@ -78,7 +78,7 @@ class Outcome:
     model: str
     usage: Usage
     settlement: Settlement | None
-    question: str
+    question: Message
     is_checked: bool = False
 
 

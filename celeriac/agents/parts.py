@@ -1,5 +1,5 @@
 """A question that is too long for one model: another agent is asked for each part of it, by a job of its own, and what
-they answer takes its place."""
+they answer takes its place. They are asked for its text; its images stay with the one that asks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Parts:
 
     def are_asked(self, course: Course) -> bool:
         """Whether the question has to be shortened before the model is asked."""
-        return bool(course.parts) or (course.asked == 0 and len(course.question) > self._longest)
+        return bool(course.parts) or (course.asked == 0 and len(course.question.text) > self._longest)
 
     async def shorten(self, course: Course, store: Callable[[dict[str, Any]], Awaitable[None]]) -> bool:
         """Whether it is shorter now; else it waits for jobs. It may still be too long.
@@ -64,9 +64,9 @@ class Parts:
             }
             await store({"kind": "split", "jobs": again})
             raise PartFailed(self._why_not(ended), partial=joined)
-        if len(joined) >= len(course.question):
+        if len(joined) >= len(course.question.text):
             raise InputTooLong(
-                f"the input is too long: {self._to.name} was asked for its {len(course.question)} characters in "
+                f"the input is too long: {self._to.name} was asked for its {len(course.question.text)} characters in "
                 f"{len(ended)} parts, and answered with {len(joined)}",
                 partial=joined,
             )
@@ -81,7 +81,7 @@ class Parts:
             raise InputTooLong(f"the input is too long, and nobody may be asked for its parts: {error}") from error
 
     def _cut(self, course: Course) -> Iterator[str]:
-        question, left = course.question, MOST_OTHERS - len(course.for_parts)
+        question, left = course.question.text, MOST_OTHERS - len(course.for_parts)
         least = -(-len(question) // self._longest)
         if least > left:
             raise InputTooLong(

@@ -27,7 +27,7 @@ from celeriac.errors import Invalid, Misconfigured, NotFound
 from celeriac.gate.lanes import Caps
 from celeriac.jobs.request import Dollars, OutputSchema
 from celeriac.llm.limits import MOST
-from celeriac.llm.model import BUILT_IN, Endpoint, Lane
+from celeriac.llm.model import BUILT_IN, Endpoint, Lane, Said
 from celeriac.settings import NAME, BaseUrl, Name, is_reserved
 
 PROVIDER: Final = r"[a-z][a-z0-9_-]{0,63}"
@@ -189,7 +189,7 @@ class Registry:
             )
 
     @staticmethod
-    def check_input(agent: Agent, input: Sequence[tuple[str, str]]) -> None:
+    def check_input(agent: Agent, input: Sequence[Said]) -> None:
         """Raises Invalid for a question that its agent could not even split."""
         if agent.longest is not None and len(input[-1][1]) > agent.longest:
             raise Invalid(

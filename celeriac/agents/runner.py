@@ -416,7 +416,7 @@ class Runner:
         try:
             spec = unpack(claim.spec)
             agent = agent.within(spec.get("limits", {}))
-            asked = [Message(role, text) for role, text in spec["input"]]
+            asked = [Message.read(said) for said in spec["input"]]
             output = self._outputs.get(agent.name)
             if schema := spec.get("output_schema"):
                 output = JsonSchema(schema, self._checker)
@@ -469,7 +469,7 @@ class Runner:
             usage=outcome.usage.as_dict(),
             settlement=outcome.settlement,
             is_checked=outcome.is_checked,
-            turn=encode_turn([*asked[:-1], Message("user", outcome.question), Message("assistant", outcome.text)])
+            turn=encode_turn([*asked[:-1], outcome.question, Message("assistant", outcome.text)])
             if claim.context_id
             else b"",
         )

@@ -30,13 +30,13 @@ class Context:
 
 def encode_turn(messages: Iterable[Message]) -> bytes:
     """One turn as an element of the list: how many messages, and the messages."""
-    turn = [(message.role, message.text) for message in messages]
+    turn = [message.said() for message in messages]
     return b"%d:%s" % (len(turn), pack(turn))
 
 
 def decode_turns(turns: Iterable[bytes]) -> tuple[Message, ...]:
     """The messages of a list of turns. Raises ValueError for an element that is none."""
-    return tuple(Message(role, text) for turn in turns for role, text in unpack(turn.partition(b":")[2]))
+    return tuple(Message.read(said) for turn in turns for said in unpack(turn.partition(b":")[2]))
 
 
 class ContextStore:

@@ -162,14 +162,17 @@ class Prices:
 
 
 def most_input(request: ModelRequest) -> int:
-    """Tokens, at most: the bytes of all text, raw or as a tokenizer may normalise it, and what providers add unseen.
+    """Tokens, at most: the bytes of all text, raw or as a tokenizer may normalise it, what its images count for
+    (`celeriac.llm.images` says how), and what providers add unseen.
 
     One character was seen to grow 11-fold by NFKC, so the larger form counts.
     """
     texts = list(request.texts())
     # A piece of text is a message, or a part of what describes a tool or its call: each is wrapped in something.
     unseen = UNSEEN + TOOLS_UNSEEN if request.tools else UNSEEN
-    return sum(_bytes(text) for text in texts) + PER_MESSAGE * len(texts) + unseen
+    # So is each image, and each piece of text between two.
+    pieces = len(texts) + 2 * sum(len(message.images) for message in request.messages)
+    return sum(_bytes(text) for text in texts) + request.image_tokens() + PER_MESSAGE * pieces + unseen
 
 
 def _bytes(text: str) -> int:

@@ -119,7 +119,8 @@ class Provider:
             )
         self.requests.append({"path": request.path, "headers": _shown(request.headers), "body": raw.decode()})
         todo = self.next_behaviour(model) if key and key != "bad-key" else Behaviour(status=401)
-        if wire.is_blank(api, body):
+        images = wire.images_of(api, body)
+        if wire.is_blank(api, body) or not all(map(wire.takes_image, images)):
             todo = Behaviour(status=400)
         if todo.turns:
             todo = behaviour.from_json(todo.turns[min(wire.answers_in(api, body), len(todo.turns) - 1)])
@@ -128,7 +129,7 @@ class Provider:
         prompt = wire.prompt_of(api, body)
         text = todo.text if todo.text is not None else f"You said: {prompt}"
         text, todo = wire.within_limit(api, body, text, todo)
-        tokens = wire.tokens_of(len(raw), text, todo)
+        tokens = wire.tokens_of(len(raw), images, text, todo)
         line = Line(name, api, model, tokens.input, tokens.cache_read, tokens.cache_write, tokens.output)
         line.key, line.about, line.at = key[-4:], prompt[:ABOUT], time.time()
         self.open[name] = line

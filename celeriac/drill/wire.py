@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
@@ -89,6 +90,36 @@ class Tokens:
     reasoning: int
 
 
+#: What an image counts for here, whatever its size.
+IMAGE_TOKENS = 1000
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+
+
+def images_of(api: Api, body: dict[str, Any]) -> list[str]:
+    """The images of a request: as URLs, whatever it calls them."""
+    items = body.get("input" if api == "responses" else "messages")
+    messages = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    contents = [message["content"] for message in messages if isinstance(message.get("content"), list)]
+    parts = [part for content in contents for part in content if isinstance(part, dict)]
+    if api == "chat":
+        return [part["image_url"]["url"] for part in parts if part.get("type") == "image_url"]
+    if api == "responses":
+        return [part["image_url"] for part in parts if part.get("type") == "input_image"]
+    sources = [part["source"] for part in parts if part.get("type") == "image"]
+    return [s["url"] if s["type"] == "url" else f"data:{s['media_type']};base64,{s['data']}" for s in sources]
+
+
+def takes_image(url: str) -> bool:
+    """Whether the providers do: none fetches what is not on the web, or decodes what is no image."""
+    if not url.startswith("data:"):
+        return url.startswith(("https://", "http://"))
+    kind, _, data = url.removeprefix("data:").partition(";base64,")
+    try:
+        return kind in MEDIA_TYPES and bool(base64.b64decode(data, validate=True))
+    except ValueError:
+        return False
+
+
 def is_blank(api: Api, body: dict[str, Any]) -> bool:
     """Whether a message says nothing, which the Messages API refuses ("text content blocks must be non-empty")."""
     if api != "messages":
@@ -107,7 +138,7 @@ def prompt_of(api: Api, body: dict[str, Any]) -> str:
     last = items[-1] if isinstance(items, list) and items else {}
     content = last.get("content", "") if isinstance(last, dict) else ""
     if isinstance(content, list):
-        return " ".join(part.get("text", "") for part in content if isinstance(part, dict))
+        return " ".join(part["text"] for part in content if isinstance(part, dict) and "text" in part)
     return str(content)
 
 
@@ -136,9 +167,9 @@ def within_limit(api: Api, body: dict[str, Any], text: str, behaviour: Behaviour
     return " ".join(words[:limit]), replace(behaviour, finish="length") if behaviour.finish == "end" else behaviour
 
 
-def tokens_of(size: int, text: str, behaviour: Behaviour) -> Tokens:
-    """Four bytes of the request are a token, and so is a word of the answer."""
-    whole = max(1, size // 4)
+def tokens_of(size: int, images: list[str], text: str, behaviour: Behaviour) -> Tokens:
+    """Four bytes of the request are a token, but those of its images, and so is a word of the answer."""
+    whole = max(1, (size - sum(map(len, images))) // 4) + IMAGE_TOKENS * len(images)
     cached = min(behaviour.cached, whole)
     output = behaviour.output if behaviour.output is not None else max(1, len(text.split())) + behaviour.reasoning
     written = min(behaviour.cache_written, whole - cached)

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from celeriac.jobs.canvas import Canvas
+from celeriac.llm.model import Said
 
 if TYPE_CHECKING:
     from celeriac.jobs.journal import Settlement
@@ -127,7 +128,7 @@ class Finding:
 class NewJob:
     """A job as a caller asks for it.
 
-    input: messages as (role, text), the last one the user's. limited: its agent has a limit, so its jobs wait in lines
+    input: messages, the last one the user's. limited: its agent has a limit, so its jobs wait in lines
     of their own. limits: as `celeriac.jobs.request.LIMITS` names them. output_schema: what the answer has to be,
     whatever the agent says of that. stream: whether somebody may read along. run_at: it is parked until then. deadline,
     expires_in: it expires unless it has ended by then; the earlier one counts. idempotency_key: the same key of a
@@ -140,7 +141,7 @@ class NewJob:
     tenant: str
     agent: str
     queue: str
-    input: tuple[tuple[str, str], ...]
+    input: tuple[Said, ...] = field(repr=False)
     priority: Priority = "normal"
     context_id: str | None = None
     if_busy: Literal["wait", "reject"] = "wait"

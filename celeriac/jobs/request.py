@@ -19,10 +19,13 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from celeriac.errors import Invalid, Unpriceable
 from celeriac.jobs.model import NewJob
 from celeriac.jobs.schema import checked_schema
+from celeriac.llm.images import MEDIA_TYPES, Image, checked_url
+from celeriac.llm.model import Message, Said
 from celeriac.settings import NAME, Name
 
 #: Characters of one message; the body's own limit comes first for most.
@@ -60,7 +63,16 @@ UNPRICEABLE: Final = frozenset(
         "web_search_options",
     }
 )
+#: The same of the parts of a message.
+UNPRICEABLE_PARTS: Final = frozenset(
+    {"audio", "container_upload", "document", "file", "input_audio", "input_file", "input_video", "video", "video_url"}
+)
 NOT_PRICED: Final = "what a call costs with it cannot be said beforehand, so it is not passed on to a model"
+#: Images of a job, and characters of those that are sent as data, together: its record goes through Redis.
+MAX_IMAGES: Final = 20
+MAX_IMAGE_DATA: Final = 16_000_000
+#: How the branches of a union are named: no part of the request.
+TAGS: Final = frozenset({"<text>", "<messages>", "<parts>", "<image>"})
 #: What a job may be bounded by, beside what its agent is.
 LIMITS: Final = ("max_steps", "max_tokens", "max_cost_usd", "max_seconds")
 #: Sums stay below what the store's scripts can compare exactly.
@@ -82,17 +94,79 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class TextPart(Wire):
+    type: Literal["text"]
+    text: Text
+
+
+class ImagePart(Wire):
+    type: Literal["image"]
+    url: Annotated[str, AfterValidator(checked_url)] = Field(
+        repr=False,
+        description="Its https address, which the provider fetches (we never do), or `data:TYPE;base64,DATA`, where "
+        f"TYPE is one of {', '.join(MEDIA_TYPES)}, of at most four million characters.",
+    )
+
+
+def _known_part(value: Any) -> Any:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind in UNPRICEABLE_PARTS:
+        raise PydanticCustomError("unpriceable", f"{kind}: {NOT_PRICED}")
+    if isinstance(value, dict) and kind not in ("text", "image"):
+        raise ValueError('is no part that we take; send {"type": "text", "text": ...} or {"type": "image", "url": ...}')
+    return value
+
+
+def _part_kind(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", "")
+    return "<image>" if kind == "image" else "<text>"
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image>")],
+    Discriminator(_part_kind),
+    BeforeValidator(_known_part),
+]
+
+
+def _content_kind(value: Any) -> str:
+    return "<parts>" if isinstance(value, list) else "<text>"
+
+
 class InputMessage(Wire):
     role: Literal["user", "assistant"]
-    content: Text
+    content: Annotated[
+        Annotated[Text, Tag("<text>")] | Annotated[list[Part], Field(min_length=1, max_length=100), Tag("<parts>")],
+        Discriminator(_content_kind),
+    ]
+
+    @model_validator(mode="after")
+    def _only_the_user_shows_images(self) -> Self:
+        if self.role != "user" and self.message.images:
+            raise ValueError("holds an image; only messages of the user may: put it into one of those")
+        return self
+
+    @property
+    def message(self) -> Message:
+        """Texts that stand side by side are lines of one."""
+        if isinstance(self.content, str):
+            return Message(self.role, self.content)
+        text, images = "", []
+        for before, part in zip([None, *self.content], self.content, strict=False):
+            if isinstance(part, ImagePart):
+                images.append(Image(part.url, len(text)))
+            else:
+                text += f"\n{part.text}" if isinstance(before, TextPart) else part.text
+        return Message(self.role, text, images=tuple(images))
 
 
 def _kind(value: Any) -> str:
-    return "messages" if isinstance(value, list) else "text"
+    return "<messages>" if isinstance(value, list) else "<text>"
 
 
 Input = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[list[InputMessage], Field(min_length=1, max_length=1000), Tag("messages")],
+    Annotated[Text, Tag("<text>")]
+    | Annotated[list[InputMessage], Field(min_length=1, max_length=1000), Tag("<messages>")],
     Discriminator(_kind),
 ]
 
@@ -102,7 +176,8 @@ class Asked(Wire):
 
     agent: Name = Field(description="Which agent does it; `GET /v1/agents` lists them.", examples=["assistant"])
     input: Input = Field(
-        description="What it is asked: a text, or messages of which the last is the user's.",
+        description="What it is asked: a text, or messages of which the last is the user's. What a message holds is a "
+        "text, or a list of parts, texts and (in the user's) images.",
         examples=["What is the capital of France?"],
     )
     context_id: ContextId | None = Field(None, description="The conversation it belongs to; made when first named.")
@@ -151,13 +226,24 @@ class Asked(Wire):
             raise ValueError("input: the last message is not the user's; end with what the agent should answer")
         return self
 
-    def messages(self) -> tuple[tuple[str, str], ...]:
+    @model_validator(mode="after")
+    def _shows_not_too_much(self) -> Self:
+        urls = [image[1] for message in self.messages() for image in (message[2] if len(message) == 3 else ())]
+        if len(urls) > MAX_IMAGES:
+            raise ValueError(f"input: holds {len(urls)} images; send at most {MAX_IMAGES} with one job")
+        if (size := sum(len(url) for url in urls if url.startswith("data:"))) > MAX_IMAGE_DATA:
+            raise ValueError(
+                f"input: its images have {size} characters together; send at most {MAX_IMAGE_DATA}, or their addresses"
+            )
+        return self
+
+    def messages(self) -> tuple[Said, ...]:
         if isinstance(self.input, str):
             return (("user", self.input),)
-        return tuple((message.role, message.content) for message in self.input)
+        return tuple(message.message.said() for message in self.input)
 
     def as_job(
-        self, id: str, tenant: str, *, queue: str, limited: bool, before: Iterable[tuple[str, str]] = (), **facts: Any
+        self, id: str, tenant: str, *, queue: str, limited: bool, before: Iterable[Said] = (), **facts: Any
     ) -> NewJob:
         """queue, limited: of its agent. before: messages that go before its own. facts: what else a `NewJob` has."""
         return NewJob(
@@ -204,12 +290,14 @@ def read_submission(asked: Any) -> Submission:
     except ValidationError as error:
         mistakes, kind = [], Invalid
         for mistake in error.errors(include_url=False, include_input=False, include_context=False):
-            field = ".".join(str(part) for part in mistake["loc"] if part not in {"text", "messages"})
+            field = ".".join(str(part) for part in mistake["loc"] if part not in TAGS)
             message = mistake["msg"].removeprefix("Value error, ")
             if mistake["type"] == "extra_forbidden":
                 message = f"there is no such field; known are {', '.join(Submission.model_fields)}"
                 if mistake["loc"][-1] in UNPRICEABLE:
                     kind, message = Unpriceable, NOT_PRICED
+            elif mistake["type"] == "unpriceable":
+                kind = Unpriceable
             mistakes.append(f"{field}: {message}" if field else message)
         first = error.errors(include_url=False)[0]["loc"]
         raise kind("; ".join(mistakes), field=str(first[0]) if first else "request") from None

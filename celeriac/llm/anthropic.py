@@ -12,6 +12,7 @@ import orjson
 
 from celeriac.errors import BadAnswer, ContentRefused, LocalFault, ModelError, ModelTimeout, ProviderFailed, Unreachable
 from celeriac.llm.adapter import Adapter, Declined, post
+from celeriac.llm.images import Image
 from celeriac.llm.model import Answer, Message, ModelRequest, StopReason, ToolCall
 from celeriac.llm.reading import NotAnAnswer, anthropic_usage, billed_model, member, stopped, tier, tool_calls
 from celeriac.llm.shape import closed
@@ -127,10 +128,21 @@ def messages(said: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _content(message: Message) -> str | list[dict[str, Any]]:
+    if message.images:
+        return [_block(part) for part in message.parts()]
     if not message.calls:
         return message.text
     calls = [{"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call)} for call in message.calls]
     return [{"type": "text", "text": message.text}, *calls] if message.text else calls
+
+
+def _block(part: str | Image) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if part.data is None:
+        return {"type": "image", "source": {"type": "url", "url": part.url}}
+    media_type, data = part.data
+    return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
 
 
 def _object(call: ToolCall) -> dict[str, Any]:

@@ -5,12 +5,13 @@ Texts stay out of every `repr`: error reporters and debuggers print the variable
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Protocol
 
 import orjson
 
+from celeriac.llm.images import Image, most_tokens
 from celeriac.llm.limits import Limit
 
 #: The providers that a deployment has without naming them.
@@ -20,6 +21,9 @@ BUILT_IN: Final = ("openai", "anthropic")
 Role = Literal["user", "assistant", "tool"]
 #: Why the model stopped: it was done, it met the output limit, or it wants a tool.
 StopReason = Literal["end", "length", "tool"]
+#: A message as it is stored: role and text, and only where there are images these too, as (at, url). What has none is
+#: read by every release; one that knows of none stops at a message that has some, and answers nothing without them.
+Said = tuple[str, str] | tuple[str, str, Sequence[tuple[int, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class ToolCall:
 @dataclass(frozen=True, slots=True)
 class Message:
     """calls: what an assistant wants called. call_id: of a tool's message, which of them it answers; failed: with an
-    error.
+    error. images: of a user's message, in the order of their places in the text.
     """
 
     role: Role
@@ -51,6 +55,33 @@ class Message:
     calls: tuple[ToolCall, ...] = ()
     call_id: str = ""
     failed: bool = False
+    images: tuple[Image, ...] = ()
+
+    def parts(self) -> Iterator[str | Image]:
+        """Texts and images in their order. Providers take no text of white space beside an image."""
+        begin = 0
+        for image in self.images:
+            if (text := self.text[begin : image.at]).strip():
+                yield text
+            yield image
+            begin = image.at
+        if (text := self.text[begin:]).strip() or not self.images:
+            yield text
+
+    def reworded(self, text: str) -> Message:
+        """With another text, which the images stand before: their places were in the old one."""
+        return replace(self, text=text, images=tuple(Image(image.url) for image in self.images))
+
+    def said(self) -> Said:
+        if not self.images:
+            return self.role, self.text
+        return self.role, self.text, [(image.at, image.url) for image in self.images]
+
+    @classmethod
+    def read(cls, said: Sequence[Any]) -> Message:
+        """Raises ValueError for what is no message."""
+        role, text, *more = said
+        return cls(role, text, images=tuple(Image(url, at) for pairs in more for at, url in pairs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +127,7 @@ class ModelRequest:
     on_text: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
 
     def texts(self) -> Iterator[str]:
-        """All that the model is given to read."""
+        """All that the model is given to read; the images are no text."""
         yield self.instructions
         for message in self.messages:
             yield message.text
@@ -109,6 +140,11 @@ class ModelRequest:
             yield orjson.dumps(tool.schema).decode()
         if self.schema is not None:
             yield orjson.dumps(self.schema).decode()
+
+    def image_tokens(self) -> int:
+        """That all its images count for, at most."""
+        images = sum(len(message.images) for message in self.messages)
+        return images * most_tokens(self.lane.provider, self.lane.model)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import openai
 from celeriac.errors import BadAnswer, ContentRefused, LocalFault, ModelError, ModelTimeout, ProviderFailed, Unreachable
 from celeriac.llm.adapter import Adapter, Declined, post
 from celeriac.llm.failures import kind_of
+from celeriac.llm.images import Image
 from celeriac.llm.model import Answer, Message, ModelRequest, StopReason, ToolSpec
 from celeriac.llm.reading import NotAnAnswer, billed_model, member, openai_usage, stopped, tier, tool_calls
 from celeriac.llm.streams import ChatGatherer, Gatherer, ResponsesGatherer
@@ -124,7 +125,8 @@ def chat_message(message: Message) -> dict[str, Any]:
     if message.role == "tool":
         return {"role": "tool", "tool_call_id": message.call_id, "content": message.text}
     if not message.calls:
-        return {"role": message.role, "content": message.text}
+        content = [_chat_part(part) for part in message.parts()] if message.images else message.text
+        return {"role": message.role, "content": content}
     calls = [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
         for call in message.calls
@@ -132,15 +134,30 @@ def chat_message(message: Message) -> dict[str, Any]:
     return {"role": message.role, "content": message.text or None, "tool_calls": calls}
 
 
+def _chat_part(part: str | Image) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    # Never "auto": its newest models then take an image of any size as it is, and nobody could say what that costs.
+    return {"type": "image_url", "image_url": {"url": part.url, "detail": "high"}}
+
+
 def response_items(message: Message) -> Iterator[dict[str, Any]]:
     """As Responses has it: calls and their results are items of their own."""
     if message.role == "tool":
         yield {"type": "function_call_output", "call_id": message.call_id, "output": message.text}
         return
-    if message.text or not message.calls:
+    if message.images:
+        yield {"role": message.role, "content": [_response_part(part) for part in message.parts()]}
+    elif message.text or not message.calls:
         yield {"role": message.role, "content": message.text}
     for call in message.calls:
         yield {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments}
+
+
+def _response_part(part: str | Image) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "input_text", "text": part}
+    return {"type": "input_image", "image_url": part.url, "detail": "high"}
 
 
 def read_chat(made: dict[str, Any], request: ModelRequest) -> Answer:

@@ -120,7 +120,7 @@ def anthropic_usage(made: dict[str, Any], request: ModelRequest) -> Usage:
 
 def checked(usage: Usage, request: ModelRequest) -> Usage:
     """The same usage, if this request can have caused it."""
-    said = sum(len(text.encode(errors="replace")) for text in request.texts())
+    said = sum(len(text.encode(errors="replace")) for text in request.texts()) + request.image_tokens()
     if usage.input + usage.cache_read + usage.cache_write > SLACK * (said + HIDDEN):
         raise NotAnAnswer("more input tokens than the request can have")
     if usage.output > SLACK * request.max_output_tokens:
