@@ -114,6 +114,20 @@ def test_a_group_is_waited_for_as_a_whole(home: Home) -> None:
     assert {summary["state"] for summary in result.get(timeout=60)} == {"succeeded"}
 
 
+def shows(kind: str, **facts: str) -> dict[str, Any]:
+    return {"agent": "assistant", "input": [{"role": "user", "content": [{"type": kind, **facts}]}]}
+
+
+def test_an_image_comes_through_celery_as_over_http(home: Home) -> None:
+    """And nothing of it is in what Celery keeps."""
+    url = "https://pictures.example/leek.png?signature=signed-secret"
+    result = home.ask(shows("image", url=url)["input"]).apply_async()
+    assert get(result)["state"] == "succeeded"
+    [message] = json.loads(home.asked()[-1]["body"])["messages"][1:]
+    assert message["content"] == [{"type": "image_url", "image_url": {"url": url, "detail": "high"}}]
+    assert "signed-secret" not in home.valkey.client().get(f"celery-task-meta-{result.id}") + home.the_worker.output()
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
@@ -126,11 +140,16 @@ def test_a_group_is_waited_for_as_a_whole(home: Home) -> None:
         ),
         ({"agent": "assistant", "input": "hi", "tenant": "a:b"}, "tenant: String should match"),
         ({"agent": "assistant", "input": [{"role": "user", "content": ""}]}, "input.0.content: String should have"),
+        (
+            shows("image", url="http://x/leek.png"),
+            "input.0.content.0.url: is no https address; send one that the provider",
+        ),
+        (shows("input_audio", data="AAAA"), "input.0.content.0: input_audio: what a call costs with it"),
         ({"agent": "assistant", "input": [{"role": "assistant", "content": "hi"}]}, "input: the last message is not"),
         ({"agent": "assistant", "input": "hi", "run_at": "tomorrow"}, "run_at: Input should be a valid datetime"),
         ("What is the capital of France?", "Input should be a valid dictionary"),
     ],
-    ids=["missing", "extra", "agent", "model", "tenant", "empty", "role", "time", "text"],
+    ids=["missing", "extra", "agent", "model", "tenant", "empty", "image", "audio", "role", "time", "text"],
 )
 def test_a_bad_submission_fails_and_names_the_field(home: Home, request_: Any, message: str) -> None:
     """Its errbacks are called and nothing is stored."""

@@ -24,6 +24,11 @@ from tests.conftest import Valkey
 from tests.processes import ROOT, Shim, running, wait_until
 
 
+def shows(*parts: dict[str, Any], role: str = "user") -> dict[str, Any]:
+    """A request with these behind a text."""
+    return {"agent": "assistant", "input": [{"role": role, "content": [{"type": "text", "text": "See:"}, *parts]}]}
+
+
 def test_a_submitted_job_is_named_and_found(shim: Shim) -> None:
     """202 with the job and where to find it."""
     answer = shim.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi", "metadata": {"order": "7"}})
@@ -143,6 +148,17 @@ def test_a_busy_context_refuses_who_would_not_wait(shim: Shim) -> None:
         ({"agent": "assistant", "input": [{"role": "system", "content": "x"}]}, 422, "input[0].role"),
         ({"agent": "assistant", "input": [{"role": "assistant", "content": "x"}]}, 422, "input"),
         ({"agent": "assistant", "input": [{"role": "user", "content": "x", "name": "y"}]}, 422, "input[0].name"),
+        ({"agent": "assistant", "input": [{"role": "user", "content": []}]}, 422, "input[0].content"),
+        ({"agent": "assistant", "input": [{"role": "user", "content": ["x"]}]}, 422, "input[0].content[0]"),
+        (shows({"type": "image_url", "image_url": {"url": "https://x"}}), 422, "input[0].content[1]"),
+        (shows({"type": "image"}), 422, "input[0].content[1].url"),
+        (shows({"type": "image", "url": "http://x/leek.png"}), 422, "input[0].content[1].url"),
+        (shows({"type": "image", "url": "https://me:secret@x/leek.png"}), 422, "input[0].content[1].url"),
+        (shows({"type": "image", "url": "data:image/tiff;base64,AAAA"}), 422, "input[0].content[1].url"),
+        (shows({"type": "image", "url": "data:image/png;base64,A"}), 422, "input[0].content[1].url"),
+        (shows({"type": "image", "url": "https://x/leek.png", "detail": "low"}), 422, "input[0].content[1].detail"),
+        (shows(*[{"type": "image", "url": "https://x/leek.png"}] * 21), 422, "input"),
+        (shows({"type": "image", "url": "https://x/leek.png"}, role="assistant"), 422, "input[0]"),
         ({"agent": "assistant", "input": "\ud800"}, 422, "input"),
         ({"agent": "assistant", "input": "hi", "temprature": 1}, 422, "temprature"),
         ({"agent": "assistant", "input": "hi", "max_output_tokens": 0}, 422, "max_output_tokens"),
@@ -184,6 +200,17 @@ def test_what_cannot_be_priced_is_refused_by_name(shim: Shim, valkey: Valkey, fi
     [error] = answer.json()["errors"]
     assert (answer.status_code, answer.json()["code"], error["field"]) == (422, "unpriceable_feature", field)
     assert (error["message"], error["remedy"]) == (NOT_PRICED, "leave it out, or look for a typing mistake")
+    assert valkey.client().dbsize() == 0
+
+
+@pytest.mark.parametrize("kind", ["input_audio", "file", "video"])
+def test_parts_that_cannot_be_priced_are_refused_by_name_too(shim: Shim, valkey: Valkey, kind: str) -> None:
+    """Of what a message holds, text and images alone have a price beforehand."""
+    answer = shim.http.post("/v1/jobs", json=shows({"type": kind, kind: {"data": "AAAA"}}))
+    [error] = answer.json()["errors"]
+    assert (answer.status_code, answer.json()["code"]) == (422, "unpriceable_feature")
+    assert (error["field"], error["message"]) == ("input[0].content[1]", f"{kind}: {NOT_PRICED}")
+    assert "text and images" in error["remedy"]
     assert valkey.client().dbsize() == 0
 
 

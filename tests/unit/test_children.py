@@ -25,6 +25,7 @@ from celeriac.errors import StoreUnavailable
 from celeriac.jobs.canvas import Canvas
 from celeriac.jobs.model import Job, NewJob, State
 from celeriac.jobs.store import new_id
+from celeriac.llm.images import Image
 from celeriac.llm.model import Answer, Lane, Message, ToolCall, Usage
 from celeriac.llm.scripted import Line, Scripted
 from celeriac.settings import load_settings
@@ -148,6 +149,23 @@ async def test_an_agent_hands_over_and_the_others_answer_is_its_own(office: Offi
     context = await office.stores.contexts.get("default", "leeks")
     assert context is not None
     assert [message.text for message in context.messages] == ["What is a leek?", answer]
+
+
+async def test_who_is_handed_over_to_sees_the_images_too(office: Office) -> None:
+    """Where they stood. An agent that is asked sees its question alone."""
+    shown = Message(
+        "user", "What is it?", images=(Image("https://x/leek.png", 5), Image("data:image/png;base64,AAAA", 8))
+    )
+    job = NewJob(new_id(), "default", "chief", "celeriac", (shown.said(),), context_id="leeks")
+    id = (await office.stores.jobs.submit(job)).id
+    await office.run(id, wants(("hand_over_to_cook", {}), ("ask_botanist", {"question": "What is green?"})))
+    for child in [await office.job(child) for child in (await office.job(id)).children]:
+        await office.run(child.id, "A leek.")
+        assert (office.shown[0][0] == shown) is (child.agent == "cook")
+    await office.run(id)
+    context = await office.stores.contexts.get("default", "leeks")
+    assert context is not None
+    assert context.messages == (shown, Message("assistant", "A leek."))
 
 
 SCHEMA = {"type": "object", "properties": {"plant": {"type": "string"}}, "required": ["plant"]}

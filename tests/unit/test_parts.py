@@ -20,6 +20,7 @@ from celeriac.errors import ContextTooLong, Fenced, Invalid, ProviderFailed
 from celeriac.jobs.canvas import Canvas
 from celeriac.jobs.model import Job, NewJob, State
 from celeriac.jobs.store import new_id
+from celeriac.llm.images import Image
 from celeriac.llm.model import Message
 from celeriac.settings import load_settings
 from celeriac.stores import Stores, open_fleet
@@ -189,6 +190,24 @@ async def test_the_conversation_keeps_what_the_model_was_shown(readers: Readers)
     context = await readers.stores.contexts.get("default", "letters")
     assert context is not None
     assert [message.text for message in context.messages] == ["a\n\nb\n\nc", "Letters."]
+
+
+async def test_the_images_of_a_long_question_stay_with_whoever_asks(readers: Readers) -> None:
+    """Its parts are read without them; they stand before what was said of those, also in the conversation."""
+    images = (Image("https://x/a.png", 3), Image("https://x/b.png", len(LONG)))
+    question = Message("user", LONG, images=images)
+    job = NewJob(new_id(), "default", "chief", "celeriac", (question.said(),), context_id="leeks")
+    id = (await readers.stores.jobs.submit(job)).id
+    assert (await readers.run(id)).state == State.PARKED
+    for child in await readers.children(id):
+        await readers.run(child.id, "Many.")
+        assert not readers.shown[0][0].images
+    assert (await readers.run(id, "Letters.")).state == State.SUCCEEDED
+    shortened = Message("user", "Many.\n\nMany.\n\nMany.", images=tuple(replace(image, at=0) for image in images))
+    assert readers.shown[0] == (shortened,)
+    context = await readers.stores.contexts.get("default", "leeks")
+    assert context is not None
+    assert context.messages == (shortened, Message("assistant", "Letters."))
 
 
 async def test_follow_ups_and_trimming_come_after_it(readers: Readers) -> None:
