@@ -74,6 +74,11 @@ async def _look(stores: Stores, settings: Settings) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
+async def _stop_readers(stores: Stores, closing: asyncio.Event) -> None:
+    await closing.wait()
+    stores.events.stop()
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The application. Reads the agents now: a wrong file stops the start. Raises Misconfigured."""
     registry = read_agents(settings.agents_file)
@@ -83,9 +88,10 @@ def create_app(settings: Settings) -> FastAPI:
         stores = open_stores(settings, name="celeriac-shim", within=PATIENCE)
         app.state.stores = stores
         look = None if app.state.store_checked else asyncio.create_task(_look(stores, settings), name="look")
+        stop = asyncio.create_task(_stop_readers(stores, app.state.closing), name="stop_readers")
         yield
-        if look is not None:
-            look.cancel()
+        for task in filter(None, (look, stop)):
+            task.cancel()
         await stores.close()
 
     app = Api(

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from api_shim.schemas import job_out, json_of
 from celeriac.errors import StoreUnavailable
-from celeriac.jobs.events import Event
 from celeriac.logs import get_logger
 from celeriac.stores import Stores
 
 log = get_logger(__name__)
 
 
-async def reading(stores: Stores, job_id: str, tenant: str, last: str, closing: asyncio.Event) -> AsyncIterator[bytes]:
+async def reading(stores: Stores, job_id: str, tenant: str, last: str) -> AsyncIterator[bytes]:
     """All after the event `last` until the job ends, the shim stops, or the store is away: clients connect again then,
     and go on where they were.
     """
@@ -27,15 +24,19 @@ async def reading(stores: Stores, job_id: str, tenant: str, last: str, closing: 
         if (end := await _end(stores, job_id, tenant, last)) is not None:
             yield end
             return
-        async with stores.events.follow(job_id, last) as events, aclosing(_until(closing, events)) as told:
-            async for event in told:
+        async with stores.events.follow(job_id, last) as events:
+            async for event in events:
+                # Also after a silence: the store may have lost the event.
+                end = None
+                if event is None or event.is_end:
+                    end = await _end(stores, job_id, tenant, last if event is None else event.id)
                 if event is None:
                     yield KEEPALIVE_COMMENT
                 else:
                     last = event.id
-                    yield format_sse_event(event=event.kind, data_str=event.data, id=last)
-                # Also after a silence: the store may have lost the event.
-                if (event is None or event.is_end) and (end := await _end(stores, job_id, tenant, last)) is not None:
+                    # What the end follows has no id: who has that alone comes back for the end.
+                    yield format_sse_event(event=event.kind, data_str=event.data, id=None if end else last)
+                if end is not None:
                     yield end
                     return
     except StoreUnavailable as error:
@@ -49,20 +50,3 @@ async def _end(stores: Stores, job_id: str, tenant: str, last: str) -> bytes | N
         return None
     told = json_of(None if job is None else job_out(job)).decode()
     return format_sse_event(event="end", data_str=told, id=last or None)
-
-
-async def _until(closing: asyncio.Event, events: AsyncIterator[Event | None]) -> AsyncGenerator[Event | None]:
-    stop = asyncio.create_task(closing.wait())
-    try:
-        while True:
-            coming = asyncio.ensure_future(anext(events))
-            try:
-                await asyncio.wait({coming, stop}, return_when=asyncio.FIRST_COMPLETED)
-                if stop.done():
-                    return
-                yield coming.result()
-            finally:
-                coming.cancel()
-                await asyncio.wait({coming})
-    finally:
-        stop.cancel()

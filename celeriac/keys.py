@@ -86,6 +86,11 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "jobs_in": ("jobs:{tenant}:{state}", "zset: the same in one state", "entries leave with the state or record"),
     "dead": ("dead:{tenant}", "zset: a tenant's dead letters by submission number", "entries leave with their record"),
     "retention": ("retention", "zset: ended jobs by the end of their record (ms)", "entries leave when due"),
+    "reader": (
+        "reader:{process}",
+        "channel: of a process that listens; it is to look what it listens to",
+        "not stored",
+    ),
     "ended": ("ended", "channel: the ids of jobs as they end", "not stored"),
     # Conversations.
     "context": (

@@ -331,7 +331,7 @@ async def events(job_id: JobId, request: Request, tenant: Tenant, last_event_id:
         )
     if job.state.ended and last_event_id and not await stores.events.after(job_id, last_event_id, most=1):
         return Response(status_code=204)
-    told = reading(stores, job_id, tenant, last_event_id, request.app.state.closing)
+    told = reading(stores, job_id, tenant, last_event_id)
     # Some proxies hold an answer back until it is whole.
     return StreamingResponse(told, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,10 @@ from typing import Any, Final
 
 import orjson
 from redis.asyncio.client import PubSub
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from celeriac import keys
 from celeriac.connections import Redis, answering
-from celeriac.errors import StoreUnavailable
 from celeriac.jobs.model import ENDS
 from celeriac.logs import get_logger
 
@@ -41,17 +41,18 @@ LEFT_BEHIND: Final = 100
 class Channels:
     """What is published, for whoever listens in this process. Use it on one event loop.
 
-    What was published while the connection was away is lost: everybody hears None when there is one again.
+    What was published while the connection was away is lost: everybody hears None when there is one again. One task
+    alone has the subscription: the client is not made for two. Who wants another channel wakes it, by a word that is
+    published to it.
     """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._own = keys.spell("reader", process=secrets.token_hex(8)).encode()
         #: Channel -> who listens, and how often.
         self._heard: dict[bytes, Counter[Heard]] = {}
-        #: Channels that are subscribed to; some may have nobody left who listens. Set once Redis has said so.
+        #: Set once Redis has said that it is subscribed to. Some may have nobody left who listens.
         self._listening: dict[bytes, asyncio.Event] = {}
-        self._subscription: PubSub | None = None
-        self._subscribing = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
@@ -62,58 +63,50 @@ class Channels:
         """
         name = channel.encode()
         self._heard.setdefault(name, Counter())[heard] += 1
-        if self._reader is None:
-            self._reader = asyncio.create_task(self._listen(), name="channels")
         try:
-            try:
-                async with asyncio.timeout(LISTENING_WITHIN):
-                    await self._subscribe(name)
-                    await self._listening[name].wait()
-            except (TimeoutError, RedisError, OSError):
-                raise StoreUnavailable("Redis does not answer") from None
+            listening = self._listening.setdefault(name, asyncio.Event())
+            if self._reader is None:
+                self._reader = asyncio.create_task(self._listen(), name="channels")
+            async with answering(within=LISTENING_WITHIN):
+                if not listening.is_set():
+                    await self._redis.publish(self._own, b"")
+                    await listening.wait()
             yield
         finally:
             self._heard[name] -= Counter([heard])  # who is left with none is gone
             if not self._heard[name]:
                 del self._heard[name]
 
-    async def _subscribe(self, name: bytes) -> None:
-        if name in self._listening:
-            return
-        async with self._subscribing:
-            if name not in self._listening:
-                self._listening[name] = asyncio.Event()
-                # Else whoever makes it asks for all channels.
-                if self._subscription is not None:
-                    await self._subscription.subscribe(name)
-
     async def _listen(self) -> None:
         while True:
             try:
                 async with self._redis.pubsub() as subscription:
-                    async with self._subscribing:
-                        for name in self._heard:
-                            self._listening.setdefault(name, asyncio.Event())
-                        await subscription.subscribe(*self._listening)
-                        self._subscription = subscription
-                    while True:
-                        # Looking up now and then lets the client check that the connection still answers.
-                        message = await subscription.get_message(timeout=10)
-                        if message is not None:
-                            self._take(message["type"], message["channel"], message["data"])
-                        if message is None or len(self._listening) > len(self._heard) + LEFT_BEHIND:
-                            await self._leave(subscription)
-            except (RedisError, OSError) as error:
+                    await self._follow(subscription)
+            except Exception as error:  # whatever it is: nobody else would listen
                 log.warning("channels_interrupted", error=type(error).__name__)
-                self._subscription = None
                 await asyncio.sleep(0.5)
 
-    async def _leave(self, subscription: PubSub) -> None:
-        async with self._subscribing:
-            left = [name for name in self._listening if name not in self._heard][1:]  # one is always subscribed to
-            for name in left:
-                del self._listening[name]
+    async def _follow(self, subscription: PubSub) -> None:
+        asked: set[bytes] = set()
+        while True:
+            if new := {self._own, *self._heard} - asked:
+                await subscription.subscribe(*new)
+                asked |= new
+            # Looking up now and then lets the client check that the connection still answers.
+            message = await subscription.get_message(timeout=10)
+            left = asked - self._heard.keys() - {self._own}
+            if message is not None:
+                kind, name = message["type"], message["channel"]
+                self._take(kind, name, message["data"])
+                if len(left) <= LEFT_BEHIND:
+                    left = set()
+                if kind in ("subscribe", "message") and name not in asked:
+                    left.add(name)  # over a new connection the client subscribes to what it was about to leave
             if left:
+                # First: whoever wants one of them again from now on asks for it.
+                asked -= left
+                for name in left:
+                    self._listening.pop(name, None)
                 await subscription.unsubscribe(*left)
 
     def _take(self, kind: str, name: bytes, data: Any) -> None:
@@ -191,6 +184,14 @@ class Events:
     def __init__(self, redis: Redis, channels: Channels) -> None:
         self._redis = redis
         self._channels = channels
+        self._readers: set[Behind] = set()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """All who follow are told no more: the process ends."""
+        self._stopped = True
+        for behind in self._readers:
+            behind.woken.set()
 
     async def after(self, job_id: str, last: str, *, most: int = PAGE) -> Sequence[Event]:
         """The next ones that are stored. Raises StoreUnavailable."""
@@ -216,15 +217,22 @@ class Events:
 
     @contextlib.asynccontextmanager
     async def follow(self, job_id: str, last: str) -> AsyncIterator[AsyncIterator[Event | None]]:
-        """All after this one, as they come; None after 15 s of silence. Raises StoreUnavailable, also later."""
+        """All after this one, as they come, until `stop`; None after 15 s of silence.
+
+        Raises StoreUnavailable, also later.
+        """
         behind = Behind()
+        self._readers.add(behind)
         channel = keys.spell("events", id=job_id)
         told = self._told(job_id, last, behind)
-        async with self._channels.hear(channel, behind.take), contextlib.aclosing(told):
-            yield told
+        try:
+            async with self._channels.hear(channel, behind.take), contextlib.aclosing(told):
+                yield told
+        finally:
+            self._readers.discard(behind)
 
     async def _told(self, job_id: str, last: str, behind: Behind) -> AsyncGenerator[Event | None]:
-        while True:
+        while not self._stopped:
             events: Iterable[Event]
             if behind.look:
                 behind.look = False

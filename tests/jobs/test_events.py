@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from celeriac.connections import patiently
 from celeriac.errors import Fenced, StoreFull
+from celeriac.jobs import events as events_module
 from celeriac.jobs.events import BEHIND, LEFT_BEHIND, Behind, Event
 from celeriac.jobs.model import JobError, NewJob, State
 from celeriac.settings import Settings
@@ -240,6 +241,51 @@ async def test_a_lost_connection_loses_no_event(queue: Queue) -> None:
             await queue.stores.journal.say(claim, f"c{number}", 1, 0, "Leeks")
             start, delta = await take(events, 2)
             assert (start.kind, json.loads(start.data)["call"], delta.kind) == ("start", f"c{number}", "delta")
+
+
+async def test_many_readers_come_while_the_connection_breaks(queue: Queue) -> None:
+    """As they all do at once when a store comes back: each hears its job, and so does whoever waits for an end."""
+    jobs = [(await queue.submit(stream=True)).id for _ in range(40)]
+
+    async def reader(job: str, wait: float) -> list[Event]:
+        await asyncio.sleep(wait)
+        return await patiently(lambda: all_of(queue, job, 1))
+
+    for _ in range(5):
+        readers = [asyncio.create_task(reader(job, number / 2000)) for number, job in enumerate(jobs)]
+        await asyncio.sleep(0.01)
+        queue.redis.client_kill_filter(_type="pubsub")
+        async with asyncio.timeout(20):
+            assert [len(events) for events in await asyncio.gather(*readers)] == [1] * 40
+    async with queue.stores.ends.watch(jobs[0]) as woken, queue.stores.events.follow(jobs[0], "") as events:
+        await take(events, 1)
+        await queue.jobs.cancel(jobs[0], "default")
+        await asyncio.wait_for(woken.wait(), 5)
+        assert [read(event) for event in await take(events, 1)] == [("state", {"state": "cancelled"})]
+
+
+async def test_a_reader_looks_for_itself_after_a_silence(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says that it is there."""
+    monkeypatch.setattr(events_module, "SILENCE", 0.2)
+    job = await queue.submit(stream=True)
+    async with queue.stores.events.follow(job.id, "") as events:
+        await take(events, 1)
+        queue.redis.xadd(f"celeriac:events:{job.id}", {"step": '{"step":1}'})  # and nobody publishes it
+        async with asyncio.timeout(10):
+            assert await anext(events) is None
+            event = await anext(events)
+    assert event is not None
+    assert read(event) == ("step", {"step": 1})
+
+
+async def test_events_of_one_moment_are_told_in_order(queue: Queue) -> None:
+    """Their ids are two numbers, which no text is: ten comes after nine."""
+    job = await queue.submit(stream=True)
+    queue.redis.delete(f"celeriac:events:{job.id}")
+    for number in range(1, 13):
+        queue.redis.xadd(f"celeriac:events:{job.id}", {"step": f'{{"step":{number}}}'}, id=f"5-{number}")
+    told_of = [json.loads(event.data)["step"] for event in await all_of(queue, job.id, 9, "5-3")]
+    assert told_of == list(range(4, 13))
 
 
 async def test_a_store_that_was_away_loses_no_event(own_valkey: Valkey) -> None:

@@ -32,7 +32,7 @@ def test_a_stream_ends_with_the_job(shim: Shim) -> None:
         ("end", "cancelled"),
     ]
     assert json.loads(events[-1].data) == shim.job(id)
-    assert events[-1].id == events[-2].id
+    assert events[-1].id > events[-2].id == events[0].id, "who has the last state alone comes back for the end"
 
 
 def test_what_comes_is_told_as_it_comes(shim: Shim) -> None:
@@ -50,9 +50,9 @@ def test_what_comes_is_told_as_it_comes(shim: Shim) -> None:
 def test_a_reader_goes_on_where_it_was(shim: Shim) -> None:
     """By the header that clients send when they connect again. Who has everything is told not to."""
     id = cancelled(shim)
-    first, second, _ = shim.events(id)
+    first, _, end = shim.events(id)
     assert [event.event for event in shim.events(id, first.id)] == ["state", "end"]
-    answer = shim.http.get(f"/v1/jobs/{id}/events", headers={"Last-Event-ID": second.id})
+    answer = shim.http.get(f"/v1/jobs/{id}/events", headers={"Last-Event-ID": end.id})
     assert (answer.status_code, answer.content) == (204, b"")
 
 
@@ -115,6 +115,36 @@ def test_what_cannot_be_read_is_said(shim: Shim) -> None:
     assert shim.submit(stream=True)["stream"] is True
     assert shim.job(plain)["stream"] is False
     assert shim.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi", "stream": "yes"}).status_code == 422
+
+
+def test_who_leaves_in_the_middle_is_no_error(own_shim: Shim) -> None:
+    """A tab that is closed is nothing that an operator has to look at."""
+    key = {"X-API-Key": "key-of-a-0123456789"}
+    body = {"agent": "assistant", "input": "hi", "stream": True}
+    id = own_shim.http.post("/v1/jobs", json=body, headers=key).json()["id"]
+    for _ in range(5):
+        with own_shim.http.stream("GET", f"/v1/jobs/{id}/events", headers=key) as answer:
+            next(iter(httpx2.EventSource(answer)))
+    wait_until(lambda: own_shim.output().count("/v1/jobs/{job_id}/events") == 5, "the lines of all five")
+    assert "Exception" not in own_shim.output()
+    assert "[error" not in own_shim.output()
+
+
+def test_a_store_that_goes_away_ends_a_stream_and_no_request_fails(own_valkey: Valkey) -> None:
+    """Its reader comes back."""
+    with running(Shim(own_valkey.url)) as shim:
+        id = shim.submit(stream=True)["id"]
+        with shim.http.stream("GET", f"/v1/jobs/{id}/events") as answer:
+            events = iter(httpx2.EventSource(answer))
+            next(events)
+            shim.http.post(f"/v1/jobs/{id}/cancel")
+            own_valkey.stop()
+            told = [event.event for event in events]
+        own_valkey.start()
+        assert told in ([], ["state", "end"])
+        assert "Exception in ASGI" not in shim.output()
+        left = [event.event for event in shim.events(id)]
+        assert left[-1] == "end"
 
 
 @pytest.fixture
