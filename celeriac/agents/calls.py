@@ -143,11 +143,14 @@ class Calls:
 
     async def _drain(self) -> None:
         """A stream that was cut off says at its end what it cost. A short while is worth waiting for that."""
-        if self._draining:
-            await asyncio.wait(self._draining.values(), timeout=DRAIN)
+        try:
+            if self._draining:
+                await asyncio.wait(self._draining.values(), timeout=DRAIN)
+        finally:
+            for asking in self._draining.values():
+                asking.cancel()
         while self._draining:
             name, asking = self._draining.popitem()
-            asking.cancel()
             await asyncio.wait([asking])
             if asking.cancelled() or name not in self._open:
                 continue

@@ -19,14 +19,15 @@ BATCH: Final = 0.2
 
 
 class Deltas:
-    """Of one call. say: tells of a text that begins after so many characters."""
+    """Of one call, which begins now. say: tells of a text that begins after so many characters, "" for none yet."""
 
     def __init__(self, say: Callable[[int, str], Awaitable[None]]) -> None:
         self._say = say
-        self._pieces: list[str] = []
+        self._pieces = [""]
         self._said = 0
-        self._task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
+        # Also of a call that brings none: what came of its step before is not its.
+        self._task: asyncio.Task[None] | None = asyncio.create_task(self._tell(), name="deltas")
 
     def take(self, piece: str) -> None:
         if self._closing.is_set():

@@ -127,6 +127,7 @@ class _ProviderTable(BaseModel):
     api: Literal["openai", "anthropic"] = "openai"
     base_url: BaseUrl
     api_key_env: str = Field("", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
+    stream_options: bool = True
 
 
 class _McpTable(BaseModel):
@@ -235,7 +236,7 @@ class _Reading:
         if not self._tables.get("agents"):
             self._mistakes.append(f"{self._file}:1: names no agent; begin with [agents.assistant]")
         providers = {
-            name: Endpoint(table.api, table.base_url, table.api_key_env)
+            name: Endpoint(table.api, table.base_url, table.api_key_env, table.stream_options)
             for name, table in self._section("providers", _ProviderTable, OWN_PROVIDER, NO_PROVIDER)
         }
         caps = {

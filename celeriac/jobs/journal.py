@@ -165,7 +165,7 @@ class Journal:
         )
 
     async def say(self, claim: Claim, call: str, step: int, begins: int, text: str) -> None:
-        """Tell those who read along of text that a call has brought. begins: how many characters were before it.
+        """Tell those who read along of text that a call has brought, "" for its begin. begins: characters before it.
 
         Raises Fenced where this run no longer holds the job, StoreFull, StoreUnavailable.
         """
@@ -176,7 +176,7 @@ class Journal:
             call=call,
             to=begins + len(text),
             begun=_text({"step": step, "attempt": claim.attempt, "call": call}),
-            text=_text({"step": step, "from": begins, "text": text}),
+            text=_text({"step": step, "from": begins, "text": text}) if text else None,
             begins=begins,
         )
         if said == b"fenced":

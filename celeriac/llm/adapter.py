@@ -6,8 +6,9 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import httpx2
 
@@ -17,7 +18,10 @@ from celeriac.llm.limits import limits
 from celeriac.llm.model import Answer, ModelRequest
 from celeriac.llm.reading import NotAnAnswer, json_object
 from celeriac.llm.streams import DONE, ErrorInStream, Gatherer
-from celeriac.llm.transport import Wire, current_wire
+from celeriac.llm.transport import MAX_ANSWER_BYTES, Wire, current_wire
+
+#: Seconds for what follows an answer that is whole.
+LINGER: Final = 0.25
 
 
 class Adapter(ABC):
@@ -76,7 +80,8 @@ class Adapter(ABC):
         try:
             if response.headers.get("content-type", "").partition(";")[0].strip().lower() != "text/event-stream":
                 raise NotAnAnswer("no stream")
-            async for event in httpx2.EventSource(response):
+            events = aiter(httpx2.EventSource(response, max_event_size=MAX_ANSWER_BYTES))
+            async for event in events:
                 if event.data == DONE:
                     break
                 if event.event == "ping" or not event.data:
@@ -84,7 +89,15 @@ class Adapter(ABC):
                 text = gatherer.take(event.event, json_object(event.data.encode()))
                 if text and request.on_text is not None:
                     request.on_text(text)
-            return gatherer.whole()
+                if gatherer.is_whole:
+                    break
+            made = gatherer.whole()
+            # Read to its end a connection can be used again; nobody waits for one that does not end.
+            with suppress(TimeoutError, httpx2.HTTPError):
+                async with asyncio.timeout(LINGER):
+                    async for _ in events:
+                        pass
+            return made
         finally:
             await response.aclose()
 

@@ -59,6 +59,7 @@ async def open_models(
     wanted: dict[str, tuple[str, str, str | None]] = {
         name: (end.api, _key_of(name, end), end.base_url) for name, end in providers.items()
     }
+    silent = {name for name, end in providers.items() if not end.asks_for_usage}
     if key := _key(settings.openai_api_key, settings.openai_base_url):
         wanted["openai"] = "openai", key, settings.openai_base_url
     if key := _key(settings.anthropic_api_key, settings.anthropic_base_url):
@@ -69,7 +70,8 @@ async def open_models(
             # Imported here, in a thread: the two SDKs cost 1.5 s and 100 MB, and few processes need both.
             adapters: Any = await asyncio.to_thread(import_module, f"celeriac.llm.{api}")
             kind = adapters.OpenAI if api == "openai" else adapters.Anthropic
-            clients[name] = kind(http, key=key, base_url=base_url)
+            facts = {} if api == "anthropic" else {"asks_for_usage": name not in silent}
+            clients[name] = kind(http, key=key, base_url=base_url, **facts)
         if settings.env == "dev":
             clients["scripted"] = Echo()
         yield Models(clients)

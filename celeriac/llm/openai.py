@@ -28,7 +28,7 @@ STOP: Mapping[str, StopReason] = {
 
 
 class OpenAI(Adapter):
-    """own: whether OpenAI itself is at the other end, None to tell by the URL.
+    """own: whether OpenAI itself is at the other end, None to tell by the URL. asks_for_usage: as `Endpoint` has it.
 
     OpenAI is sent `max_completion_tokens` (its reasoning models refuse the older name), `store=false` and the service
     tier. Everybody else is sent `max_tokens` and nothing that is OpenAI's own: it is the one name that llama.cpp, vLLM,
@@ -49,7 +49,13 @@ class OpenAI(Adapter):
     }
 
     def __init__(
-        self, http: httpx2.AsyncClient, *, key: str, base_url: str | None = None, own: bool | None = None
+        self,
+        http: httpx2.AsyncClient,
+        *,
+        key: str,
+        base_url: str | None = None,
+        own: bool | None = None,
+        asks_for_usage: bool = True,
     ) -> None:
         # The URL is always given: else the SDK would take OPENAI_BASE_URL from the environment, past our settings.
         self._sdk = openai.AsyncOpenAI(api_key=key, base_url=base_url or URL, max_retries=0, http_client=http)
@@ -57,6 +63,7 @@ class OpenAI(Adapter):
         self._sdk._custom_headers = {}
         self._sdk.organization = self._sdk.project = self._sdk.admin_api_key = None
         self._own = is_openai(base_url or URL) if own is None else own
+        self._asks_for_usage = asks_for_usage
 
     async def _ask(self, request: ModelRequest) -> httpx2.Response:
         path, body = (
@@ -81,7 +88,7 @@ class OpenAI(Adapter):
             body["response_format"] = {"type": "json_schema", "json_schema": _format(request.schema)}
         if request.temperature is not None:
             body["temperature"] = request.temperature
-        if request.on_text is not None:
+        if request.on_text is not None and self._asks_for_usage:
             body["stream_options"] = {"include_usage": True}
         if not self._own:
             return body | {"max_tokens": request.max_output_tokens}

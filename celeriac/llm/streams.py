@@ -26,6 +26,11 @@ class ErrorInStream(Exception):
 
 
 class Gatherer(Protocol):
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is to come any more, whatever the connection does."""
+        ...
+
     def take(self, event: str, data: dict[str, Any]) -> str:
         """The text that this event brings, "" for none. Raises NotAnAnswer, ErrorInStream."""
         ...
@@ -38,10 +43,13 @@ class Gatherer(Protocol):
 class ChatGatherer:
     """Chat Completions: chunks with pieces of one choice, the usage in a chunk of its own."""
 
+    is_whole = False  # the usage comes behind the end, and then a word
+
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
         self._message: dict[str, Any] = {"role": "assistant", "content": None}
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._calls: list[dict[str, Any]] = []
+        self._at: dict[Any, int] = {}
         self._reason: str | None = None
 
     def take(self, event: str, data: dict[str, Any]) -> str:
@@ -51,7 +59,10 @@ class ChatGatherer:
             if data.get(name) is not None:
                 self._made[name] = data[name]
         text = ""
-        for choice in member(data, "choices", list):
+        choices = data.get("choices") or []  # some say of other things in between
+        if not isinstance(choices, list):
+            raise NotAnAnswer("choices that are no list")
+        for choice in choices:
             if (reason := choice.get("finish_reason")) is not None:
                 self._reason = reason
             delta = choice.get("delta") or {}
@@ -64,19 +75,27 @@ class ChatGatherer:
         return text
 
     def _take_call(self, piece: dict[str, Any]) -> None:
-        number = piece.get("index", len(self._calls))
-        if not isinstance(number, int):
-            raise NotAnAnswer("a call of a tool without a number")
-        call = self._calls.setdefault(number, {"function": {"name": "", "arguments": ""}})
-        for name in ("name", "arguments"):
-            if isinstance(said := (piece.get("function") or {}).get(name), str):
-                call["function"][name] += said
+        number, id, function = piece.get("index"), piece.get("id"), piece.get("function") or {}
+        at = self._at.get(number, len(self._calls) - 1 if number is None and not id else None)
+        # Some number all calls alike; then their ids tell them apart.
+        if at is None or at < 0 or (id and self._calls[at]["id"] not in (None, id)):
+            at = self._at[number] = len(self._calls)
+            self._calls.append({"id": id, "function": {"name": "", "arguments": ""}})
+        made = self._calls[at]
+        made["id"] = made["id"] or id
+        # A name comes at once; some repeat it with each piece.
+        if isinstance(said := function.get("name"), str):
+            made["function"]["name"] = made["function"]["name"] or said
+        if isinstance(said := function.get("arguments"), str):
+            made["function"]["arguments"] += said
 
     def whole(self) -> dict[str, Any]:
         if self._reason is None:
             raise NotAnAnswer(SHORT)
         if self._calls:
-            self._message["tool_calls"] = [call for _, call in sorted(self._calls.items())]
+            self._message["tool_calls"] = self._calls
+        elif self._message["content"] is None and "refusal" not in self._message:
+            self._message["content"] = ""  # it said nothing, piece by piece
         return self._made | {"choices": [{"index": 0, "message": self._message, "finish_reason": self._reason}]}
 
 
@@ -85,6 +104,10 @@ class ResponsesGatherer:
 
     def __init__(self) -> None:
         self._made: dict[str, Any] | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self._made is not None
 
     def take(self, event: str, data: dict[str, Any]) -> str:
         kind = data.get("type") or event
@@ -110,7 +133,7 @@ class MessagesGatherer:
         self._made: dict[str, Any] | None = None
         self._blocks: dict[int, dict[str, Any]] = {}
         self._inputs: dict[int, str] = {}
-        self._is_whole = False
+        self.is_whole = False
 
     def take(self, event: str, data: dict[str, Any]) -> str:
         kind = data.get("type") or event
@@ -118,6 +141,9 @@ class MessagesGatherer:
             raise ErrorInStream(data)
         if kind == "message_start":
             self._made = dict(member(data, "message", dict))
+            if isinstance(usage := self._made.get("usage"), dict):
+                # What it says there of the output is no count of it: the end alone tells that.
+                self._made["usage"] = {name: number for name, number in usage.items() if name != "output_tokens"}
         elif kind == "content_block_start":
             number = member(data, "index", int)
             self._blocks[number] = dict(member(data, "content_block", dict))
@@ -127,7 +153,7 @@ class MessagesGatherer:
         elif kind == "message_delta":
             self._end(data)
         elif kind == "message_stop":
-            self._is_whole = True
+            self.is_whole = True
         return ""
 
     def _take_piece(self, number: int, delta: dict[str, Any]) -> str:
@@ -151,11 +177,13 @@ class MessagesGatherer:
         self._made["usage"] = (self._made.get("usage") or {}) | {k: v for k, v in said.items() if v is not None}
 
     def whole(self) -> dict[str, Any]:
-        if self._made is None or not self._is_whole:
+        if self._made is None or not self.is_whole:
             raise NotAnAnswer(SHORT)
         for number, text in self._inputs.items():
             try:
                 self._blocks[number]["input"] = orjson.loads(text or "{}")
             except orjson.JSONDecodeError as error:
-                raise NotAnAnswer("arguments of a tool that are no JSON") from error
+                if self._made.get("stop_reason") != "max_tokens":
+                    raise NotAnAnswer("arguments of a tool that are no JSON") from error
+                self._blocks[number]["input"] = {}  # cut off: such a call is not made
         return self._made | {"content": [block for _, block in sorted(self._blocks.items())]}

@@ -89,7 +89,9 @@ async def test_text_is_told_once(queue: Queue) -> None:
     claim = await queue.claim(job)
     say = queue.stores.journal.say
     for begins, text in (
+        (0, ""),
         (0, "Leeks "),
+        (0, ""),
         (0, "Leeks "),
         (6, "are "),
         (0, "Leeks "),
@@ -97,7 +99,8 @@ async def test_text_is_told_once(queue: Queue) -> None:
         (10, "up\n\u2028\u00fc."),
     ):
         await say(claim, "c1", 1, begins, text)
-    await say(claim, "c2", 1, 0, "Once more")
+    await say(claim, "c2", 1, 0, "")
+    await say(claim, "c3", 1, 0, "Once more")
     texts = [event for event in await told(queue, job.id) if event[0] != "state"]
     assert texts == [
         ("start", {"step": 1, "attempt": 1, "call": "c1"}),
@@ -105,6 +108,7 @@ async def test_text_is_told_once(queue: Queue) -> None:
         ("delta", {"step": 1, "from": 6, "text": "are "}),
         ("delta", {"step": 1, "from": 10, "text": "up\n\u2028\u00fc."}),
         ("start", {"step": 1, "attempt": 1, "call": "c2"}),
+        ("start", {"step": 1, "attempt": 1, "call": "c3"}),
         ("delta", {"step": 1, "from": 0, "text": "Once more"}),
     ]
 

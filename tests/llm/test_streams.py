@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
 from typing import Any
 
+import httpx2
 import pytest
 
+from celeriac.drill.process import ProviderProcess
 from celeriac.errors import BadAnswer, ModelTimeout, Overloaded, ProviderFailed
 from celeriac.llm.model import Answer, ToolSpec
-from tests.llm.conftest import Case
+from tests.llm.conftest import Case, adapter
 
 WEATHER = ToolSpec("weather", "The weather.", {"type": "object", "properties": {"town": {"type": "string"}}})
 TEXT = "Leeks are planted in spring,\nand  earthed up. \u00dcbrigens: \U0001f96c"
@@ -107,3 +111,140 @@ async def test_what_is_no_whole_stream_is_no_answer(sdk: Case, behaviour: dict[s
     with pytest.raises(BadAnswer) as caught:
         await streamed(sdk)
     assert caught.value.in_doubt
+
+
+def sse(*events: dict[str, Any], done: bool = False) -> str:
+    """As a server writes them."""
+    named = [(f"event: {event['type']}\n" if "type" in event else "", json.dumps(event)) for event in events]
+    return "".join(f"{name}data: {text}\n\n" for name, text in named) + ("data: [DONE]\n\n" if done else "")
+
+
+def said(*events: dict[str, Any], done: bool = False) -> dict[str, Any]:
+    """A behaviour that says exactly this."""
+    return {"body": sse(*events, done=done), "content_type": "text/event-stream"}
+
+
+@pytest.fixture
+def chat(http: httpx2.AsyncClient, provider: ProviderProcess) -> Case:
+    return Case("chat", adapter("chat", http, provider.url), provider)
+
+
+@pytest.fixture
+def messages(http: httpx2.AsyncClient, provider: ProviderProcess) -> Case:
+    return Case("messages", adapter("messages", http, provider.url), provider)
+
+
+USED = {"input_tokens": 10, "output_tokens": 1}
+BEGUN = {"type": "message_start", "message": {"model": "small", "content": [], "stop_reason": None, "usage": USED}}
+BLOCK = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+WORDS = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Leeks."}}
+STOPPED = {"type": "message_stop"}
+
+
+def ended(**facts: Any) -> dict[str, Any]:
+    return {"type": "message_delta", "delta": {"stop_reason": "end_turn"}} | facts
+
+
+@pytest.mark.parametrize("usage", [{}, {"usage": None}, {"usage": {}}, {"usage": {"output_tokens": None}}])
+async def test_what_a_stream_begins_with_is_no_usage(messages: Case, usage: dict[str, Any]) -> None:
+    """Its first event says one token of output, whatever comes: at that, a call would be cheaper than its bill."""
+    await messages.meets(**said(BEGUN, BLOCK, WORDS, ended(**usage), STOPPED))
+    with pytest.raises(BadAnswer) as caught:
+        await streamed(messages)
+    assert caught.value.in_doubt
+    await messages.meets(**said(BEGUN, BLOCK, WORDS, ended(usage={"output_tokens": 7}), STOPPED))
+    answer, _ = await streamed(messages)
+    assert (answer.text, answer.usage.input, answer.usage.output) == ("Leeks.", 10, 7)
+
+
+async def test_a_call_that_is_cut_off_in_a_stream_is_paid(messages: Case) -> None:
+    """It is not made; but what was answered was answered, and asked again it would be cut off again."""
+    call = {"type": "tool_use", "id": "t", "name": "weather", "input": {}}
+    piece = {"type": "input_json_delta", "partial_json": '{"town": "Sai'}
+    begin, cut = BLOCK | {"content_block": call}, WORDS | {"delta": piece}
+    end = ended(delta={"stop_reason": "max_tokens"}, usage={"output_tokens": 7})
+    await messages.meets(**said(BEGUN, begin, cut, end, STOPPED))
+    answer, _ = await streamed(messages, tools=(WEATHER,))
+    assert (answer.stop_reason, answer.usage.output, [call.name for call in answer.calls]) == ("length", 7, ["weather"])
+
+
+USAGE = {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 7}}
+
+
+def chunk(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    return {"model": "small", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+
+
+def called(index: int | None, id: str | None = None, name: str | None = None, arguments: str = "") -> dict[str, Any]:
+    return chunk({"tool_calls": [{"index": index, "id": id, "function": {"name": name, "arguments": arguments}}]})
+
+
+HALF, REST, CALLED = '{"to', 'wn": 1}', chunk({}, "tool_calls")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text", "calls"),
+    [
+        ([chunk({"role": "assistant", "content": None}), chunk({}, "stop")], "", []),
+        ([{"choices": None, "prompt_filter_results": []}, chunk({"content": "Leeks."}, "stop")], "Leeks.", []),
+        ([{"id": "x"}, chunk({"content": "Leeks."}, "stop")], "Leeks.", []),
+        ([called(0, "a", "weather", HALF), called(0, "a", "weather", REST), CALLED], "", [("weather", HALF + REST)]),
+        (
+            [called(0, "a", "weather", "{}"), called(0, "b", "time", "{}"), CALLED],
+            "",
+            [("weather", "{}"), ("time", "{}")],
+        ),
+        ([called(None, "a", "weather", HALF), called(None, None, None, REST), CALLED], "", [("weather", HALF + REST)]),
+    ],
+    ids=["nothing", "no choices", "no chunk", "a name each time", "one number", "no number"],
+)
+async def test_those_who_speak_like_openai_are_understood(
+    chat: Case, pieces: list[dict[str, Any]], text: str, calls: list[tuple[str, str]]
+) -> None:
+    """Each in its own way."""
+    await chat.meets(**said(*pieces, USAGE, done=True))
+    tools = (WEATHER, ToolSpec("time", "The time.", {"type": "object"})) if calls else ()
+    answer, _ = await streamed(chat, tools=tools)
+    assert (answer.text, [(call.name, call.arguments) for call in answer.calls]) == (text, calls)
+    assert answer.usage.output == 7
+
+
+RESPONSE = {
+    "model": "small",
+    "status": "completed",
+    "output": [{"type": "message", "content": [{"type": "output_text", "text": "Leeks."}]}],
+    "usage": USED | {"output_tokens": 7},
+}
+WHOLE = {
+    "messages": sse(BEGUN, BLOCK, WORDS, ended(usage={"output_tokens": 7}), STOPPED),
+    "responses": sse({"type": "response.completed", "response": RESPONSE}),
+    "chat": sse(chunk({"content": "Leeks."}, "stop"), USAGE, done=True),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("ends", [True, False], ids=["it ends", "it stays open"])
+async def test_an_answer_that_is_whole_waits_for_no_connection(http: httpx2.AsyncClient, name: str, ends: bool) -> None:
+    """Some keep it open. One that was read to its end is used again: a handshake costs more than all else of a call."""
+    connections: list[str] = []
+    body = WHOLE[name].encode()
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(name)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                asked = await reader.readuntil(b"\r\n\r\n")
+                length = next(line for line in asked.lower().split(b"\r\n") if line.startswith(b"content-length"))
+                await reader.readexactly(int(length.partition(b":")[2]))
+                writer.write(head + f"{len(body):x}\r\n".encode() + body + b"\r\n" + (b"0\r\n\r\n" if ends else b""))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        client = adapter(name, http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        for _ in range(3):
+            answer, _ = await streamed(Case(name, client, None))
+            assert (answer.text, answer.usage.output) == ("Leeks.", 7)
+            assert answer.seconds < 5
+        await http.aclose()
+    assert len(connections) == (1 if ends else 3)

@@ -31,11 +31,11 @@ def of(kind: str, events: list[tuple[str, dict[str, Any]]]) -> list[dict[str, An
 
 
 def texts(events: list[tuple[str, dict[str, Any]]]) -> dict[int, str]:
-    """As a reader puts them together: a start takes back what came of its step before."""
+    """As a reader puts them together: a start takes back what came of its step, and of later ones."""
     found: dict[int, str] = {}
     for kind, facts in events:
         if kind == "start":
-            found[facts["step"]] = ""
+            found = {step: text for step, text in found.items() if step < facts["step"]} | {facts["step"]: ""}
         elif kind == "delta":
             assert facts["from"] == len(found[facts["step"]])
             found[facts["step"]] += facts["text"]
@@ -94,6 +94,15 @@ def test_a_lane_that_fails_in_the_middle_is_a_start_anew(home: Home) -> None:
     assert len({facts["call"] for facts in starts}) == len(starts)
     assert texts(events) == {1: TEXT}
     assert events[-1][1]["answer"] == TEXT
+
+
+def test_a_lane_that_says_nothing_takes_back_what_the_one_before_it_said(home: Home) -> None:
+    """Also without a word of its own."""
+    home.scripted({"model": "gpt-5.4-mini", "text": "Never mind. " * 9, "error_in_stream": 529, "times": 9})
+    home.always(text="")
+    events = read(home.the_shim)
+    assert texts(events) == {1: ""}
+    assert events[-1][1]["answer"] == ""
 
 
 def test_a_killed_worker_is_a_start_anew(house: House) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -145,6 +146,23 @@ async def test_a_model_gets_what_it_wants_called_and_goes_on(house: House) -> No
     context = await house.stores.contexts.get("default", "c")
     assert context is not None
     assert [message.text for message in context.messages] == ["A lamp, please.", "It comes tomorrow."]
+
+
+async def test_who_reads_along_hears_of_tools_and_not_what_they_say(house: House) -> None:
+    """Nor what they were asked."""
+    one, _ = house.runner(wants(("price", '{"what": "lamp"}'), ("order", '{"what": "lamp"}'), text="I look."), "Done.")
+    id = await house.submit(stream=True)
+    await one.run(id)
+    events = await house.stores.events.after(id, "")
+    steps = [json.loads(event.data) for event in events if event.kind == "step"]
+    assert [(step["kind"], step.get("tools")) for step in steps[:2]] == [
+        ("answer", ["price", "order"]),
+        ("started", None),
+    ]
+    results = [(step["kind"], step["tool"], step["failed"]) for step in steps[2:]]
+    assert sorted(results) == [("result", "order", False), ("result", "price", False)]
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert "lamp" not in "".join(event.data for event in events)
 
 
 async def test_what_goes_wrong_with_a_tool_is_told_to_the_model(house: House) -> None:
