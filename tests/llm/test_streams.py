@@ -14,6 +14,7 @@ import pytest
 from celeriac.drill.process import ProviderProcess
 from celeriac.errors import BadAnswer, ModelTimeout, Overloaded, ProviderFailed
 from celeriac.llm.model import Answer, ToolSpec
+from celeriac.llm.openai import OpenAI
 from tests.llm.conftest import Case, adapter
 
 WEATHER = ToolSpec("weather", "The weather.", {"type": "object", "properties": {"town": {"type": "string"}}})
@@ -248,3 +249,17 @@ async def test_an_answer_that_is_whole_waits_for_no_connection(http: httpx2.Asyn
             assert answer.seconds < 5
         await http.aclose()
     assert len(connections) == (1 if ends else 3)
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_whoever_refuses_stream_options_is_sent_none(
+    http: httpx2.AsyncClient, provider: ProviderProcess, asks: bool
+) -> None:
+    """Its usage comes unasked."""
+    client = OpenAI(http, key="k", base_url=f"{provider.url}/v1", asks_for_usage=asks)
+    case = Case("chat", client, provider)
+    await case.meets(**said(chunk({"content": "Leeks."}, "stop"), USAGE, done=True))
+    answer, _ = await streamed(case)
+    assert answer.usage.output == 7
+    body = json.loads((await provider.requests())[-1]["body"])
+    assert body.get("stream_options") == ({"include_usage": True} if asks else None)
