@@ -509,7 +509,7 @@ def test_browsers_of_named_origins_only_may_call(valkey: Valkey) -> None:
     with running(Shim(valkey.url, CELERIAC_SHIM__CORS_ORIGINS="https://app.example")) as shim:
         asked = {
             "Access-Control-Request-Method": "POST",
-            "Access-Control-Request-Headers": "content-type, idempotency-key",
+            "Access-Control-Request-Headers": "content-type, idempotency-key, last-event-id",
         }
         allowed = shim.http.options("/v1/jobs", headers={"Origin": "https://app.example", **asked})
         assert allowed.status_code == 200
