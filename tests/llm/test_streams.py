@@ -238,7 +238,9 @@ async def test_an_answer_that_is_whole_waits_for_no_connection(http: httpx2.Asyn
                 asked = await reader.readuntil(b"\r\n\r\n")
                 length = next(line for line in asked.lower().split(b"\r\n") if line.startswith(b"content-length"))
                 await reader.readexactly(int(length.partition(b":")[2]))
-                writer.write(head + f"{len(body):x}\r\n".encode() + body + b"\r\n" + (b"0\r\n\r\n" if ends else b""))
+                writer.write(head + f"{len(body):x}\r\n".encode() + body + b"\r\n")
+                await asyncio.sleep(0.02)  # the end comes by itself
+                writer.write(b"0\r\n\r\n" if ends else b"")
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
@@ -11,6 +12,11 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
+from api_shim.streams import reading
+from celeriac.jobs import events as events_module
+from celeriac.jobs.model import NewJob
+from celeriac.settings import load_settings
+from celeriac.stores import Stores, open_stores
 from tests.conftest import Valkey
 from tests.processes import Shim, running, wait_until
 
@@ -128,6 +134,38 @@ def test_who_leaves_in_the_middle_is_no_error(own_shim: Shim) -> None:
     wait_until(lambda: own_shim.output().count("/v1/jobs/{job_id}/events") == 5, "the lines of all five")
     assert "Exception" not in own_shim.output()
     assert "[error" not in own_shim.output()
+
+
+async def test_after_a_silence_a_reader_hears_of_an_end_that_was_not_told(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store may have lost the event."""
+    monkeypatch.setattr(events_module, "SILENCE", 0.2)
+    await stores.jobs.submit(NewJob("j", "default", "assistant", "celeriac", (("user", "hi"),), stream=True))
+    told = reading(stores, "j", "default", "")
+    assert b"queued" in await anext(told)
+    await stores.redis.hdel("celeriac:job:j", "stream")  # nobody is told from now on
+    await stores.jobs.cancel("j", "default")
+    async with asyncio.timeout(10):
+        *pings, end = [chunk async for chunk in told]
+    assert set(pings) == {b": ping\n\n"}
+    assert end.startswith(b"event: end\n")
+    assert b'"state":"cancelled"' in end
+
+
+async def test_a_store_that_is_away_ends_a_stream_without_a_word(
+    own_valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients come back for the rest."""
+    monkeypatch.setattr(events_module, "SILENCE", 0.2)
+    stores = open_stores(load_settings(redis_url=own_valkey.url))
+    await stores.jobs.submit(NewJob("j", "default", "assistant", "celeriac", (("user", "hi"),), stream=True))
+    told = reading(stores, "j", "default", "")
+    assert b"queued" in await anext(told)
+    own_valkey.stop()
+    async with asyncio.timeout(20):
+        assert {chunk async for chunk in told} <= {b": ping\n\n"}
+    await stores.close()
 
 
 def test_a_store_that_goes_away_ends_a_stream_and_no_request_fails(own_valkey: Valkey) -> None:
