@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -21,15 +22,34 @@ LONGEST: Final = 1000
 DEEPEST: Final = 50
 #: Numbers above this are not for a calculator: what is made of them would take long.
 LARGEST: Final = 10**300
+TOO_LARGE: Final = "a number is too large: they go up to 10**300"
 _BITS: Final = LARGEST.bit_length()
 _CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.,+-*/%() \t\r\n")
+
+#: What people write for what is written otherwise here.
+_OTHERWISE: Final = {
+    "^": "**",
+    "\N{MULTIPLICATION SIGN}": "*",
+    "\N{MIDDLE DOT}": "*",
+    "\N{DIVISION SIGN}": "/",
+    "\N{MINUS SIGN}": "-",
+    "\N{EN DASH}": "-",
+    "\N{SUPERSCRIPT TWO}": "** 2",
+    "\N{SUPERSCRIPT THREE}": "** 3",
+    "\N{SQUARE ROOT}": "sqrt(2)",
+    "\N{GREEK SMALL LETTER PI}": "pi",
+    "!": "factorial(5)",
+}
+#: What people mean by it Python reads as something else, and computes: 200 * 15% + 3 is 0, max(1,200, 3) is 200.
+_PERCENT: Final = re.compile(r"%\s*(?:[-+*/%),]|of\b|$)")
+_THOUSANDS: Final = re.compile(r"(\d+),(\d{3})(?![\d_])")
 
 Number = int | float
 
 
 def _power(base: Number, exponent: Number) -> Any:
     if isinstance(base, int) and isinstance(exponent, int) and (abs(base).bit_length() - 1) * exponent > _BITS:
-        raise ToolFailed("a number is too large")
+        raise ToolFailed(TOO_LARGE)
     return base**exponent
 
 
@@ -72,24 +92,47 @@ FUNCTIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "sqrt": math.sqrt,
     "tan": math.tan,
 }
+#: How many arguments they take, where it is not one: at least, and at most.
+ARGUMENTS: Final = {"log": (1, 2), "max": (2, LONGEST), "min": (2, LONGEST), "round": (1, 2)}
 NAMES: Final = {"pi": math.pi, "e": math.e}
+#: For the model.
+KNOWN: Final = f"the functions are {' '.join(FUNCTIONS)}, the constants {' '.join(NAMES)}"
 
 
 def compute(expression: str) -> Number:
     """Raises ToolFailed, with words for the model."""
     if len(expression) > LONGEST:
-        raise ToolFailed(f"that cannot be computed: it has more than {LONGEST} characters")
-    if not _CHARACTERS.issuperset(expression):
-        raise ToolFailed("that cannot be computed: it holds more than numbers, names, brackets and + - * / // % **")
+        raise _refused(f"it has more than {LONGEST} characters")
+    _check_writing(expression)
     _check_depth(expression)
     try:
         return _value(ast.parse(expression.strip(), mode="eval").body, 0)
     except (RecursionError, MemoryError) as error:
-        raise ToolFailed("that cannot be computed: it is nested too deep") from error
+        raise _refused("it is nested too deep") from error
     except SyntaxError as error:
-        raise ToolFailed(f"that cannot be computed: {error.msg}") from error
+        raise _refused(error.msg) from error
+    except OverflowError as error:
+        raise ToolFailed(TOO_LARGE) from error
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise ToolFailed(f"that cannot be computed: {error}") from error
+        raise _refused(str(error)) from error
+
+
+def _refused(why: str) -> ToolFailed:
+    return ToolFailed(f"that cannot be computed: {why}")
+
+
+def _check_writing(expression: str) -> None:
+    """What would be read otherwise than it is meant is not read."""
+    for character in expression:
+        if character in _OTHERWISE:
+            raise _refused(f"write {_OTHERWISE[character]} instead of {character}")
+        if character not in _CHARACTERS:
+            raise _refused(f"it holds more than numbers, names, brackets and + - * / // % **: {character}")
+    if _PERCENT.search(expression):
+        raise _refused("write 15/100 for 15%: % is the remainder of a division")
+    if found := _THOUSANDS.search(expression):
+        whole, rest = found.groups()
+        raise _refused(f"write {whole}{rest}, without commas; of two arguments, {whole}, {rest} with a space")
 
 
 def _check_depth(expression: str) -> None:
@@ -98,12 +141,12 @@ def _check_depth(expression: str) -> None:
     for character in expression:
         depth += (character == "(") - (character == ")")
         if depth > DEEPEST:
-            raise ToolFailed("that cannot be computed: it is nested too deep")
+            raise _refused("it is nested too deep")
 
 
 def _value(node: ast.AST, depth: int) -> Number:
     if depth > DEEPEST:
-        raise ToolFailed("that cannot be computed: it is nested too deep")
+        raise _refused("it is nested too deep")
     match node:
         case ast.Constant(value=value):
             return _number(value)
@@ -123,22 +166,42 @@ def _value(node: ast.AST, depth: int) -> Number:
                 value = _number(_operator(kind)(value, _value(right, depth + 1)))
             return value
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
-            return _number(FUNCTIONS[name](*[_value(argument, depth + 1) for argument in arguments]))
+            return _number(_called(name, [_value(argument, depth + 1) for argument in arguments]))
+        case ast.Name(id=name) if name in FUNCTIONS:
+            raise _refused(f"{name} is a function: write {name}(...)")
         case ast.Name(id=name) | ast.Call(func=ast.Name(id=name)):
-            raise ToolFailed(f"that cannot be computed: there is no {name}, or it is used otherwise")
-    raise ToolFailed("that cannot be computed: it holds an operator that is none of + - * / // % **")
+            raise _refused(f"there is no {name}, or it is used otherwise; {KNOWN}")
+        case ast.Call():
+            raise _refused("write * between a number and a bracket")
+        case ast.Tuple():
+            raise _refused("a comma stands between the arguments of a function alone; a fraction is written 1.5")
+    raise _refused("it holds an operator that is none of + - * / // % **")
+
+
+def _called(name: str, arguments: list[Number]) -> Any:
+    least, most = ARGUMENTS.get(name, (1, 1))
+    if not least <= len(arguments) <= most:
+        takes = {1: "one argument", 2: "one or two arguments", LONGEST: "two arguments or more"}[most]
+        raise _refused(f"{name} takes {takes}, and was given {len(arguments)}")
+    try:
+        return FUNCTIONS[name](*arguments)
+    except TypeError as error:
+        raise _refused(f"{name} takes whole numbers there") from error
+    except ValueError as error:
+        raise _refused(f"{name} is not defined there") from error
 
 
 def _operator(sign: ast.AST) -> Callable[..., Any]:
     if (found := OPERATORS.get(type(sign))) is None:
-        raise ToolFailed("that cannot be computed: it holds an operator that is none of + - * / // % **")
+        raise _refused("it holds an operator that is none of + - * / // % **")
     return found
 
 
 def _number(made: Any) -> Number:
     """What was made, or written: a number, and none that is too large."""
     if isinstance(made, bool) or not isinstance(made, Number):
-        raise ToolFailed("only numbers can be computed")
-    if isinstance(made, int) and abs(made) > LARGEST:
-        raise ToolFailed("a number is too large")
+        raise ToolFailed("only real numbers can be computed")
+    # What is no number (nan) is not below either.
+    if not abs(made) <= LARGEST:
+        raise ToolFailed(TOO_LARGE)
     return made

@@ -28,10 +28,15 @@ READABLE: Final = ("text/", "application/json", "application/xml", "application/
 @tool(idempotent=True)
 async def calculator(
     expression: Annotated[
-        str, Field(max_length=arithmetic.LONGEST, description="As in Python: (3 + 4) * 2 ** 0.5, sqrt(2), pi")
+        str,
+        Field(
+            max_length=arithmetic.LONGEST,
+            description="As in Python: (3 + 4) * 2 ** 0.5, 1200 * 15/100; no percent, no commas in numbers. In all, "
+            f"{arithmetic.KNOWN}. Angles are in radians; log is the natural one, or log(number, base).",
+        ),
     ],
 ) -> str:
-    """Compute an arithmetic expression exactly. Use it for every calculation."""
+    """Compute an arithmetic expression: whole numbers exactly, fractions as floats. Use it for every calculation."""
     return str(arithmetic.compute(expression))
 
 

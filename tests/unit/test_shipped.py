@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from celeriac.agents import shipped
+from celeriac.agents import arithmetic, shipped
 from celeriac.agents.tools import Result, ToolFailed, find_tool
 from celeriac.settings import FetchSettings
 
@@ -39,6 +40,13 @@ async def calculate(expression: str) -> Result:
 async def test_a_calculator_computes(expression: str, result: str) -> None:
     """Exactly, where whole numbers stay whole."""
     assert await calculate(expression) == Result(result)
+
+
+def test_a_model_is_told_what_a_calculator_knows() -> None:
+    """Each function and constant, and that percent and commas are none."""
+    told = find_tool("celeriac.agents.shipped:calculator").spec.schema["properties"]["expression"]["description"]
+    assert {*arithmetic.FUNCTIONS, *arithmetic.NAMES} <= set(re.findall(r"\w+", told))
+    assert "no percent, no commas in numbers" in told
 
 
 @pytest.mark.parametrize(
