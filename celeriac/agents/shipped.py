@@ -22,7 +22,8 @@ MOST_REDIRECTS: Final = 5
 PORTS: Final = frozenset({80, 443})
 #: Of a page: what is beyond is not read.
 MOST_BYTES: Final = 2 * 1024 * 1024
-READABLE: Final = ("text/", "application/json", "application/xml", "application/xhtml+xml", "application/ld+json")
+#: And what is written in XML or JSON: feeds, problems.
+READABLE: Final = ("text/", "application/json", "application/xml")
 
 
 @tool(idempotent=True)
@@ -49,7 +50,7 @@ def _settings() -> FetchSettings:
 async def http_fetch(
     url: Annotated[str, Field(max_length=2000, description="http:// or https://")],
 ) -> str:
-    """Read a web page or a document as text."""
+    """Read a web page or a document as text, with the addresses of its links."""
     settings = _settings()
     near = settings.private_addresses
     connector = aiohttp.TCPConnector(
@@ -120,11 +121,12 @@ async def _text(answer: aiohttp.ClientResponse) -> str:
     if answer.status >= 400:
         raise ToolFailed(f"the page answered with {answer.status}")
     kind = answer.content_type
-    if not kind.startswith(READABLE):
+    if not kind.startswith(READABLE) and not kind.endswith(("+xml", "+json")):
         raise ToolFailed(f"the page is {kind}, and no text")
     body = bytearray()
     async for part in answer.content.iter_any():
         body += part
         if len(body) > MOST_BYTES:
             break
-    return await page.as_text(bytes(body[:MOST_BYTES]), answer.charset, markup="html" in kind)
+    markup, xml = "html" in kind, kind == "application/xhtml+xml"
+    return await page.as_text(bytes(body[:MOST_BYTES]), answer.charset, markup=markup, xml=xml, url=str(answer.url))

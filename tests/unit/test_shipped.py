@@ -133,6 +133,10 @@ class Site:
             case "/page":
                 html = "<html><script>evil()</script><h1>Leeks &amp; more</h1><p>In butter.</p></html>"
                 return web.Response(text=html, content_type="text/html")
+            case "/deep/links":
+                return web.Response(text="<a href=../page>Leeks</a>", content_type="text/html")
+            case "/kind":
+                return web.Response(text=request.query["text"], content_type=request.query["is"])
             case "/data":
                 return web.json_response({"leeks": 3, "agent": request.headers["User-Agent"]})
             case "/binary":
@@ -182,6 +186,40 @@ async def test_a_page_is_read_as_text(site: Site, allowed: list[FetchSettings]) 
     assert await fetch(f"{site.url}/data") == Result('{"leeks": 3, "agent": "celeriac"}')
     assert (await fetch(f"{site.url}/to?url=/page")).text == "Leeks & more\nIn butter."
     assert "cut: the result has" in (await fetch(f"{site.url}/long")).text
+
+
+async def test_links_go_out_from_where_the_page_was_in_the_end(site: Site, allowed: list[FetchSettings]) -> None:
+    """And can be asked as they are told."""
+    allowed.append(FetchSettings(hosts=("127.0.0.1",), private_addresses=True))
+    told = (await fetch(f"{site.url}/to?url=/deep/links")).text
+    assert told == f"Leeks ({site.url}/page)"
+    assert (await fetch(told[7:-1])).text == "Leeks & more\nIn butter."
+
+
+FEED = """<?xml version="1.0"?>
+<rss version="2.0"><channel><title>Leeks</title><link>https://example.com/</link>
+<item><title>Prices &amp; news</title><link>https://example.com/1</link><pubDate>Thu, 26 Nov 2026 09:00:00 GMT</pubDate>
+<description><![CDATA[<p>They are <b>2.50</b> now.</p>]]></description></item></channel></rss>"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent", "told"),
+    [
+        ("application/rss+xml", FEED, FEED),
+        ("application/atom+xml", "<feed/>", "<feed/>"),
+        ("application/problem+json", '{"title": "late"}', '{"title": "late"}'),
+        ("application/ld+json", "{}", "{}"),
+        ("application/xhtml+xml", "<html><script src='a.js'/><p>Leeks</p></html>", "Leeks"),
+        ("text/html", "<script>start()</script>", "(the page holds no text)"),
+        ("text/plain", " ", "(the page holds no text)"),
+    ],
+)
+async def test_what_is_written_in_a_language_of_texts_is_read(
+    site: Site, allowed: list[FetchSettings], kind: str, sent: str, told: str
+) -> None:
+    """Feeds and data as they are, pages as people see them; that there is nothing to read is said."""
+    allowed.append(FetchSettings(hosts=("127.0.0.1",), private_addresses=True))
+    assert await fetch(str(URL(f"{site.url}/kind").with_query({"is": kind, "text": sent}))) == Result(told)
 
 
 @pytest.mark.parametrize(
