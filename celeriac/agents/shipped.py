@@ -78,7 +78,9 @@ async def http_fetch(
                     return await _text(answer)
         except ToolFailed:
             raise
-        except (NotPublic, aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
+        except TimeoutError as error:
+            raise ToolFailed(f"the page was not read within {settings.timeout.total_seconds():g} s") from error
+        except (NotPublic, aiohttp.ClientError, ValueError, OSError) as error:
             raise ToolFailed(f"the page could not be read: {_why(error)}") from error
     raise ToolFailed(f"the page sends one elsewhere more than {MOST_REDIRECTS} times")
 

@@ -157,6 +157,24 @@ def test_a_tool_that_fails_when_nobody_waits_is_told_of_by_its_type(stopped: boo
     assert "hunter2" not in text
 
 
+@pytest.mark.parametrize("kind", ["async def", "def"])
+def test_what_a_tool_logs_names_its_job(kind: str) -> None:
+    """Also where the tool runs in a thread."""
+    [line] = lines(f"""
+from celeriac.agents.tools import tool
+@tool
+{kind} query() -> str:
+    "Asks a database."
+    log.info("asked")
+    return "7"
+async def main():
+    with logs.bound(job_id="j-7"):
+        await query.__celeriac_tool__.call("{{}}")
+asyncio.run(main())
+""")
+    assert (line["event"], line["job_id"]) == ("asked", "j-7")
+
+
 @pytest.mark.parametrize("runner", ["asyncio", "uvloop"])
 def test_of_what_nobody_asked_for_no_words_are_told(runner: str) -> None:
     """Of tasks, futures and callbacks that failed asyncio writes errors and arguments: they may hold anything."""

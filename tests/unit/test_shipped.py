@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -148,9 +152,29 @@ class Site:
             case "/bytes":
                 kind = request.query["kind"]
                 return web.Response(body="<p>caf\u00e9</p>".encode(request.query["in"]), headers={"Content-Type": kind})
+            case "/headers":
+                return web.json_response(dict(request.headers))
+            case "/cookie":
+                return web.Response(
+                    status=302, headers={"Location": "/headers", "Set-Cookie": "session=hunter2; Path=/"}
+                )
+            case "/endless":
+                return await self._goes_on(request, b"x" * 65536)
+            case "/slow":
+                return await self._goes_on(request, b"x", 0.02)
             case "/loop":
                 return web.Response(status=302, headers={"Location": "/loop"})
         return web.Response(status=404)
+
+    async def _goes_on(self, request: web.Request, part: bytes, pause: float = 0) -> web.StreamResponse:
+        """Until the other side has gone."""
+        answer = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        await answer.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await answer.write(part)
+                await asyncio.sleep(pause)
+        return answer
 
 
 @pytest.fixture
@@ -389,3 +413,51 @@ async def test_a_name_that_stands_for_something_near_us_is_told(line: Line, allo
     said = await fetch("http://localhost/")
     assert said == Result("the page could not be read: localhost is not of the public internet", failed=True)
     assert line.connected == []
+
+
+async def test_nothing_of_the_environment_goes_along(
+    site: Site, allowed: list[FetchSettings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its proxy is not asked, which would look names up for itself; and its passwords are nobody's business."""
+    allowed.append(FetchSettings(hosts=("127.0.0.1",), private_addresses=True))
+    asked: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.close()
+
+    server = await asyncio.start_server(proxy, "127.0.0.1", 0)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    passwords = tmp_path / "netrc"
+    passwords.write_text("machine 127.0.0.1 login clerk password hunter2\n")
+    monkeypatch.setenv("NETRC", str(passwords))
+    async with server:
+        told = await fetch(f"{site.url}/headers")
+    assert asked == []
+    assert set(orjson.loads(told.text)) <= {"Host", "User-Agent", "Accept", "Accept-Encoding", "Connection"}
+
+
+async def test_a_page_leaves_no_cookie(site: Site, allowed: list[FetchSettings]) -> None:
+    """Nor does one that sends one on: where it leads to does not learn who came."""
+    allowed.append(FetchSettings(hosts=("localhost",), private_addresses=True))
+    # By a name: of an address no client keeps cookies.
+    told = await fetch(f"{site.url}/cookie".replace("127.0.0.1", "localhost"))
+    assert site.asked == ["/cookie", "/headers"]
+    assert "Cookie" not in orjson.loads(told.text)
+
+
+async def test_a_page_that_never_ends_is_read_as_far_as_it_may(site: Site, allowed: list[FetchSettings]) -> None:
+    allowed.append(FetchSettings(hosts=("127.0.0.1",), private_addresses=True, timeout=timedelta(seconds=15)))
+    told = await fetch(f"{site.url}/endless")
+    assert not told.failed
+    assert told.text.endswith(f"[cut: the result has {shipped.MOST_BYTES} characters]")
+
+
+async def test_a_page_that_takes_too_long_is_left(site: Site, allowed: list[FetchSettings]) -> None:
+    """Though something comes of it all the time."""
+    allowed.append(FetchSettings(hosts=("127.0.0.1",), private_addresses=True, timeout=timedelta(seconds=0.3)))
+    told = await asyncio.wait_for(fetch(f"{site.url}/slow"), 10)
+    assert told == Result("the page was not read within 0.3 s", failed=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from celeriac.webhooks.addresses import NotPublic, PublicResolver, is_public, public_socket
 
@@ -70,6 +71,35 @@ def test_an_address_near_us(address: str) -> None:
 async def test_a_name_that_stands_for_an_address_near_us_is_refused() -> None:
     with pytest.raises(NotPublic, match="localhost is not of the public internet"):
         await PublicResolver().resolve("localhost", 80)
+
+
+class Names(AbstractResolver):
+    """Answers with these, for any name."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
+            for address in self.addresses
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_a_name_is_refused_for_one_address_near_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it stands among those of the public internet: which one is connected to is not known yet."""
+    resolver = PublicResolver()
+    for addresses in (("1.1.1.1", "127.0.0.1"), ("10.0.0.1", "1.1.1.1"), ("1.1.1.1", "1.0.0.1", "::1", "8.8.8.8")):
+        monkeypatch.setattr(resolver, "_resolver", Names(*addresses))
+        with pytest.raises(NotPublic, match=r"example\.com is not of the public internet"):
+            await resolver.resolve("example.com", 80)
+    monkeypatch.setattr(resolver, "_resolver", Names("1.1.1.1", "1.0.0.1"))
+    assert [found["host"] for found in await resolver.resolve("example.com", 80)] == ["1.1.1.1", "1.0.0.1"]
 
 
 @pytest.mark.parametrize(
