@@ -8,6 +8,7 @@ of errors that are not ours, and the libraries that log what they send are kept 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.config
@@ -70,6 +71,8 @@ OF_TASKS = ("celery.worker.strategy", "celery.app.trace")
 OF_MESSAGES = "celery.worker.consumer.consumer"
 #: The one of event loops.
 OF_LOOPS = "asyncio"
+#: Where something of a line of theirs is left out.
+CUT = "..."
 
 
 def _not_what_was_sent(record: logging.LogRecord) -> bool:
@@ -103,19 +106,62 @@ def _without_body(record: logging.LogRecord) -> bool:
     return True
 
 
+_NAME = r"(?:\w+|<locals>|<lambda>)(?:\.(?:\w+|<locals>|<lambda>))*"
+#: How asyncio writes a task, or anything else that the loop calls.
+_CALLED = re.compile(rf"coro=<({_NAME})\(\)|^<(?:Timer)?Handle (?:when=[\d.]+ )?({_NAME})[ (]")
+
+
+class _Word(str):
+    """Written without quotes, whatever the line says."""
+
+    __repr__ = str.__str__
+
+
 def _without_objects(record: logging.LogRecord) -> bool:
-    """Of errors that nobody asked for asyncio writes all that it has, the error in its own words too: what is left here
-    is what happened, and in which coroutine. The error itself is with the line, and told as any.
+    """Of errors that nobody asked for, and of what it calls, asyncio writes all that it has, errors and arguments in
+    their own words too: what is left here is what happened, how long it took, and in which coroutine or callback. The
+    error itself is with the line, and told as any.
     """
+    if record.args and isinstance(record.args, tuple):
+        # What it says is a constant: objects are in what it says it of.
+        with contextlib.suppress(TypeError, ValueError):
+            record.msg = str(record.msg) % tuple(_named(arg) for arg in record.args)
+        record.args = ()
+        return True
     said = record.getMessage()
-    what = (
-        "Exception in callback" if said.startswith("Exception in callback") else re.split(r"[\n<]", said, maxsplit=1)[0]
-    )
-    where = re.search(r"coro=<([\w.<>]+)\(\)", said)
-    record.msg, record.args = what.strip(), ()
-    if where is not None:
-        record.msg += f": {where[1]}"
+    what = _of_first_line(said)
+    where = match[1] if (match := _CALLED.search(said)) else None
+    if what.startswith("Exception in callback"):
+        what, where = "Exception in callback", _callback(record)
+    record.msg, record.args = f"{what}: {where}" if where else what, ()
     return True
+
+
+def _named(arg: object) -> object:
+    if isinstance(arg, int | float):
+        return arg
+    if not isinstance(arg, str):
+        return _Word(type(arg).__name__)
+    found = _CALLED.search(arg)
+    return _Word((found[1] or found[2]) if found else CUT)
+
+
+def _of_first_line(said: str) -> str:
+    """Without objects and what is quoted. An object may be written in several lines, and hold what ends another: it
+    goes up to the last end of one.
+    """
+    line = said.partition("\n")[0]
+    if "<" in line and (objects := re.search(r"<.*>|<.*", said, re.DOTALL)):
+        after = "" if "\n" in objects[0] else said[objects.end() :].partition("\n")[0]
+        line = said[: objects.start()] + CUT + after
+    return re.sub(r"""(['"]).*\1""", CUT, line).strip() or CUT
+
+
+def _callback(record: logging.LogRecord) -> str | None:
+    """What was called: the loop's own frame calls it."""
+    trace = record.exc_info[2] if isinstance(record.exc_info, tuple) else None
+    called = trace.tb_next if trace is not None else None
+    return called.tb_frame.f_code.co_qualname if called is not None else None
 
 
 def _handed_on(logger: WrappedLogger, name: str, event: EventDict) -> tuple[tuple[EventDict], dict[str, Any]]:

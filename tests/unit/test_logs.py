@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -199,11 +200,64 @@ async def main():
 """)
     told = [json.loads(line) for line in text.splitlines()]
     assert sorted(line["event"] for line in told) == [
-        "Exception in callback",
+        "Exception in callback: fail",
         "Future exception was never retrieved",
         "Task exception was never retrieved: ask",
     ]
     assert all("ValueError: (withheld)" in line["exception"] for line in told)
+    assert "secret" not in text
+
+
+@pytest.mark.parametrize("runner", ["asyncio", "uvloop"])
+def test_what_holds_up_the_loop_is_told_with_its_time(runner: str) -> None:
+    """By the name of the coroutine or the callback; without what it was given, whatever that holds."""
+    text = logged(f"""
+import time, {runner}
+async def ask(prompt):
+    time.sleep(0.11)
+    raise ValueError(f"it was {{prompt}}")
+class Client:
+    def close(self, prompt):
+        time.sleep(0.11)
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)
+    [_] = await asyncio.gather(asyncio.create_task(ask("secret > ' <"), name="secret>"), return_exceptions=True)
+    done = asyncio.Event()
+    loop.call_soon(Client().close, "secret > ' <")
+    loop.call_soon(done.set)
+    await done.wait()
+{runner}.run(main())
+""")
+    told = [json.loads(line)["event"] for line in text.splitlines()]
+    slow = [re.fullmatch(r"Executing (\S+) took (0\.\d{3}) seconds", event) for event in told]
+    assert {match[1] for match in slow if match} >= {"ask", "Client.close"}
+    assert all(float(match[2]) >= 0.1 for match in slow if match)
+    assert "secret" not in text
+
+
+OF_LOOPS = {
+    "info('%r is serving', Odd())": "Odd is serving",
+    "info('%s exited with return code %s', Odd(), 7)": "Odd exited with return code 7",
+    "warning('%s took %d', 'secret', 7)": "... took 7",
+    "warning('%d times', 'secret')": "%d times",
+    "error('<secret> is odd')": "... is odd",
+    "error('closing <a secret> went wrong')": "closing ... went wrong",
+    "error('closing <a secret>\\ntask: <a secret> secret')": "closing ...",
+    "error('closing <a 1>2 secret\\nsecret> secret')": "closing ...",
+    "error('closing <a secret')": "closing ...",
+    "error('it is \\'a secret\\', it said')": "it is ..., it said",
+    "error('')": "...",
+}
+
+
+def test_a_line_of_the_loop_keeps_its_words() -> None:
+    """Those that it has itself, and numbers; of an object the kind, where it is known."""
+    text = logged(
+        "class Odd:\n    def __repr__(self):\n        return 'secret'\n"
+        + "".join(f"logging.getLogger('asyncio').{call}\n" for call in OF_LOOPS)
+    )
+    assert [json.loads(line)["event"] for line in text.splitlines()] == list(OF_LOOPS.values())
     assert "secret" not in text
 
 
