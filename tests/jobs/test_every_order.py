@@ -372,7 +372,8 @@ class Machine(RuleBasedStateMachine):
         run = self.pick(self.runs, which)
         claim, mine, id = run.claim, self.mine(run), new_id()
         parent = Parent(claim.id, claim.worker, claim.nonce, MOST, ((claim.id, cap), *claim.ancestors))
-        many = self.redis.hlen(f"celeriac:children:{claim.id}") >= MOST
+        before = int(self.record(claim.id).get("asked_before", 0))
+        many = self.redis.hlen(f"celeriac:children:{claim.id}") - before >= MOST
         refusal = None if mine else Fenced
         if mine and (many or "stop" in self.record(claim.id)):
             refusal = Stopped if "stop" in self.record(claim.id) else Conflict
