@@ -29,7 +29,7 @@ from api_shim.schemas import (
 from api_shim.streams import reading
 from celeriac.agents.registry import Registry
 from celeriac.errors import Conflict, Invalid, NotFound
-from celeriac.jobs.model import Accepted, Job, State
+from celeriac.jobs.model import Accepted, Job, State, as_retried
 from celeriac.jobs.store import new_id
 from celeriac.logs import bind, get_logger
 from celeriac.settings import NAME
@@ -172,7 +172,7 @@ async def retry_many(body: RetryManyRequest, request: Request, tenant: Tenant) -
         limit=body.limit,
     )
     retried, refused = [], []
-    for job in reversed(page.jobs):  # the oldest first: conversations keep their order
+    for job in as_retried(page.jobs):
         try:
             replayed = await stores.jobs.replay(job.id, tenant, fresh=body.fresh)
         except Conflict as error:

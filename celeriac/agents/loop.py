@@ -120,7 +120,7 @@ class Run:
         self._children = Children(jobs, claim, calls, conversation, longest_wait)
         self._parts: Parts | None = None
         if split_to is not None and agent.split_over is not None:
-            self._parts = Parts(agent.split_over, split_to, self._children)
+            self._parts = Parts(agent.split_over, split_to, self._children, claim.life)
         self._storing = asyncio.Lock()
         calls.cap = None if agent.max_cost is None else nanos(agent.max_cost)
         for step in claim.journal:

@@ -30,12 +30,13 @@ JOINER: Final = "\u200d"
 
 
 class Parts:
-    """Of the jobs of one agent. to: whom it asks for them."""
+    """Of the question of one job. to: whom its agent asks for them. life: how often the job was started anew."""
 
-    def __init__(self, longest: int, to: Agent, children: Children) -> None:
+    def __init__(self, longest: int, to: Agent, children: Children, life: int) -> None:
         self._longest = longest
         self._to = to
         self._children = children
+        self._life = life
 
     def are_asked(self, course: Course) -> bool:
         """Whether the question has to be shortened before the model is asked."""
@@ -47,7 +48,9 @@ class Parts:
         Raises PartFailed, InputTooLong, and what `Children.submit` does.
         """
         if not course.parts:
-            await store({"kind": "split", "jobs": {new_id(): len(part) for part in self._cut(course)}})
+            await store(self._split({new_id(): len(part) for part in self._cut(course)}))
+        elif not course.split_in_this_life:
+            await store(self._split(await self._named_anew(course)))
         texts = course.part_texts
         findings = await self._children.findings(list(texts))
         ended = {job: finding for job, finding in findings.items() if finding is not None}
@@ -55,14 +58,9 @@ class Parts:
             # Also those that were submitted before: the store may have lost one.
             await self._submit({job: text for job, text in texts.items() if job not in ended})
             return False
-        said = [(finding.answer or "").strip() for finding in ended.values() if finding.state == State.SUCCEEDED]
+        said = [(finding.answer or "").strip() for finding in ended.values() if _is_answered(finding)]
         joined = "\n\n".join(filter(None, said))
         if len(said) < len(ended):
-            # Whoever retries the job asks for these alone.
-            again = {
-                job if ended[job].state == State.SUCCEEDED else new_id(): size for job, size in course.parts.items()
-            }
-            await store({"kind": "split", "jobs": again})
             raise PartFailed(self._why_not(ended), partial=joined)
         if len(joined) >= len(course.question.text):
             raise InputTooLong(
@@ -72,6 +70,19 @@ class Parts:
             )
         await store({"kind": "joined", "text": joined or SILENCE})
         return True
+
+    def _split(self, jobs: Mapping[str, int]) -> dict[str, Any]:
+        return {"kind": "split", "jobs": jobs, "life": self._life}
+
+    async def _named_anew(self, course: Course) -> dict[str, int]:
+        """The parts as they were, when the job was started again: those that nobody answers get other jobs."""
+        texts = course.part_texts
+        findings = await self._children.findings(list(texts))
+        # What this one was told of the others may be over: somebody may have started them again too.
+        await self._submit({job: text for job, text in texts.items() if not _is_answered(findings[job])})
+        findings = await self._children.findings(list(texts))
+        open_or_answered = {job for job, finding in findings.items() if finding is None or _is_answered(finding)}
+        return {job if job in open_or_answered else new_id(): size for job, size in course.parts.items()}
 
     async def _submit(self, texts: Mapping[str, str]) -> None:
         try:
@@ -93,9 +104,13 @@ class Parts:
 
     def _why_not(self, ended: Mapping[str, Finding]) -> str:
         """Of the first part that was not answered."""
-        number, first = next((n, one) for n, one in enumerate(ended.values(), 1) if one.state != State.SUCCEEDED)
+        number, first = next((n, one) for n, one in enumerate(ended.values(), 1) if not _is_answered(one))
         why = f"{first.error.code}: {first.error.message}" if first.error else str(first.state)
         return f"{self._to.name} did not answer for part {number} of {len(ended)} of the input: {why}"
+
+
+def _is_answered(finding: Finding | None) -> bool:
+    return finding is not None and finding.state == State.SUCCEEDED
 
 
 def parts(text: str, longest: int, most: int) -> Iterator[str]:

@@ -149,12 +149,13 @@ def retry(
     expiry = None if expires_in is None else timedelta(seconds=expires_in)
 
     async def work(stores: Stores, settings: Settings) -> int:
+        from celeriac.jobs.model import as_retried
+
         if ids:
             wanted: list[Job | str] = [await stores.jobs.get(id, tenant) or id for id in ids]
         else:
             found = _all(stores, _tenant(settings, tenant), state, agent, dead)
-            wanted = [job async for job in found]
-            wanted.reverse()  # the oldest first: conversations keep their order
+            wanted = list(as_retried([job async for job in found]))
         refused = 0
         for job in wanted:
             said = await _retry(stores, job, fresh, expiry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -403,3 +403,11 @@ class Parked:
     """A run that let go of its slot. resume_at: when the job goes on."""
 
     resume_at: datetime
+
+
+def as_retried(jobs: Sequence[Job]) -> Iterator[Job]:
+    """Of ended jobs, the newest first: in which order they are started again."""
+    # Those that were asked for come before whoever asked: it would ask others, where it finds them ended.
+    yield from (job for job in jobs if job.parent_id is not None)
+    # Of the rest the oldest first: conversations keep their order.
+    yield from (job for job in reversed(jobs) if job.parent_id is None)

@@ -23,10 +23,13 @@ end
 if call('EXISTS', K.job(a.id)) == 1 then
   if parent then
     if get(a.id, 'parent') ~= parent.id then return {'many'} end
-    -- The store may have lost that it was asked for, or the end of it: its parent ended before, and is started again.
-    if (call('HGET', K.children(parent.id), a.id) or '') == '' then
-      if get(a.id, 'place') == 'ended' then tell_end(a.id, get(a.id, 'state'), parent.id)
-      else
+    -- The store may have lost that it was asked for, or the end of it. Or its parent ended before, and is started again: then it
+    -- may have been so too, and what the parent was told of it is over. One that was asked to stop will not answer.
+    local told = call('HGET', K.children(parent.id), a.id) or ''
+    if string.sub(told, 1, 10) ~= 'succeeded ' then
+      local place, stop = get(a.id, 'place', 'stop')
+      if place == 'ended' then tell_end(a.id, get(a.id, 'state'), parent.id)
+      elseif told == '' or not stop then
         call('HSET', K.children(parent.id), a.id, '')
         call('SADD', K.awaits(parent.id), a.id)
       end

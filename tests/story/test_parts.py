@@ -75,8 +75,9 @@ def test_a_long_text_is_read_in_parts(desk: tuple[House, Shim]) -> None:
     assert (len(children), house.bill()["calls"]) == (3, 4)
 
 
-def test_a_part_that_fails_is_named_and_a_retry_asks_for_it_alone(desk: tuple[House, Shim]) -> None:
-    """What was said of the others is kept, and counts."""
+@pytest.mark.parametrize("alone", [False, True])  # in this order: the second one leaves a part that failed
+def test_a_part_that_fails_is_named_and_a_retry_asks_for_it_alone(desk: tuple[House, Shim], alone: bool) -> None:
+    """What was said of the others is kept, and counts. So it is where all that failed is retried, the part too."""
     house, shim = desk
     before = len(house.asked())
     house.scripted({"text": "On a."}, {"status": 400}, {"text": "On c."})
@@ -88,9 +89,13 @@ def test_a_part_that_fails_is_named_and_a_retry_asks_for_it_alone(desk: tuple[Ho
     assert f"reader did not answer for part {failed + 1} of 3 of the input: bad_request: " in job["error"]["message"]
     assert set(job["answer"].split("\n\n")) == {"On a.", "On c."}
     house.scripted({"text": "On b."}, ALL)
-    assert shim.http.post(f"/v1/jobs/{id}/retry").status_code == 202
+    if alone:
+        assert shim.http.post(f"/v1/jobs/{id}/retry").status_code == 202
+    else:
+        [child] = [child for child in job["children"] if shim.job(child)["state"] == "failed"]
+        assert shim.http.post("/v1/jobs/retry", json={"state": "failed"}).json()["retried"] == [child, id]
     job = shim.job(id, wait=30)
-    assert (job["state"], job["answer"]) == ("succeeded", "On letters.")
+    assert (job["state"], job["answer"], len(job["children"])) == ("succeeded", "On letters.", 4 if alone else 3)
     said = dict(zip(asked, ("On a.", "On b.", "On c."), strict=True))
     assert shown(house)[before:][3:] == [asked[1], "\n\n".join(said[part] for part in PARTS)]
 

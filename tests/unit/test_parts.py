@@ -16,10 +16,10 @@ from celeriac.agents.intake import Intake
 from celeriac.agents.parts import parts
 from celeriac.agents.registry import Registry
 from celeriac.connections import unpack
-from celeriac.errors import ContextTooLong, Fenced, Invalid, ProviderFailed
+from celeriac.errors import BadModelRequest, ContextTooLong, Fenced, Invalid, ProviderFailed
 from celeriac.jobs.canvas import Canvas
-from celeriac.jobs.model import Job, NewJob, State
-from celeriac.jobs.store import new_id
+from celeriac.jobs.model import Job, NewJob, State, as_retried
+from celeriac.jobs.store import new_id, new_nonce
 from celeriac.llm.images import Image
 from celeriac.llm.model import Message
 from celeriac.settings import load_settings
@@ -31,6 +31,7 @@ LONGEST = 1000
 #: Three parts, each a paragraph of its own.
 PARTS = {letter: f"{letter * size}.\n\n" for letter, size in (("a", 890), ("b", 850), ("c", 870))}
 LONG = "".join(PARTS.values())
+REFUSED = BadModelRequest("no", provider=LANE.provider, model=LANE.model)
 #: Borders of all kinds, none, and characters of several code points.
 PIECES = st.sampled_from(
     ["\n\n", "\n \r\n", ". ", "! ", "。", "\n", " ", "word", "x" * 30, "e\u0301", "👩🏽\u200d🚀", "\t"]
@@ -91,6 +92,14 @@ class Readers(Office):
         id = await self.ask(LONG, *before, **facts)
         assert (await self.run(id)).state == State.PARKED
         return id, await self.children(id)
+
+    async def fails(self) -> tuple[str, list[Job]]:
+        """As `asks`: its second part failed, and so it did."""
+        id, children = await self.asks()
+        for child, line in zip(children, ("a", REFUSED, "c"), strict=True):
+            await self.run(child.id, line)
+        assert (await self.run(id)).state == State.FAILED
+        return id, children
 
     async def children(self, id: str) -> list[Job]:
         """Those of its newest parts."""
@@ -317,6 +326,87 @@ async def test_where_a_part_is_not_answered_the_job_fails_and_a_retry_asks_for_t
     assert readers.shown[0][0].text == PARTS["b"]
     assert (await readers.run(id, "Letters.")).state == State.SUCCEEDED
     assert readers.shown[0] == (Message("user", "a\n\nb\n\nc"),)
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+async def test_one_retry_of_a_cancelled_job_is_enough(readers: Readers, state: str) -> None:
+    """Its end took the open parts with it, or asked them to stop: they are asked for anew, and those alone."""
+    id, children = await readers.asks()
+    await readers.run(children[0].id, "a")
+    if state == "running":
+        await readers.stores.jobs.claim(children[1].id, "w1", new_nonce())
+    await readers.stores.jobs.cancel(id, None)
+    assert (await readers.job(children[1].id)).state == ("running" if state == "running" else "cancelled")
+    await readers.stores.jobs.replay(id, "default")
+    assert (await readers.run(id)).state == State.PARKED
+    again = await readers.children(id)
+    assert again[0].id == children[0].id
+    assert len({child.id for child in (*again, *children)}) == 5
+    await readers.answered(again[1:], "b", "c")
+    assert (await readers.run(id, "Letters.")).state == State.SUCCEEDED
+    assert readers.shown[0] == (Message("user", "a\n\nb\n\nc"),)
+
+
+async def test_a_part_that_is_retried_with_its_job_is_asked_for_once(readers: Readers) -> None:
+    """As a retry of all that failed does, though the job goes on at once."""
+    id, children = await readers.fails()
+    page = await readers.stores.jobs.list("default", state=State.FAILED, limit=9)
+    for job in as_retried(page.jobs):
+        await readers.stores.jobs.replay(job.id, "default")
+        if job.id == id:
+            assert (await readers.run(id)).state == State.PARKED
+    assert [child.id for child in await readers.children(id)] == [child.id for child in children]
+    await readers.run(children[1].id, "b")
+    assert (await readers.run(id, "Letters.")).state == State.SUCCEEDED
+    assert readers.shown[0] == (Message("user", "a\n\nb\n\nc"),)
+    assert len((await readers.job(id)).children) == 3
+
+
+async def test_a_part_that_works_for_a_retried_job_again_ends_with_it(readers: Readers) -> None:
+    """As one that was asked for anew does."""
+    id, children = await readers.fails()
+    await readers.stores.jobs.replay(children[1].id, "default")
+    await readers.stores.jobs.replay(id, "default")
+    assert (await readers.run(id)).state == State.PARKED
+    await readers.stores.jobs.cancel(id, None)
+    assert (await readers.job(children[1].id)).state == State.CANCELLED
+
+
+async def test_a_part_that_was_retried_by_hand_is_not_asked_for_again(readers: Readers) -> None:
+    """Its answer counts for the job when that is retried."""
+    id, children = await readers.fails()
+    await readers.stores.jobs.replay(children[1].id, "default")
+    await readers.run(children[1].id, "b")
+    await readers.stores.jobs.replay(id, "default")
+    assert (await readers.run(id, "Letters.")).state == State.SUCCEEDED
+    assert readers.shown[0] == (Message("user", "a\n\nb\n\nc"),)
+    assert len((await readers.job(id)).children) == 3
+
+
+async def test_a_part_that_failed_is_not_bought_again_because_a_worker_dies(
+    readers: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the job's end: whoever goes on fails as it would have. So too after a retry, with what was named for that."""
+    id, children = await readers.asks()
+    for life in (0, 1):
+        await readers.run((await readers.children(id))[1].id, REFUSED)
+        if life == 0:
+            await readers.answered([children[0], children[2]], "a", "c")
+
+        async def dies(*_: Any, **__: Any) -> None:
+            raise Fenced("gone")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(readers.stores.jobs, "finish", dies)
+            await readers.dies(id)
+        before = await readers.children(id)
+        summary = await readers.run(id)
+        assert summary.error is not None
+        assert summary.error.code == "part_failed"
+        assert [child.id for child in await readers.children(id)] == [child.id for child in before]
+        await readers.stores.jobs.replay(id, "default")
+        assert (await readers.run(id)).state == State.PARKED
+        assert len((await readers.job(id)).children) == 4 + life
 
 
 async def test_what_would_be_too_many_parts_is_refused_before_anybody_is_asked(readers: Readers) -> None:
