@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from celeriac.llm.model import Lane
 
-#: So many others may one job ask for in all.
+#: So many others may one job ask for, each time that it is started.
 MOST_OTHERS: Final = 200
 
 

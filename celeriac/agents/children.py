@@ -115,10 +115,11 @@ class Children:
         agent: Agent,
         input: tuple[Said, ...],
         output_schema: Mapping[str, Any] | None = None,
+        others: tuple[str, ...] = (),
     ) -> None:
-        """The job with this id, once, however often it is said.
+        """The job with this id, once, however often it is said. others: that are to be submitted after it.
 
-        Raises Conflict where this one may ask for no more, Fenced, Stopped, StoreFull.
+        Raises Conflict where this one may not ask for so many, Fenced, Stopped, StoreFull.
         """
         claim = self._claim
         ancestors = ((claim.id, self._calls.cap), *claim.ancestors)
@@ -141,7 +142,7 @@ class Children:
 
         async def submit() -> None:
             # Whoever was adopted meanwhile has another worker's name.
-            parent = Parent(claim.id, claim.worker, claim.nonce, MOST_OTHERS, ancestors)
+            parent = Parent(claim.id, claim.worker, claim.nonce, MOST_OTHERS, ancestors, others)
             await self._jobs.submit(replace(job, parent=parent))
 
         await self._calls.insist(submit)

@@ -30,11 +30,12 @@ class Course:
     was. seconds: that the steps took. pending: calls whose results are not there yet. started: those that were begun by
     a run, this one or one that is gone. children: of calls that ask another agent, the jobs that do it. parts: of the
     question, while they are asked for: the characters of each, by its job. split_in_this_life: it was this life of the
-    job that named those. for_parts: all jobs that were ever asked for one. is_cut: the newest answer met its limit.
-    handed_over: the answer of the one that this job was handed over to. unjudged: why the model stopped, where nobody
-    has found out yet whether its last answer will do, else "". repaired_for: the digest of the schema for which the
-    model was last asked to answer again, "" where it was not. refused: what is wrong with the last answer, where that
-    ends this life of the job, else "". life: how often the job was started anew.
+    job that named those. for_parts: all jobs that were asked for one in it. is_joined: what was answered for its parts
+    stands in the question's place. is_cut: the newest answer met its limit. handed_over: the answer of the one that
+    this job was handed over to. unjudged: why the model stopped, where nobody has found out yet whether its last answer
+    will do, else "". repaired_for: the digest of the schema for which the model was last asked to answer again, ""
+    where it was not. refused: what is wrong with the last answer, where that ends this life of the job, else "". life:
+    how often the job was started anew.
     """
 
     def __init__(self, conversation: Sequence[Message], follow_ups: Sequence[str] = (), life: int = 0) -> None:
@@ -48,7 +49,7 @@ class Course:
         self.children: dict[str, str] = {}
         self.parts: dict[str, int] = {}
         self.for_parts: set[str] = set()
-        self.split_in_this_life = False
+        self.split_in_this_life = self.is_joined = False
         self.is_cut = False
         self.handed_over: str | None = None
         self.unjudged = self.repaired_for = self.refused = ""
@@ -112,11 +113,12 @@ class Course:
                 self.children.update(step["jobs"])
             case "split":
                 self.parts = dict(step["jobs"])
-                self.for_parts |= self.parts.keys()
                 self.split_in_this_life = step.get("life") == self._life
+                if self.split_in_this_life:
+                    self.for_parts |= self.parts.keys()
             case "joined":
                 self.messages[self._question] = self.question.reworded(step["text"])
-                self.parts = {}
+                self.parts, self.is_joined = {}, True
             case "result":
                 del self.pending[step["call"]]
                 self.messages.append(Message("tool", step["text"], call_id=step["call"], failed=step["failed"]))

@@ -15,6 +15,9 @@ from celeriac.errors import Conflict, InputTooLong, PartFailed
 from celeriac.jobs.model import Finding, State
 from celeriac.jobs.store import new_id
 
+#: How the jobs for the parts ended, in their order; None for one that has not.
+Findings = Mapping[str, Finding | None]
+
 #: After which a text is cut, the best first.
 BORDERS: Final = (
     re.compile(r"\n\s*\n"),  # paragraphs
@@ -56,12 +59,11 @@ class Parts:
         ended = {job: finding for job, finding in findings.items() if finding is not None}
         if len(ended) < len(texts):
             # Also those that were submitted before: the store may have lost one.
-            await self._submit({job: text for job, text in texts.items() if job not in ended})
+            await self._submit({job: text for job, text in texts.items() if job not in ended}, course, findings)
             return False
-        said = [(finding.answer or "").strip() for finding in ended.values() if _is_answered(finding)]
-        joined = "\n\n".join(filter(None, said))
-        if len(said) < len(ended):
-            raise PartFailed(self._why_not(ended), partial=joined)
+        if not all(map(_is_answered, ended.values())):
+            raise PartFailed(self._why_not(ended), partial=_so_far(course, findings))
+        joined = _joined(findings)
         if len(joined) >= len(course.question.text):
             raise InputTooLong(
                 f"the input is too long: {self._to.name} was asked for its {len(course.question.text)} characters in "
@@ -79,17 +81,23 @@ class Parts:
         texts = course.part_texts
         findings = await self._children.findings(list(texts))
         # What this one was told of the others may be over: somebody may have started them again too.
-        await self._submit({job: text for job, text in texts.items() if not _is_answered(findings[job])})
+        unanswered = {job: text for job, text in texts.items() if not _is_answered(findings[job])}
+        await self._submit(unanswered, course, findings)
         findings = await self._children.findings(list(texts))
         open_or_answered = {job for job, finding in findings.items() if finding is None or _is_answered(finding)}
         return {job if job in open_or_answered else new_id(): size for job, size in course.parts.items()}
 
-    async def _submit(self, texts: Mapping[str, str]) -> None:
+    async def _submit(self, texts: Mapping[str, str], course: Course, findings: Findings) -> None:
+        others = tuple(texts)
         try:
             for job, text in texts.items():
-                await self._children.submit(job, self._to, (("user", text),))
+                await self._children.submit(job, self._to, (("user", text),), others=others[1:])
+                others = ()
         except Conflict as error:
-            raise InputTooLong(f"the input is too long, and nobody may be asked for its parts: {error}") from error
+            raise InputTooLong(
+                f"the input is too long, and nobody may be asked for its parts: {error}",
+                partial=_so_far(course, findings),
+            ) from error
 
     def _cut(self, course: Course) -> Iterator[str]:
         question, left = course.question.text, MOST_OTHERS - len(course.for_parts)
@@ -97,7 +105,7 @@ class Parts:
         if least > left:
             raise InputTooLong(
                 f"the input is too long: {len(question)} characters are {least} parts, and the job may ask for {left}",
-                partial=question if course.for_parts else "",
+                partial=question if course.is_joined else "",
             )
         # What they answer may have to be split in turn.
         return parts(question, self._longest, max(least, left * 3 // 4))
@@ -111,6 +119,16 @@ class Parts:
 
 def _is_answered(finding: Finding | None) -> bool:
     return finding is not None and finding.state == State.SUCCEEDED
+
+
+def _joined(findings: Findings) -> str:
+    said = [(finding.answer or "").strip() for finding in findings.values() if finding and _is_answered(finding)]
+    return "\n\n".join(filter(None, said))
+
+
+def _so_far(course: Course, findings: Findings) -> str:
+    """What there is, where the job fails."""
+    return _joined(findings) or (course.question if course.is_joined else "")
 
 
 def parts(text: str, longest: int, most: int) -> Iterator[str]:

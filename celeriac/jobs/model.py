@@ -102,7 +102,8 @@ class JobError:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The run that asks for a job: it alone may, while it holds its own. most: how many a job may ask for in all.
+    """The run that asks for a job: it alone may, while it holds its own. most: how many a job may ask for in one life.
+    others: that it is about to ask for too: it is refused where there is no room for all.
 
     ancestors: for whom the new job works, nearest first: id, and nano-dollars that the job of it may cost with all that
     work for it, None for any amount.
@@ -113,6 +114,7 @@ class Parent:
     nonce: str
     most: int
     ancestors: tuple[tuple[str, int | None], ...]
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ if r.place ~= 'ended' then return {'not', SEEN_AS[r.place]} end
 if not REPLAYABLE[state] then return {'not', state} end
 
 -- All that is counted on, before anything is written.
-if not are_counts(get(a.id, 'replays', 'steps')) then return {'broken'} end
+if not are_counts(get(a.id, 'replays', 'steps', 'below_jobs')) then return {'broken'} end
 local full = no_room()
 if full then return full end
 local bells, fresh = {}, a.fresh
@@ -36,6 +36,8 @@ call('HDEL', K.job(a.id), 'state', 'ended', 'error', 'answer', 'model', 'usage',
 call('HSET', K.job(a.id), 'retries', 0, 'place', 'new', 'crash_steps', get(a.id, 'steps') or 0, 'replayed',
   a.request .. (fresh and ' 1' or ' 0'))
 call('HINCRBY', K.job(a.id), 'replays', 1)
+-- How many it may ask for, and may work for it, holds for each life.
+call('HSET', K.job(a.id), 'asked_before', call('HLEN', K.children(a.id)), 'below_before', get(a.id, 'below_jobs') or 0)
 call('ZREM', K.retention(), r.tenant .. '|' .. state .. '|' .. a.id)
 call('ZREM', K.jobs_in(r.tenant, state), a.id)
 call('ZREM', K.dead(r.tenant), a.id)

@@ -196,7 +196,7 @@ class JobStore:
             raise Stopped(f"the job was asked to stop: {rest[0].decode()}")
         if said == b"many":
             raise Conflict(
-                f"a job may ask for {job.parent and job.parent.most} others in all, and a thousand may work for one"
+                f"a job may ask for {job.parent and job.parent.most} others, and a thousand may work for one"
             )
         if said == b"busy":
             await self._ringer.ring(rest[1])
@@ -586,7 +586,7 @@ def _readable(job_id: str, *row: Any) -> Job | None:
 def _parent(parent: Parent) -> dict[str, Any]:
     ancestors = [(id, "" if cap is None else str(cap)) for id, cap in parent.ancestors]
     facts = {"id": parent.id, "worker": parent.worker, "nonce": parent.nonce, "most": parent.most}
-    return facts | {"ancestors": ancestors}
+    return facts | {"ancestors": ancestors, "others": parent.others}
 
 
 def _finding(end: bytes | None, answer: bytes | None) -> Finding | None:

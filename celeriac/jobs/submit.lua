@@ -1,7 +1,7 @@
 -- Submit: record, index, context and line in one step, and a bell if a slot is free. Sent twice, it is one job.
 -- a: id, tenant, agent, queue, line, priority, context, if_busy, request_id, metadata (text), ignore_result, canvas (text), tell, run_at (ms),
 -- deadline (ms), expires_in (ms), idempotency, fingerprint, parent (id, worker, nonce of the run that asks for it; how many it may
--- ask for; ancestors), keep; null where there is none. ARGV[2]: the spec.
+-- ask for in one life; ancestors; others, ids that it is about to ask for too), keep; null where there is none. ARGV[2]: the spec.
 -- Answers {"accepted", created ms, holder of the context or "", resume_at or "", bells}, {"known" or "reused", id, created ms},
 -- {"untimely", what is wrong with its times}, {"busy", holder, bells}, or to a run {"fenced"}, {"stop", "cancelled" or "expired"}
 -- or {"many"}.
@@ -14,10 +14,18 @@ if parent then
   local p = read(parent.id)
   if fence(p, 'submit', parent.worker, parent.nonce) ~= 'mine' then return {'fenced'} end
   if p.stop then return {'stop', p.stop} end
-  if call('HEXISTS', K.children(parent.id), a.id) == 0 then
-    local top = parent.ancestors[#parent.ancestors][1]
-    local below = tonumber(get(top, 'below_jobs') or '') or 0
-    if call('HLEN', K.children(parent.id)) >= parent.most or below >= MOST_BELOW then return {'many'} end
+  -- One that there is no room for would leave those before it for nothing.
+  local new = 0
+  for _, known in ipairs(call('HMGET', K.children(parent.id), a.id, unpack(parent.others))) do
+    if not known then new = new + 1 end
+  end
+  if new > 0 then
+    local below, below_before = get(parent.ancestors[#parent.ancestors][1], 'below_jobs', 'below_before')
+    local asked, asked_before = call('HLEN', K.children(parent.id)), get(parent.id, 'asked_before')
+    -- Those of former lives ended with them.
+    below = (tonumber(below or '') or 0) - (tonumber(below_before or '') or 0)
+    asked = asked - (tonumber(asked_before or '') or 0)
+    if asked + new > parent.most or below + new > MOST_BELOW then return {'many'} end
   end
 end
 if call('EXISTS', K.job(a.id)) == 1 then

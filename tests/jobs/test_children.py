@@ -14,8 +14,8 @@ from celeriac.jobs.model import AGENT_UNKNOWN, Accepted, Claim, Finding, JobErro
 from tests.jobs.conftest import Queue
 
 
-def parent(claim: Claim, cap: int | None = None, most: int = 9) -> Parent:
-    return Parent(claim.id, claim.worker, claim.nonce, most, ((claim.id, cap), *claim.ancestors))
+def parent(claim: Claim, cap: int | None = None, most: int = 9, others: tuple[str, ...] = ()) -> Parent:
+    return Parent(claim.id, claim.worker, claim.nonce, most, ((claim.id, cap), *claim.ancestors), others)
 
 
 async def running(queue: Queue, **facts: Any) -> Claim:
@@ -95,6 +95,37 @@ async def test_a_job_asks_for_so_many_others_and_no_more(queue: Queue) -> None:
     with pytest.raises(Conflict, match="may ask for 2 others"):
         await queue.submit(parent=parent(claim, most=2))
     assert (await queue.submit(id=second.id, parent=parent(claim, most=2))).id == second.id
+
+
+async def test_what_is_asked_for_together_is_refused_together(queue: Queue) -> None:
+    """Where there is no room for all, the first is refused; one that was asked for before needs none."""
+    claim = await running(queue)
+    first = await queue.submit(parent=parent(claim, most=3))
+    with pytest.raises(Conflict):
+        await queue.submit(parent=parent(claim, most=3, others=("b", "c")))
+    with pytest.raises(Conflict):
+        await queue.submit(id=first.id, parent=parent(claim, most=3, others=("a", "b", "c")))
+    second = await queue.submit(parent=parent(claim, most=3, others=("b", first.id)))
+    assert set((await queue.job(claim.id)).children) == {first.id, second.id}
+
+
+async def test_each_life_of_a_job_has_room_for_as_many(queue: Queue) -> None:
+    """What was asked for in former ones ended with them, and does not count. Those of this one end with it."""
+    claim = await running(queue)
+    await queue.submit(parent=parent(claim, most=1))
+    await queue.end(claim, state=State.FAILED, answer=None)
+    queue.redis.hset(f"celeriac:job:{claim.id}", "below_jobs", 1000)
+    queue.planted = True
+    await queue.jobs.replay(claim.id, "default")
+    claim = await queue.claim(claim.id)
+    new = await queue.submit(parent=parent(claim, most=1))
+    with pytest.raises(Conflict):
+        await queue.submit(parent=parent(claim, most=1))
+    queue.redis.hset(f"celeriac:job:{claim.id}", "below_jobs", 2000)
+    with pytest.raises(Conflict):
+        await queue.submit(parent=parent(claim, most=9))
+    await queue.end(claim, state=State.FAILED, answer=None)
+    assert await queue.state(new.id) == State.CANCELLED
 
 
 @pytest.mark.parametrize("how", ["cancelled", "expired", "failed"])

@@ -409,6 +409,37 @@ async def test_a_part_that_failed_is_not_bought_again_because_a_worker_dies(
         assert len((await readers.job(id)).children) == 4 + life
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+async def test_there_is_room_for_all_parts_after_a_retry(readers: Readers, fresh: bool) -> None:
+    """And for those of the next round. Those that were asked for before do not count: all would be too many."""
+    id = await readers.ask("x" * 120 * LONGEST)
+    assert (await readers.run(id)).state == State.PARKED
+    await readers.stores.jobs.cancel(id, None)
+    await readers.stores.jobs.replay(id, "default", fresh=fresh)
+    assert (await readers.run(id)).state == State.PARKED
+    assert [child.state for child in await readers.children(id)] == ["queued"] * 120
+    assert len((await readers.job(id)).children) == 240
+    await readers.answered(await readers.children(id), *["y" * 400] * 120)
+    assert (await readers.run(id)).state == State.PARKED
+    assert len((await readers.job(id)).children) > 240 + 48
+
+
+async def test_where_there_is_no_room_for_all_parts_nobody_is_asked(readers: Readers) -> None:
+    """Some alone would be bought for nothing. What was answered before is kept."""
+    id = await readers.ask()
+    await readers.stores.redis.hset(f"celeriac:job:{id}", "below_jobs", "998")
+    summary = await readers.run(id)
+    assert summary.error is not None
+    assert summary.error.code == "input_too_long"
+    assert (await readers.job(id)).children == ()
+    id, _ = await readers.fails()
+    await readers.stores.jobs.replay(id, "default")
+    await readers.stores.redis.hincrby(f"celeriac:job:{id}", "below_jobs", 1000)
+    summary = await readers.run(id)
+    assert summary.error is not None
+    assert (summary.error.code, (await readers.job(id)).answer) == ("input_too_long", "a\n\nc")
+
+
 async def test_what_would_be_too_many_parts_is_refused_before_anybody_is_asked(readers: Readers) -> None:
     """By the doors already; a job that came before its agent was told to split fails at once."""
     text = "x" * (200 * LONGEST + 1)
