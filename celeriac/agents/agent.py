@@ -12,6 +12,8 @@ from celeriac.llm.model import Lane
 
 #: So many others may one job ask for, each time that it is started.
 MOST_OTHERS: Final = 200
+#: Of them so many for the parts of the caller's question: what those answer may have to be split in turn.
+MOST_PARTS: Final = MOST_OTHERS * 3 // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Agent:
     @property
     def longest(self) -> int | None:
         """So many characters may its question have; None for any number."""
-        return None if self.split_over is None else MOST_OTHERS * self.split_over
+        return None if self.split_over is None else MOST_PARTS * self.split_over
 
     def within(self, limits: Mapping[str, Any]) -> Agent:
         """The same, for a job with limits of its own (`celeriac.jobs.request.LIMITS`): the smaller one counts."""

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
-from celeriac.agents.agent import MOST_OTHERS, Agent
+from celeriac.agents.agent import MOST_OTHERS, MOST_PARTS, Agent
 from celeriac.agents.children import Children
 from celeriac.agents.course import SILENCE, Course
 from celeriac.errors import Conflict, InputTooLong, PartFailed
@@ -101,14 +101,15 @@ class Parts:
 
     def _cut(self, course: Course) -> Iterator[str]:
         question, left = course.question.text, MOST_OTHERS - len(course.for_parts)
+        most = left if course.is_joined else MOST_PARTS
         least = -(-len(question) // self._longest)
-        if least > left:
+        if least > most:
             raise InputTooLong(
-                f"the input is too long: {len(question)} characters are {least} parts, and the job may ask for {left}",
+                f"the input is too long: {len(question)} characters are {least} parts, and the job may ask for {most}",
                 partial=question if course.is_joined else "",
             )
-        # What they answer may have to be split in turn.
-        return parts(question, self._longest, max(least, left * 3 // 4))
+        # Not all, for the sake of borders alone: what they answer may have to be split in turn.
+        return parts(question, self._longest, max(least, left * MOST_PARTS // MOST_OTHERS))
 
     def _why_not(self, ended: Mapping[str, Finding]) -> str:
         """Of the first part that was not answered."""
@@ -128,7 +129,7 @@ def _joined(findings: Findings) -> str:
 
 def _so_far(course: Course, findings: Findings) -> str:
     """What there is, where the job fails."""
-    return _joined(findings) or (course.question if course.is_joined else "")
+    return _joined(findings) or (course.question.text if course.is_joined else "")
 
 
 def parts(text: str, longest: int, most: int) -> Iterator[str]:

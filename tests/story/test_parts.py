@@ -103,9 +103,9 @@ def test_a_part_that_fails_is_named_and_a_retry_asks_for_it_alone(desk: tuple[Ho
 def test_a_text_of_more_parts_than_there_may_be_is_refused(desk: tuple[House, Shim]) -> None:
     """At once, with how long it may be."""
     _, shim = desk
-    answer = shim.http.post("/v1/jobs", json={"agent": "digest", "input": "x" * 200_001})
+    answer = shim.http.post("/v1/jobs", json={"agent": "digest", "input": "x" * 150_001})
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "input")
-    assert "digest takes at most 200000" in answer.json()["detail"]
+    assert "digest takes at most 150000" in answer.json()["detail"]
 
 
 async def test_no_part_is_asked_for_twice_though_the_worker_dies(house: House, env: dict[str, str]) -> None:

@@ -442,12 +442,12 @@ async def test_where_there_is_no_room_for_all_parts_nobody_is_asked(readers: Rea
 
 async def test_what_would_be_too_many_parts_is_refused_before_anybody_is_asked(readers: Readers) -> None:
     """By the doors already; a job that came before its agent was told to split fails at once."""
-    text = "x" * (200 * LONGEST + 1)
-    with pytest.raises(Invalid, match=r"the last message has 200001 characters, chief takes at most 200000") as caught:
+    text = "x" * (150 * LONGEST + 1)
+    with pytest.raises(Invalid, match=r"the last message has 150001 characters, chief takes at most 150000") as caught:
         readers.registry.check_input(readers.registry["chief"], [("user", text)])
     assert caught.value.field == "input"
     intake = Intake(readers.stores.jobs, readers.registry, chord_ttl=timedelta(days=1))
-    with pytest.raises(Invalid, match=r"^input: the last message has 200001 characters"):
+    with pytest.raises(Invalid, match=r"^input: the last message has 150001 characters"):
         await intake.take(new_id(), {"agent": "chief", "input": text}, Canvas(""))
     id = await readers.ask(text)
     summary = await readers.run(id)
@@ -455,7 +455,7 @@ async def test_what_would_be_too_many_parts_is_refused_before_anybody_is_asked(r
     assert (summary.error.code, (await readers.job(id)).children) == ("input_too_long", ())
     id = await readers.ask(text[1:])
     assert (await readers.run(id)).state == State.PARKED
-    assert len((await readers.job(id)).children) == 200
+    assert len((await readers.job(id)).children) == 150
 
 
 async def test_four_deep_nobody_is_asked_for_parts(readers: Readers) -> None:
