@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any, Final
 
 from celeriac.llm.model import Answer, Message, ToolCall, Usage
@@ -29,13 +28,13 @@ class Course:
     """messages: as the model is to be shown them. text, model, usage: of the answers so far. asked: how often the model
     was. seconds: that the steps took. pending: calls whose results are not there yet. started: those that were begun by
     a run, this one or one that is gone. children: of calls that ask another agent, the jobs that do it. parts: of the
-    question, while they are asked for: the characters of each, by its job. split_in_this_life: it was this life of the
-    job that named those. for_parts: all jobs that were asked for one in it. is_joined: what was answered for its parts
-    stands in the question's place. is_cut: the newest answer met its limit. handed_over: the answer of the one that
-    this job was handed over to. unjudged: why the model stopped, where nobody has found out yet whether its last answer
-    will do, else "". repaired_for: the digest of the schema for which the model was last asked to answer again, ""
-    where it was not. refused: what is wrong with the last answer, where that ends this life of the job, else "". life:
-    how often the job was started anew.
+    question, while they are asked for: where each begins and ends, by its job. split_in_this_life: it was this life of
+    the job that named those. for_parts: all jobs that were asked for one in it. is_joined: what was answered for its
+    parts stands in the question's place. is_cut: the newest answer met its limit. handed_over: the answer of the one
+    that this job was handed over to. unjudged: why the model stopped, where nobody has found out yet whether its last
+    answer will do, else "". repaired_for: the digest of the schema for which the model was last asked to answer again,
+    "" where it was not. refused: what is wrong with the last answer, where that ends this life of the job, else "".
+    life: how often the job was started anew.
     """
 
     def __init__(self, conversation: Sequence[Message], follow_ups: Sequence[str] = (), life: int = 0) -> None:
@@ -47,7 +46,7 @@ class Course:
         self.pending: dict[str, ToolCall] = {}
         self.started: set[str] = set()
         self.children: dict[str, str] = {}
-        self.parts: dict[str, int] = {}
+        self.parts: dict[str, tuple[int, int]] = {}
         self.for_parts: set[str] = set()
         self.split_in_this_life = self.is_joined = False
         self.is_cut = False
@@ -72,8 +71,8 @@ class Course:
     @property
     def part_texts(self) -> dict[str, str]:
         """What each of the jobs for its parts is asked."""
-        ends, text = accumulate(self.parts.values()), self.question.text
-        return {job: text[end - size : end] for (job, size), end in zip(self.parts.items(), ends, strict=True)}
+        text = self.question.text
+        return {job: text[begin:end] for job, (begin, end) in self.parts.items()}
 
     @property
     def would_be_done(self) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any, Final
 
 from celeriac.agents.agent import MOST_OTHERS, MOST_PARTS, Agent
@@ -51,7 +52,10 @@ class Parts:
         Raises PartFailed, InputTooLong, and what `Children.submit` does.
         """
         if not course.parts:
-            await store(self._split({new_id(): len(part) for part in self._cut(course)}))
+            if not course.question.strip():
+                await store({"kind": "joined", "text": SILENCE})
+                return True
+            await store(self._split({new_id(): part for part in self._cut(course)}))
         elif not course.split_in_this_life:
             await store(self._split(await self._named_anew(course)))
         texts = course.part_texts
@@ -73,10 +77,10 @@ class Parts:
         await store({"kind": "joined", "text": joined or SILENCE})
         return True
 
-    def _split(self, jobs: Mapping[str, int]) -> dict[str, Any]:
+    def _split(self, jobs: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
         return {"kind": "split", "jobs": jobs, "life": self._life}
 
-    async def _named_anew(self, course: Course) -> dict[str, int]:
+    async def _named_anew(self, course: Course) -> dict[str, tuple[int, int]]:
         """The parts as they were, when the job was started again: those that nobody answers get other jobs."""
         texts = course.part_texts
         findings = await self._children.findings(list(texts))
@@ -85,7 +89,7 @@ class Parts:
         await self._submit(unanswered, course, findings)
         findings = await self._children.findings(list(texts))
         open_or_answered = {job for job, finding in findings.items() if finding is None or _is_answered(finding)}
-        return {job if job in open_or_answered else new_id(): size for job, size in course.parts.items()}
+        return {job if job in open_or_answered else new_id(): part for job, part in course.parts.items()}
 
     async def _submit(self, texts: Mapping[str, str], course: Course, findings: Findings) -> None:
         others = tuple(texts)
@@ -99,7 +103,8 @@ class Parts:
                 partial=_so_far(course, findings),
             ) from error
 
-    def _cut(self, course: Course) -> Iterator[str]:
+    def _cut(self, course: Course) -> list[tuple[int, int]]:
+        """Where each part begins and ends. Nobody is asked for one without a word: providers take no such question."""
         question, left = course.question.text, MOST_OTHERS - len(course.for_parts)
         most = left if course.is_joined else MOST_PARTS
         least = -(-len(question) // self._longest)
@@ -109,7 +114,10 @@ class Parts:
                 partial=question if course.is_joined else "",
             )
         # Not all, for the sake of borders alone: what they answer may have to be split in turn.
-        return parts(question, self._longest, max(least, left * MOST_PARTS // MOST_OTHERS))
+        cut = list(parts(question, self._longest, max(least, left * MOST_PARTS // MOST_OTHERS)))
+        return [
+            (end - len(part), end) for part, end in zip(cut, accumulate(map(len, cut)), strict=True) if part.strip()
+        ]
 
     def _why_not(self, ended: Mapping[str, Finding]) -> str:
         """Of the first part that was not answered."""

@@ -304,6 +304,25 @@ async def test_parts_of_which_there_is_nothing_to_say_leave_no_empty_question(re
     assert readers.shown[0] == (Message("user", SILENCE),)
 
 
+async def test_nobody_is_asked_for_a_part_without_a_word(readers: Readers) -> None:
+    """It would be paid for, and providers take no such question. The others are what they are."""
+    id = await readers.ask(PARTS["a"] + " \n" * LONGEST + PARTS["b"])
+    assert (await readers.run(id)).state == State.PARKED
+    children = await readers.children(id)
+    for child, letter in zip(children, "ab", strict=True):
+        await readers.run(child.id, letter)
+        assert readers.shown[0][0].text.strip() == PARTS[letter].strip()
+    assert (await readers.run(id, "Letters.")).state == State.SUCCEEDED
+    assert readers.shown[0] == (Message("user", "a\n\nb"),)
+
+
+async def test_of_a_text_without_a_word_nobody_is_asked_for_parts(readers: Readers) -> None:
+    id = await readers.ask(" \n" * LONGEST)
+    assert (await readers.run(id, "Nothing.")).state == State.SUCCEEDED
+    assert readers.shown[0] == (Message("user", SILENCE),)
+    assert (await readers.job(id)).children == ()
+
+
 async def test_where_a_part_is_not_answered_the_job_fails_and_a_retry_asks_for_that_part_alone(
     readers: Readers,
 ) -> None:
