@@ -75,32 +75,36 @@ class AgentTool:
 
 
 class Children:
-    """The jobs that one run asks for. conversation: what it was given itself. expires_in: of each."""
+    """The jobs that one run asks for. expires_in: of each."""
 
     def __init__(
         self,
         jobs: JobStore,
         claim: Claim,
         calls: Calls,
-        conversation: Sequence[Message],
         expires_in: timedelta | None = None,
     ) -> None:
         self._jobs = jobs
         self._claim = claim
         self._calls = calls
-        self._conversation = conversation
         self._expires_in = expires_in
 
     async def ask(
-        self, id: str, tool: AgentTool, call: ToolCall, output_schema: Mapping[str, Any] | None = None
+        self,
+        id: str,
+        tool: AgentTool,
+        call: ToolCall,
+        conversation: Sequence[Message],
+        output_schema: Mapping[str, Any] | None = None,
     ) -> Result | None:
         """Submit the job with this id, once, however often it is said; or answer why that cannot be.
 
-        output_schema: what this job's answer has to be, and so that of one that it hands over to.
+        conversation: that this job may hand over. output_schema: what this job's answer has to be, and so that of one
+        that it hands over to.
 
         Raises Fenced, Stopped, StoreFull.
         """
-        asked = tool.input(self._conversation, call.arguments)
+        asked = tool.input(conversation, call.arguments)
         if isinstance(asked, Result):
             return asked
         try:

@@ -69,6 +69,11 @@ class Course:
         return self.messages[self._question]
 
     @property
+    def given(self) -> list[Message]:
+        """The conversation up to the question, as the model is shown it."""
+        return self.messages[: self._question + 1]
+
+    @property
     def part_texts(self) -> dict[str, str]:
         """What each of the jobs for its parts is asked."""
         text = self.question.text

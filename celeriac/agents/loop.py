@@ -117,7 +117,7 @@ class Run:
         self._schema, self._checkable = (digest(output), output.checkable) if output else ("", None)
         self._judging: asyncio.Task[Wrong | None] | None = None
         self._course = Course(conversation, agent.follow_ups, claim.life)
-        self._children = Children(jobs, claim, calls, conversation, longest_wait)
+        self._children = Children(jobs, claim, calls, longest_wait)
         self._parts: Parts | None = None
         if split_to is not None and agent.split_over is not None:
             self._parts = Parts(agent.split_over, split_to, self._children, claim.life)
@@ -310,7 +310,7 @@ class Run:
                     step |= {"text": finding.answer or "", "final": True}
                 await self._store(step)
             # Also one that was submitted before: the store may have lost it.
-            elif (result := await self._children.ask(job, tool, call, self._checkable)) is not None:
+            elif (result := await self._children.ask(job, tool, call, course.given, self._checkable)) is not None:
                 await self._store(_result(call, result, 0.0))
             else:
                 waits = True

@@ -219,6 +219,20 @@ async def test_the_images_of_a_long_question_stay_with_whoever_asks(readers: Rea
     assert context.messages == (shortened, Message("assistant", "Letters."))
 
 
+async def test_what_is_handed_over_is_what_the_model_was_shown(readers: Readers) -> None:
+    """The other one would not find room for the long text either."""
+    readers.change("chief", hands_over_to=("reader",), max_steps=2)
+    id, children = await readers.asks(("user", "For lawyers:"))
+    await readers.answered(children, "a", "b", "c")
+    await readers.run(id, wants(("hand_over_to_reader", {"note": "be brief"})))
+    [child] = set((await readers.job(id)).children) - {child.id for child in children}
+    await readers.run(child, "Letters.")
+    note = "[This conversation is handed over to you. be brief]"
+    assert [message.text for message in readers.shown[0]] == ["For lawyers:", "a\n\nb\n\nc", note]
+    assert (await readers.run(id)).state == State.SUCCEEDED
+    assert (await readers.job(id)).answer == "Letters."
+
+
 async def test_follow_ups_and_trimming_come_after_it(readers: Readers) -> None:
     """The question stays in its shorter form, whatever else is left out of the conversation."""
     readers.change("chief", follow_ups=("Sure?",), too_long="trim", max_steps=2)
