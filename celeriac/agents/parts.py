@@ -25,7 +25,7 @@ BORDERS: Final = (
     re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？]|\n"),  # sentences, and lines
     re.compile(r"\s+"),  # words
 )
-#: A part ends in the last so-manieth of what it may have: cut earlier, there would be more of them to pay for.
+#: A part ends in the last so-manieth of what it should have: cut earlier, there would be more of them to pay for.
 LOOK_BACK: Final = 4
 #: Code points that one character has at most, as far as anybody looks.
 ONE: Final = 64
@@ -141,13 +141,16 @@ def _so_far(course: Course, findings: Findings) -> str:
 
 
 def parts(text: str, longest: int, most: int) -> Iterator[str]:
-    """Of at most `longest` characters each, together the text; at most `most`, where it fits into so many."""
+    """Together the text: of at most `longest` characters each, and about equal; at most `most`, where it fits into so
+    many.
+    """
     begin = 0
-    while len(text) - begin > longest:
+    while (left := len(text) - begin) > longest:
         most -= 1
-        end = begin + longest
+        equal = -(-left // -(-left // longest))
+        end = begin + equal
         # Not so early that what is left would not fit into the parts that are left.
-        cut = _border(text, max(end - longest // LOOK_BACK, len(text) - most * longest), end)
+        cut = _border(text, max(end - equal // LOOK_BACK, len(text) - most * longest), end)
         yield text[begin:cut]
         begin = cut
     yield text[begin:]

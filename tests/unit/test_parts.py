@@ -29,7 +29,7 @@ from tests.unit.test_children import LANE, Office, agent, wants
 
 LONGEST = 1000
 #: Three parts, each a paragraph of its own.
-PARTS = {letter: f"{letter * size}.\n\n" for letter, size in (("a", 890), ("b", 850), ("c", 870))}
+PARTS = {letter: f"{letter * size}.\n\n" for letter, size in (("a", 850), ("b", 850), ("c", 870))}
 LONG = "".join(PARTS.values())
 REFUSED = BadModelRequest("no", provider=LANE.provider, model=LANE.model)
 #: Borders of all kinds, none, and characters of several code points.
@@ -70,7 +70,17 @@ def test_a_text_is_cut_into_parts_that_are_the_whole(text: str, most: int, spare
 )
 def test_it_is_cut_where_it_makes_sense(text: str, first: str) -> None:
     """After a paragraph, else a sentence or a line, else a word, else anywhere but inside a character."""
-    assert next(parts(text, 20, 9)) == first
+    assert next(parts(text.ljust(40, "a"), 20, 9)) == first
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(24_001, [12_001, 12_000]), (60_000, [20_000] * 3), (24_000, [24_000])])
+def test_parts_are_about_as_long_as_one_another(size: int, sizes: list[int]) -> None:
+    """None is left with a last word alone, and there are no more than there have to be."""
+    assert [len(part) for part in parts("x" * size, 24_000, 200)] == sizes
+    words = ("word " * size)[:size]
+    found = [len(part) for part in parts(words, 24_000, 200)]
+    assert (len(found), max(found) - min(found) < 20) == (len(sizes), True)
+    assert next(parts("a" * 6 + ". " + "a" * 16, 20, 9)) == "a" * 6 + ". " + "a" * 4  # too early for a border to count
 
 
 def test_a_border_does_not_count_where_the_rest_would_not_fit() -> None:
