@@ -308,6 +308,39 @@ async def test_what_is_still_too_long_is_split_again(readers: Readers) -> None:
     assert [message.text for message in readers.shown[0]] == ["ab\n\nc"]
 
 
+@pytest.mark.parametrize("size", [300, 400])
+async def test_there_is_room_for_a_later_round_and_no_more(readers: Readers, size: int) -> None:
+    """Borders take none of it. What is too long for it fails before anybody is asked, and is kept."""
+    id = await readers.ask(("x" * 798 + "\n\n") * 175)  # 140 parts at least, and 175 by its borders
+    assert (await readers.run(id)).state == State.PARKED
+    children = await readers.children(id)
+    assert len(children) == 150
+    said = ["y" * size] * 150
+    await readers.answered(children, *said)
+    summary = await readers.run(id)
+    if size == 300:
+        assert summary.state == State.PARKED
+        return
+    assert summary.error is not None
+    assert summary.error.code == "input_too_long"
+    assert summary.error.message.endswith("60298 characters are 61 parts, and the job may ask for 50")
+    job = await readers.job(id)
+    assert (len(job.children), job.answer) == (150, "\n\n".join(said))
+
+
+async def test_a_later_round_that_fails_keeps_what_the_one_before_it_said(readers: Readers) -> None:
+    """As long as there is nothing shorter."""
+    id, children = await readers.asks()
+    said = [f"{letter * 500}." for letter in "abc"]
+    await readers.answered(children, *said)
+    await readers.run(id)
+    for child in await readers.children(id):
+        await readers.run(child.id, REFUSED)
+    summary = await readers.run(id)
+    assert summary.error is not None
+    assert (summary.error.code, (await readers.job(id)).answer) == ("part_failed", "\n\n".join(said))
+
+
 async def test_a_round_that_does_not_make_it_shorter_ends_the_job(readers: Readers) -> None:
     """It would go round for ever. What there is is kept."""
     id, children = await readers.asks()
@@ -495,7 +528,8 @@ async def test_what_would_be_too_many_parts_is_refused_before_anybody_is_asked(r
     id = await readers.ask(text)
     summary = await readers.run(id)
     assert summary.error is not None
-    assert (summary.error.code, (await readers.job(id)).children) == ("input_too_long", ())
+    job = await readers.job(id)
+    assert (summary.error.code, job.children, job.answer) == ("input_too_long", (), None)
     id = await readers.ask(text[1:])
     assert (await readers.run(id)).state == State.PARKED
     assert len((await readers.job(id)).children) == 150
