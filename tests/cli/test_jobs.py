@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import pytest
+import redis
 
 from celeriac.jobs.model import Job, NewJob
 from celeriac.jobs.store import new_id
@@ -182,6 +183,16 @@ def test_all_jobs_that_ended_so_are_retried(jobs: Terminal) -> None:
     assert (jobs.job(other).state, jobs.job(elsewhere).state) == ("failed", "failed")
     jobs("retry", "--state", "failed", "--tenant", "acme")
     assert jobs.job(elsewhere).state == "queued"
+
+
+def test_whoever_was_asked_is_retried_before_whoever_asked(jobs: Terminal) -> None:
+    """It would ask others, where it finds them ended. Below one another, the lowest come first."""
+    top, middle, bottom, other = (jobs.failed() for _ in range(4))
+    with redis.from_url(jobs.valkey.url) as store:
+        for child, parent in ((middle, top), (bottom, middle)):
+            store.hset(f"celeriac:job:{child}", "parent", parent)
+    retried = [line.split()[0] for line in jobs("retry", "--state", "failed").splitlines()]
+    assert retried == [bottom, middle, top, other]
 
 
 def test_dead_letters_are_retried(jobs: Terminal) -> None:
