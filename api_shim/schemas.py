@@ -223,7 +223,9 @@ class RefusedOut(BaseModel):
 
 
 class RetriedManyOut(BaseModel):
-    retried: list[str] = Field(description="Jobs that were started again, in this order: the oldest first.")
+    retried: list[str] = Field(
+        description="Jobs that were started again, in this order: those that others asked for, then the oldest first."
+    )
     refused: list[RefusedOut] = Field(description="Jobs that had changed meanwhile.")
     more: bool = Field(description="There may be more of them: ask again, with `cursor`.")
     cursor: str | None = Field(description="Hand it back as `cursor` for what is older; null at the end.")
