@@ -52,7 +52,7 @@ class Parts:
         Raises PartFailed, InputTooLong, and what `Children.submit` does.
         """
         if not course.parts:
-            if not course.question.strip():
+            if not course.question.text.strip():
                 await store({"kind": "joined", "text": SILENCE})
                 return True
             await store(self._split({new_id(): part for part in self._cut(course)}))
