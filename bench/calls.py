@@ -62,19 +62,18 @@ def _worker(house: House, in_flight: int) -> Called:
 
 
 def _process(house: House, python: str, module: str, in_flight: int) -> Called:
+    before = _asked(house)
     process = Process(python, *command(module, house.provider.openai_url, in_flight, in_flight, TALK), env={})
     try:
         until(lambda: WARM in process.output().splitlines() or not process.running(), f"{module} to be warm", PATIENCE)
-        asked = _asked(house)
         most = _watched(house, lambda: not process.running(), module)
         made = {}
         with contextlib.suppress(ValueError, IndexError):
             made = json.loads(process.output().splitlines()[-1])
         if not made:
             raise RuntimeError(f"{module} did not come to its end:\n{process.output()[-3000:]}")
-        asked = _asked(house) - asked
-        # Some of them may have been under way before anybody looked.
-        assert (in_flight * CALLS) * 0.9 <= asked <= in_flight * CALLS, f"{module} made {asked} calls"
+        asked = _asked(house) - before - in_flight  # less those that warm up
+        assert asked == in_flight * CALLS, f"{module} made {asked} calls"
         assert made.get("priced", True), f"{module} did not price its calls"
         return Called(made["cpu_ms"], most, version=made.get("version", ""))
     finally:

@@ -142,7 +142,7 @@ def bare(in_flight: int, calls: int, delay: float) -> float:
         talk = Talk(INSTRUCTIONS, (QUESTION,))
         argv = [sys.executable, *command("bench.bare", house.provider.openai_url, in_flight, calls, talk)]
         out = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
-        return float(json.loads(out)["cpu_ms"])
+        return float(json.loads(out.splitlines()[-1])["cpu_ms"])
 
 
 @dataclass(frozen=True, slots=True)
