@@ -42,7 +42,7 @@ _OTHERWISE: Final = {
 }
 #: What people mean by it Python reads as something else, and computes: 200 * 15% + 3 is 0, max(1,200, 3) is 200.
 _PERCENT: Final = re.compile(r"%\s*(?:[-+*/%),]|of\b|$)")
-_THOUSANDS: Final = re.compile(r"(\d+),(\d{3})(?![\d_])")
+_THOUSANDS: Final = re.compile(r"(?<![\d._])(\d+),(\d{3})(?![\d_])")
 
 Number = int | float
 

@@ -88,6 +88,8 @@ class Channels:
 
     async def _follow(self, subscription: PubSub) -> None:
         asked: set[bytes] = set()
+        # Of those that nobody listens to, nobody is to believe that they are heard. The others are told of the new one.
+        self._listening = {name: listening for name, listening in self._listening.items() if name in self._heard}
         while True:
             if new := {self._own, *self._heard} - asked:
                 await subscription.subscribe(*new)
@@ -100,8 +102,9 @@ class Channels:
                 self._take(kind, name, message["data"])
                 if len(left) <= LEFT_BEHIND:
                     left = set()
-                if kind in ("subscribe", "message") and name not in asked:
-                    left.add(name)  # over a new connection the client subscribes to what it was about to leave
+                # Over a new connection the client subscribes to what it was about to leave.
+                if kind in ("subscribe", "message") and name not in asked and name not in self._heard:
+                    left.add(name)
             if left:
                 # First: whoever wants one of them again from now on asks for it.
                 asked -= left

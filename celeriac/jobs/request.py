@@ -148,15 +148,15 @@ class InputMessage(Wire):
 
     @property
     def message(self) -> Message:
-        """Texts that stand side by side are lines of one."""
+        """Its texts are lines of one, also those that an image stands between."""
         if isinstance(self.content, str):
             return Message(self.role, self.content)
         text, images = "", []
-        for before, part in zip([None, *self.content], self.content, strict=False):
+        for part in self.content:
             if isinstance(part, ImagePart):
                 images.append(Image(part.url, len(text)))
             else:
-                text += f"\n{part.text}" if isinstance(before, TextPart) else part.text
+                text += f"\n{part.text}" if text else part.text
         return Message(self.role, text, images=tuple(images))
 
 

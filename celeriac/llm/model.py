@@ -58,14 +58,16 @@ class Message:
     images: tuple[Image, ...] = ()
 
     def parts(self) -> Iterator[str | Image]:
-        """Texts and images in their order. Providers take no text of white space beside an image."""
+        """Texts and images in their order. Providers take no text of white space beside an image; the line that ends
+        before an image ends there.
+        """
         begin = 0
         for image in self.images:
-            if (text := self.text[begin : image.at]).strip():
+            if (text := self.text[begin : image.at].removeprefix("\n" if begin else "")).strip():
                 yield text
             yield image
             begin = image.at
-        if (text := self.text[begin:]).strip() or not self.images:
+        if (text := self.text[begin:].removeprefix("\n" if begin else "")).strip() or not self.images:
             yield text
 
     def reworded(self, text: str) -> Message:

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from celeriac.connections import patiently
 from celeriac.errors import Fenced, StoreFull
 from celeriac.jobs import events as events_module
-from celeriac.jobs.events import BEHIND, LEFT_BEHIND, Behind, Event
+from celeriac.jobs.events import BEHIND, LEFT_BEHIND, Behind, Channels, Event
 from celeriac.jobs.model import JobError, NewJob, State
 from celeriac.settings import Settings
 from celeriac.stores import open_stores
@@ -311,6 +311,74 @@ async def test_a_store_that_was_away_loses_no_event(own_valkey: Valkey) -> None:
             assert [read(event) for event in await waiting] == [("state", {"state": "cancelled"})]
     finally:
         await stores.close()
+
+
+async def test_after_a_break_nobody_is_believed_to_be_heard_who_is_not(own_valkey: Valkey) -> None:
+    """Who listened before it, and left, is subscribed to anew once somebody wants that."""
+    channels = open_stores(Settings(redis_url=SecretStr(own_valkey.url))).channels
+    async with channels.hear("one", lambda _: None):
+        pass
+    with capture_logs() as logs:
+        own_valkey.stop()
+        await until(lambda: any(entry["event"] == "channels_interrupted" for entry in logs))
+    own_valkey.start()
+    await patiently(lambda: heard_of(channels, "other"))
+    async with channels.hear("one", lambda _: None):
+        assert "one" in own_valkey.client().pubsub_channels("*")
+    await channels.close()
+
+
+async def heard_of(channels: Channels, name: str) -> None:
+    async with channels.hear(name, lambda _: None):
+        pass
+
+
+class Line:
+    """A subscription whose answers come in an order that a test has chosen."""
+
+    def __init__(self) -> None:
+        self.coming: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+        self.left: set[bytes] = set()
+        self.late: list[tuple[str, bytes]] = []
+
+    async def publish(self, name: bytes, _: bytes) -> None:
+        for word in (*self.late, ("message", name)):
+            self.coming.put_nowait(word)
+
+    def pubsub(self) -> Line:
+        return self
+
+    async def __aenter__(self) -> Line:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def subscribe(self, *names: bytes) -> None:
+        for name in names:
+            self.coming.put_nowait(("subscribe", name))
+
+    async def unsubscribe(self, *names: bytes) -> None:
+        self.left |= set(names)
+        for name in names:
+            self.coming.put_nowait(("unsubscribe", name))
+
+    async def get_message(self, timeout: float) -> dict[str, Any]:  # noqa: ASYNC109  # as the client has it
+        async with asyncio.timeout(timeout):
+            kind, name = await self.coming.get()
+        return {"type": kind, "channel": name, "data": b""}
+
+
+async def test_a_late_word_of_a_channel_that_was_left_leaves_it_deaf_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody may listen to it again by then. Redis's answers come in this order once in a very long time."""
+    monkeypatch.setattr(events_module, "LEFT_BEHIND", 0)
+    line = Line()
+    channels = Channels(line)  # type: ignore[arg-type]
+    await heard_of(channels, "one")
+    await heard_of(channels, "other")
+    await until(lambda: b"one" in line.left and line.coming.empty())
+    line.late = [("message", b"one")]  # it was under way
+    await asyncio.wait_for(heard_of(channels, "one"), 2)
+    await channels.close()
 
 
 def test_what_piles_up_for_a_reader_is_bounded() -> None:

@@ -71,10 +71,10 @@ def test_a_conversation_keeps_its_images(home: Home) -> None:
     first, *rest = answer.json()["messages"]
     assert first == {
         "role": "user",
-        "content": "Compare  with ",
+        "content": "Compare \n with ",
         "images": [
             {"at": 8, "url": URL, "media_type": None, "bytes": None},
-            {"at": 14, "url": None, "media_type": "image/jpeg", "bytes": 60_000},
+            {"at": 15, "url": None, "media_type": "image/jpeg", "bytes": 60_000},
         ],
     }
     assert rest == [

@@ -191,3 +191,8 @@ def test_a_long_sum_is_not_deep() -> None:
     assert compute("(" * DEEPEST + "1" + ")" * DEEPEST) == 1
     assert compute("10**300") == LARGEST
     assert compute("round(-1.2375e-200, 202)") == -1.24e-200
+
+
+def test_a_fraction_before_a_comma_is_an_argument() -> None:
+    """And no thousands."""
+    assert compute("max(1.5,200)") == 200

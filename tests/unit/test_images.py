@@ -121,7 +121,7 @@ def test_an_image_stands_where_the_caller_put_it() -> None:
         asked(text("One:"), image(), text("Two:"), text("or three:"), image(DATA))
     ).messages()
     message = Message.read(mixed)
-    assert list(message.parts()) == ["One:", Image(URL, 4), "Two:\nor three:", Image(DATA, 18)]
+    assert list(message.parts()) == ["One:", Image(URL, 4), "Two:\nor three:", Image(DATA, 19)]
     [alone] = Asked.model_validate(asked(image())).messages()
     assert list(Message.read(alone).parts()) == [Image(URL)]
     assert Asked.model_validate(asked(text("hi"), role="assistant")).messages()[0] == ("assistant", "hi")
