@@ -40,9 +40,9 @@ class Adapter(ABC):
         wire, began = Wire(), time.monotonic()
         token = current_wire.set(wire)
         try:
-            async with asyncio.timeout(request.deadline):
+            async with asyncio.timeout(request.deadline) as limit:
                 response = await self._ask(request)
-                answer = await self._read_from(response, request)
+                answer = await self._read_from(response, request, limit)
             return replace(
                 answer,
                 request_id=request_id(wire.headers),
@@ -68,13 +68,15 @@ class Adapter(ABC):
         finally:
             del failed
 
-    async def _read_from(self, response: httpx2.Response, request: ModelRequest) -> Answer:
+    async def _read_from(self, response: httpx2.Response, request: ModelRequest, limit: asyncio.Timeout) -> Answer:
         # Here, and not where errors are raised: no variable of their frames may hold what was answered.
         if request.on_text is None:
             return self._read(json_object(response.content), request)
-        return self._read(await self._gathered(response, request), request)
+        return self._read(await self._gathered(response, request, limit), request)
 
-    async def _gathered(self, response: httpx2.Response, request: ModelRequest) -> dict[str, Any]:
+    async def _gathered(
+        self, response: httpx2.Response, request: ModelRequest, limit: asyncio.Timeout
+    ) -> dict[str, Any]:
         """The body that the answer has without a stream."""
         gatherer = self._gatherer(request)
         try:
@@ -92,6 +94,8 @@ class Adapter(ABC):
                 if gatherer.is_whole:
                     break
             made = gatherer.whole()
+            # It is there, whatever the call's deadline is.
+            limit.reschedule(None)
             # Read to its end a connection can be used again; nobody waits for one that does not end.
             with suppress(TimeoutError, httpx2.HTTPError):
                 async with asyncio.timeout(LINGER):

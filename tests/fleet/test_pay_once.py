@@ -186,12 +186,13 @@ def test_a_job_is_paid_once_though_its_worker_dies_while_a_tool_works(house: Hou
 
 
 @pytest.mark.parametrize(
-    ("script", "number"),
-    [("submit", 0), ("park", 0), ("finish", 0), ("park", 1)],
+    ("script", "number", "doubts"),
+    # The worker may have begun with the other of the two jobs, and have asked its model, before it is killed.
+    [("submit", 0, 1), ("park", 0, 1), ("finish", 0, 1), ("park", 1, 0)],
     ids=["another is asked", "it waits for that", "the other ends", "it waits to be allowed"],
 )
 async def test_a_job_that_waits_for_others_is_paid_once_wherever_a_worker_dies(
-    house: House, tmp_path: Path, script: str, number: int
+    house: House, tmp_path: Path, script: str, number: int, doubts: int
 ) -> None:
     """One other is asked, once; what somebody allows is done once."""
     fleet = await asyncio.to_thread(Fleet, house, tmp_path)
@@ -214,10 +215,9 @@ async def test_a_job_that_waits_for_others_is_paid_once_wherever_a_worker_dies(
     (child,) = job["children"]
     calls = [*job["calls"], *fleet.shim.job(child)["calls"]]
     settled = {call["request_id"] for call in calls if call["stands"] == "settled"}
-    # The worker that was killed may have begun with the other job.
     assert len(settled) == 4
-    assert len(calls) <= 5
-    assert {call["stands"] for call in calls} <= {"settled", "doubt"}
+    assert [call["stands"] for call in calls if call["stands"] != "settled"] == ["doubt"] * (len(calls) - 4)
+    assert len(calls) - 4 <= doubts
     lines = (await house.provider.bill(lines=True))["lines"]
     assert settled <= {line["id"] for line in lines}
     booked = ("cost_usd", "in_doubt_usd", "children_cost_usd", "children_in_doubt_usd")

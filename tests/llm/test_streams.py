@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
@@ -13,6 +14,7 @@ import pytest
 
 from celeriac.drill.process import ProviderProcess
 from celeriac.errors import BadAnswer, ModelTimeout, Overloaded, ProviderFailed
+from celeriac.llm import adapter as adapter_module
 from celeriac.llm.model import Answer, ToolSpec
 from celeriac.llm.openai import OpenAI
 from tests.llm.conftest import Case, adapter
@@ -223,34 +225,52 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("name", WHOLE)
-@pytest.mark.parametrize("ends", [True, False], ids=["it ends", "it stays open"])
-async def test_an_answer_that_is_whole_waits_for_no_connection(http: httpx2.AsyncClient, name: str, ends: bool) -> None:
-    """Some keep it open. One that was read to its end is used again: a handshake costs more than all else of a call."""
-    connections: list[str] = []
-    body = WHOLE[name].encode()
+@contextlib.asynccontextmanager
+async def serving(body: str, *, ends: bool) -> AsyncIterator[tuple[str, list[int]]]:
+    """Its URL, and a number for each connection. ends: the answer does; else its connection is kept open."""
+    connections: list[int] = []
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.append(name)
+        connections.append(len(connections))
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 asked = await reader.readuntil(b"\r\n\r\n")
                 length = next(line for line in asked.lower().split(b"\r\n") if line.startswith(b"content-length"))
                 await reader.readexactly(int(length.partition(b":")[2]))
-                writer.write(head + f"{len(body):x}\r\n".encode() + body + b"\r\n")
+                writer.write(head + f"{len(body):x}\r\n{body}\r\n".encode())
                 await asyncio.sleep(0.02)  # the end comes by itself
                 writer.write(b"0\r\n\r\n" if ends else b"")
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        client = adapter(name, http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", connections
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("ends", [True, False], ids=["it ends", "it stays open"])
+async def test_an_answer_that_is_whole_waits_for_no_connection(http: httpx2.AsyncClient, name: str, ends: bool) -> None:
+    """Some keep it open. One that was read to its end is used again: a handshake costs more than all else of a call."""
+    async with serving(WHOLE[name], ends=ends) as (url, connections):
+        client = adapter(name, http, url)
         for _ in range(3):
             answer, _ = await streamed(Case(name, client, None))
             assert (answer.text, answer.usage.output) == ("Leeks.", 7)
             assert answer.seconds < 5
         await http.aclose()
     assert len(connections) == (1 if ends else 3)
+
+
+async def test_an_answer_that_is_whole_has_no_deadline(
+    http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes behind it, or does not, takes nothing back."""
+    monkeypatch.setattr(adapter_module, "LINGER", 1.5)
+    async with serving(WHOLE["messages"], ends=False) as (url, _):
+        answer, _ = await streamed(Case("messages", adapter("messages", http, url), None), deadline=1.0)
+        assert answer.text == "Leeks."
+        assert answer.seconds > 1
+        await http.aclose()
 
 
 @pytest.mark.parametrize("asks", [True, False])
