@@ -8,20 +8,22 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from api_shim.schemas import job_out, json_of
 from celeriac.errors import StoreUnavailable
+from celeriac.jobs.model import Job
 from celeriac.logs import get_logger
 from celeriac.stores import Stores
 
 log = get_logger(__name__)
 
 
-async def reading(stores: Stores, job_id: str, tenant: str, last: str) -> AsyncIterator[bytes]:
+async def reading(stores: Stores, job: Job, last: str) -> AsyncIterator[bytes]:
     """All after the event `last` until the job ends, the shim stops, or the store is away: clients connect again then,
-    and go on where they were.
+    and go on where they were. job: as it was just now.
     """
+    job_id, tenant = job.id, job.tenant
     try:
         if await stores.events.is_cut(job_id, last):
             yield format_sse_event(event="missed", data_str="{}")
-        if (end := await _end(stores, job_id, tenant, last)) is not None:
+        if job.state.ended and (end := await _end(stores, job_id, tenant, last)) is not None:
             yield end
             return
         async with stores.events.follow(job_id, last) as events:

@@ -156,6 +156,13 @@ def _missing(job_id: str) -> NotFound:
     )
 
 
+async def _found(stores: Stores, job_id: str, tenant: str) -> Job:
+    job = await stores.jobs.get(job_id, tenant)
+    if job is None:
+        raise _missing(job_id)
+    return job
+
+
 @router.post("/retry", response_model=RetriedManyOut)
 async def retry_many(body: RetryManyRequest, request: Request, tenant: Tenant) -> Response:
     """Start many ended jobs again, up to `limit` at a time. Repeat it with the answer's `cursor` while there are more.
@@ -200,9 +207,9 @@ async def retry(job_id: JobId, request: Request, tenant: Tenant, body: RetryRequ
     bind(job_id=job_id)
     asked = body or RetryRequest()
     replayed = await stores.jobs.replay(job_id, tenant, fresh=asked.fresh, expires_in=duration(asked.expires_in))
-    job = await stores.jobs.get(job_id, tenant) if replayed is not None else None
-    if job is None or replayed is None:
+    if replayed is None:
         raise _missing(job_id)
+    job = await _found(stores, job_id, tenant)
     return _json(job_out(job) | {"fresh": replayed.fresh}, 202)
 
 
@@ -220,10 +227,9 @@ async def cancel(job_id: JobId, request: Request, tenant: Tenant) -> Response:
     """Stop a job. A running one is asked to: if it finishes first, it has finished. What was spent stays counted."""
     stores: Stores = request.app.state.stores
     bind(job_id=job_id)
-    known = await stores.jobs.cancel(job_id, tenant)
-    job = await stores.jobs.get(job_id, tenant) if known is not None else None
-    if job is None:
+    if await stores.jobs.cancel(job_id, tenant) is None:
         raise _missing(job_id)
+    job = await _found(stores, job_id, tenant)
     if job.state.ended and job.state != State.CANCELLED:
         raise Conflict(f"job {job_id} is {job.state}", field="job_id", remedy="a job that has ended stays as it is")
     return _json(job_out(job), 200 if job.state.ended else 202)
@@ -244,9 +250,9 @@ async def resume(job_id: JobId, body: ResumeRequest, request: Request, tenant: T
     stores: Stores = request.app.state.stores
     bind(job_id=job_id)
     left = await stores.jobs.resume(job_id, tenant, approve=body.approve, reason=body.reason.strip(), calls=body.calls)
-    job = await stores.jobs.get(job_id, tenant) if left is not None else None
-    if job is None:
+    if left is None:
         raise _missing(job_id)
+    job = await _found(stores, job_id, tenant)
     log.info("approval_decided", approved=body.approve, calls=body.calls, left=left)
     return _json(job_out(job), 202)
 
@@ -320,9 +326,7 @@ LastEvent = Annotated[
 async def events(job_id: JobId, request: Request, tenant: Tenant, last_event_id: LastEvent = "") -> Response:
     """What happens to a job that was submitted with `"stream": true`, as it happens, until it ends."""
     stores: Stores = request.app.state.stores
-    job = await stores.jobs.get(job_id, tenant)
-    if job is None:
-        raise _missing(job_id)
+    job = await _found(stores, job_id, tenant)
     if not job.stream:
         raise Conflict(
             f"job {job_id} was submitted without a stream",
@@ -331,7 +335,7 @@ async def events(job_id: JobId, request: Request, tenant: Tenant, last_event_id:
         )
     if job.state.ended and last_event_id and not await stores.events.after(job_id, last_event_id, most=1):
         return Response(status_code=204)
-    told = reading(stores, job_id, tenant, last_event_id)
+    told = reading(stores, job, last_event_id)
     # Some proxies hold an answer back until it is whole.
     return StreamingResponse(told, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 

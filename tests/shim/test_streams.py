@@ -142,7 +142,9 @@ async def test_after_a_silence_a_reader_hears_of_an_end_that_was_not_told(
     """The store may have lost the event."""
     monkeypatch.setattr(events_module, "SILENCE", 0.2)
     await stores.jobs.submit(NewJob("j", "default", "assistant", "celeriac", (("user", "hi"),), stream=True))
-    told = reading(stores, "j", "default", "")
+    job = await stores.jobs.get("j", "default")
+    assert job is not None
+    told = reading(stores, job, "")
     assert b"queued" in await anext(told)
     await stores.redis.hdel("celeriac:job:j", "stream")  # nobody is told from now on
     await stores.jobs.cancel("j", "default")
@@ -160,7 +162,9 @@ async def test_a_store_that_is_away_ends_a_stream_without_a_word(
     monkeypatch.setattr(events_module, "SILENCE", 0.2)
     stores = open_stores(load_settings(redis_url=own_valkey.url))
     await stores.jobs.submit(NewJob("j", "default", "assistant", "celeriac", (("user", "hi"),), stream=True))
-    told = reading(stores, "j", "default", "")
+    job = await stores.jobs.get("j", "default")
+    assert job is not None
+    told = reading(stores, job, "")
     assert b"queued" in await anext(told)
     own_valkey.stop()
     async with asyncio.timeout(20):
