@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
+
+from redis.exceptions import RedisError
 
 from celeriac import keys
 from celeriac.connections import Redis
@@ -101,6 +105,24 @@ async def read_keys(redis: Redis) -> list[StoredKey]:
     """Every key of the database, those that end meanwhile left out."""
     # The client's types are those of every protocol and decoding at once.
     return [key async for key in _read(redis)]
+
+
+async def read_settled(redis: Redis, patience: float) -> list[StoredKey]:
+    """The first reading that holds nothing without a reason, or the last one after so many seconds.
+
+    A worker that comes or goes meanwhile is in one part of a reading and not in the other: only what stays is a fault.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        last = time.monotonic() >= deadline
+        try:
+            stored = await read_keys(redis)
+            if last or not list(orphans(stored, settled=True)):
+                return stored
+        except RedisError:  # it may just be starting
+            if last:
+                raise
+        await asyncio.sleep(0.5)
 
 
 async def _read(redis: Any) -> AsyncIterator[StoredKey]:

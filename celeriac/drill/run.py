@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Final
 
 from celeriac import settings
-from celeriac.connections import Redis, open_redis
+from celeriac.connections import open_redis
 from celeriac.drill.caller import Caller
 from celeriac.drill.history import History, billed_of
 from celeriac.drill.house import House, Plan, many_files
-from celeriac.drill.leftovers import orphans, read_keys
+from celeriac.drill.leftovers import read_settled
 from celeriac.drill.report import Result, result_of
 from celeriac.drill.scenarios import DELAY, JITTER, SCENARIOS, Scenario
 from celeriac.drill.stage import Size, Stage
@@ -202,7 +202,6 @@ async def _play(scenario: Scenario, stage: Stage, house: House | None) -> None:
             if house is not None:
                 _mend(house)
             await stage.caller.all_ended(size.patience)
-            await _quiet(stage.redis, house, size)
             await stage.caller.read_everything()
     except Exception as error:  # whatever a scenario or its house raises is a finding, and the next one is to run
         history.unexpected.append(f"{type(error).__name__}: {error}")
@@ -210,7 +209,7 @@ async def _play(scenario: Scenario, stage: Stage, house: House | None) -> None:
         return
     _mend(house)
     with contextlib.suppress(Exception):  # what cannot be read was said above
-        history.keys = await read_keys(stage.redis)
+        history.keys = await read_settled(stage.redis, 2 * size.lease + 5)
         history.billed = [billed_of(line) for line in (await house.provider.bill(lines=True))["lines"]]
     history.noticed = _noticed(house) > noticed
     history.said = _said(house, history.known)
@@ -235,13 +234,3 @@ def _said(house: House, jobs: Collection[str]) -> dict[str, list[float]]:
             if job in jobs:
                 said.setdefault(job, []).append(datetime.fromisoformat(at).timestamp())
     return said
-
-
-async def _quiet(redis: Redis, house: House | None, size: Size) -> None:
-    """Wait until nothing is left that has no reason, or as long as the last leases and bells may take."""
-    deadline = time.monotonic() + 2 * size.lease + 5
-    while house is not None and time.monotonic() < deadline:
-        with contextlib.suppress(Exception):  # Redis may just be starting
-            if not list(orphans(await read_keys(redis), settled=True)):
-                return
-        await asyncio.sleep(0.5)

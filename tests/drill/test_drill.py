@@ -9,11 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import aclosing
 from pathlib import Path
 
 import psutil
 import pytest
 
+from celeriac import keys
+from celeriac.connections import open_redis
+from celeriac.drill.leftovers import orphans, read_settled
 from celeriac.drill.slow_disk import SlowDisk
 from celeriac.drill.stock import stock
 from tests.conftest import Valkey
@@ -140,6 +144,20 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""
+
+
+async def test_only_what_stays_is_a_leftover(valkey: Valkey) -> None:
+    """A worker that comes or goes while the keys are read is in some of them only; one that stays so is a fault."""
+    async with aclosing(open_redis(valkey.url, connections=2, name="test")) as redis:
+        half = keys.spell("worker", worker="half")
+        await redis.hset(half, "running", "0")
+        reading = asyncio.create_task(read_settled(redis, 60))
+        await asyncio.sleep(0.2)
+        assert not reading.done()
+        await redis.delete(half)
+        assert list(orphans(await reading, settled=True)) == []
+        await redis.hset(half, "running", "0")
+        assert [key for key, _ in orphans(await read_settled(redis, 0.1), settled=True)] == [half]
 
 
 async def test_a_slow_disk_loses_what_redis_has_answered(own_valkey: Valkey) -> None:
