@@ -126,6 +126,7 @@ class AttemptOut(BaseModel):
     request_id: str = Field("", description="The provider's own name of the request.")
     in_doubt: bool = Field(False, description="Whether the provider may have billed a call that has no answer.")
     late: bool = Field(False, description="Its answer was booked after it had been given up.")
+    overrun: bool = Field(False, description="It cost more than its highest possible price was thought to be.")
     model: str | None = Field(None, description="The model that was billed.")
     usage: UsageOut | None = None
     cost_usd: str | None = Field(None, description="What was settled.")
@@ -360,6 +361,7 @@ def call_out(call: Call) -> dict[str, Any]:
         "request_id": call.facts.get("request_id", ""),
         "in_doubt": call.stands == "doubt",
         "late": call.facts.get("late", False),
+        "overrun": call.facts.get("overrun", False),
         "model": call.facts.get("model"),
         "usage": call.facts.get("usage"),
         "cost_usd": usd(call.nanos) if settled else None,

@@ -76,6 +76,11 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "alarmed": ("alarmed", "string: the newest of them that was reported", "for ever"),
     # Lanes: a provider and one of its models.
     "lane": ("lane:{lane}", "hash: whether it is left alone, its last minute, its rates", "a day unused"),
+    "overruns": (
+        "overruns",
+        "hash: lane -> how much more than its bound a call cost (thousandths), and whether it is closed for that",
+        "until an operator opens the lane",
+    ),
     "lane_changes": ("lane_changes", "stream: breakers that opened and closed", "the newest 1,000"),
     "probes": ("probes", "hash: call -> lane that it tries out", "until something is heard of it"),
     "lane_turns": ("lane_turns:{lane}", "hash: tenant -> its last place in the line", "while the line holds a job"),

@@ -239,6 +239,14 @@ class ContextSettings(Section):
     max_bytes: int = Field(1024 * 1024, ge=1024, description="Older turns are dropped beyond this.")
 
 
+class CostSettings(Section):
+    strict: bool = Field(
+        False,
+        description="Whether a lane is left alone, until an operator opens it, once a call of it cost more than its "
+        "bound.",
+    )
+
+
 class FetchSettings(Section):
     """What the shipped tool `http_fetch` may read."""
 
@@ -314,6 +322,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     jobs: JobSettings = JobSettings()
     contexts: ContextSettings = ContextSettings()
+    costs: CostSettings = CostSettings()
     fetch: FetchSettings = FetchSettings()
     flower: FlowerSettings = FlowerSettings()
     local: LocalSettings = LocalSettings()

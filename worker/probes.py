@@ -35,7 +35,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from celeriac.jobs.journal import breaker_changes
+from celeriac.jobs.journal import breaker_changes, overruns
 from celeriac.jobs.reach import ask_broker, ask_store
 from celeriac.jobs.watchdog import LOST_AFTER
 from celeriac.logs import get_logger
@@ -165,6 +165,12 @@ class WorkerMetrics(Collector):
         for labels, count in breaker_changes.copy().items():
             changes.add_metric(labels, count)
         yield changes
+        over = CounterMetricFamily(
+            "celeriac_overruns", "Calls of this worker that cost more than their bound", labels=("lane",)
+        )
+        for lane, count in overruns.copy().items():
+            over.add_metric((lane,), count)
+        yield over
 
 
 class Pages:

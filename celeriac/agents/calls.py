@@ -21,7 +21,7 @@ from celeriac.connections import patiently
 from celeriac.costs.prices import Price, Prices, most_input
 from celeriac.errors import BadCredentials, ContentRefused, Fenced, LaneClosed, ModelError, QuotaExhausted
 from celeriac.gate.lanes import Caps, Tokens, asking, heard, unheard
-from celeriac.jobs.journal import Admitted, Closed, Journal, Settlement, Stands
+from celeriac.jobs.journal import Admitted, Closed, Journal, Settlement, Stands, count_overrun
 from celeriac.jobs.model import Claim
 from celeriac.jobs.store import new_id
 from celeriac.llm.limits import Limit
@@ -59,13 +59,14 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that was admitted. waited: seconds until it was, in its slot. bound: in nano-dollars. most, took: tokens
-    that it may use, and is expected to.
+    """A call that was admitted. waited: seconds until it was, in its slot. asked, bound: what was asked for it and what
+    is booked, in nano-dollars. most, took: tokens that it may use, and is expected to.
     """
 
     name: str
     lane: Lane
     waited: float
+    asked: int
     bound: int
     most: Tokens
     took: Tokens
@@ -73,6 +74,7 @@ class Call:
 
 class Calls:
     """A model client for one run: asks `models`, and books. client: whom the lanes are asked of. caps: of the lanes.
+    strict: whether a lane is closed when a call costs more than its bound.
 
     insist: how the run writes what needs its fence: until it is stored, or it has surely lost the job.
     """
@@ -86,6 +88,7 @@ class Calls:
         lease: Lease,
         *,
         caps: Mapping[Lane, Caps],
+        strict: bool = False,
         insist: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]],
     ) -> None:
         self.insist = insist
@@ -95,6 +98,7 @@ class Calls:
         self.prices = prices
         self._lease = lease
         self._caps = caps
+        self._strict = strict
         #: Which step is being made, the first is 1: for the receipt.
         self.step = 1
         #: Input and output tokens that the newest call may use, or might have used.
@@ -174,7 +178,7 @@ class Calls:
         while True:
             said = await self.insist(lambda: self._journal.admit(self._claim, name, bound, facts, door, cap=self.cap))
             if isinstance(said, Admitted):
-                return Call(name, lane, time.monotonic() - began, bound, most, said.took)
+                return Call(name, lane, time.monotonic() - began, bound, said.bound, most, said.took)
             # Those who wait together are not to ask again together: each was told the wait of one.
             refusals += 1
             wait = max(LOOK * 2**refusals, said.wait.total_seconds()) * random.uniform(0.75, 1.5)  # noqa: S311
@@ -246,11 +250,13 @@ class Calls:
             "request_id": request_id,
         }
 
-    @staticmethod
-    def _at_price(call: Call, price: Price, facts: dict[str, Any], heard: dict[str, Any]) -> Settlement:
+    def _at_price(self, call: Call, price: Price, facts: dict[str, Any], heard: dict[str, Any]) -> Settlement:
         if price.nanos > call.bound:
-            # The truth is booked, never clamped.
+            # The truth is booked, never clamped; and the calls that follow ask for more.
+            count_overrun(str(call.lane))
             log.error("call_over_its_bound", lane=facts["lane"], bound_nanos=call.bound, nanos=price.nanos)
+            facts["overrun"] = True
+            heard |= {"over": -(-1000 * price.nanos // max(1, call.asked)), "strict": self._strict}
         return Settlement(call.name, "settled", call.bound, price.nanos, facts, heard)
 
 

@@ -147,7 +147,8 @@ class Runner:
 
     lease: of this worker; no call starts without it. recheck: asked before a run that was fenced out gives up, since
     the store may have lost history. toolboxes, outputs: by agent. checker: of answers to jobs with a schema
-    of their own. chord_ttl: no job that a Celery chord waits for is parked for longer.
+    of their own. chord_ttl: no job that a Celery chord waits for is parked for longer. strict: whether a lane is closed
+    when a call costs more than its bound.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class Runner:
         outputs: Mapping[str, Output] | None = None,
         checker: Checker | None = None,
         chord_ttl: timedelta = timedelta(days=7),
+        strict: bool = False,
     ) -> None:
         self._stores = stores
         self._registry = registry
@@ -170,6 +172,7 @@ class Runner:
         self._outputs = outputs or {}
         self._checker = checker or Checker()
         self._chord_ttl = chord_ttl
+        self._strict = strict
         self._runs: dict[str, Run] = {}
         self._claiming: set[str] = set()
         self.worker = ""
@@ -277,6 +280,7 @@ class Runner:
             self._prices,
             self.lease,
             caps=self._registry.caps,
+            strict=self._strict,
             insist=partial(self._insist, run),
         )
         try:

@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     from celeriac.settings import Settings
     from celeriac.stores import Stores
 
+#: Why a lane is closed that waits for an operator.
+OVERRUN = "overrun"
 COLUMNS = ("LANE", "MAY BE ASKED", "WAITING", "LEFT OF ITS RATES")
 
 
 @click.command()
 @click.option("--changes", type=click.IntRange(0, 1000), default=5, show_default=True, help="Of breakers, the newest.")
+@click.option(
+    "--open",
+    "opened",
+    metavar="LANE",
+    help="Ask it again after a call cost more than its bound, and forget how far its bounds were raised for that.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def lanes(changes: int, as_json: bool) -> None:
+def lanes(changes: int, opened: str | None, as_json: bool) -> None:
     """Lanes of agents, and those that jobs wait for: which may be asked, their rates; and which breakers changed."""
 
     async def work(stores: Stores, settings: Settings) -> tuple[list[Known], list[Change]]:
@@ -34,6 +42,9 @@ def lanes(changes: int, as_json: bool) -> None:
         named |= await stores.lanes.waited_for()
         return await stores.lanes.look(sorted(named, key=str)), changed
 
+    if opened is not None:
+        _open(opened)
+        return
     known, changed = over_the_stores(work)
     if as_json:
         facts: list[Known | Change] = [*known, *changed]
@@ -43,8 +54,25 @@ def lanes(changes: int, as_json: bool) -> None:
     for line in table([COLUMNS, *map(_row, known)]):
         click.echo(line)
     for change in changed:
-        what = f"opened for {change.wait.total_seconds():g} s: {change.why}" if change.state == "open" else "closed"
+        span = f"for {change.wait.total_seconds():g} s" if change.wait else "until `celeriac lanes --open` is said"
+        what = f"opened {span}: {change.why}" if change.state == "open" else "closed"
         click.echo(f"{change.at:%Y-%m-%d %H:%M:%S}Z  {change.lane}  {what}")
+
+
+def _open(name: str) -> None:
+    from celeriac.agents.registry import lane
+    from celeriac.errors import Invalid
+
+    if not all(name.partition("/")):
+        raise Invalid(f"{name} is no lane", remedy="write PROVIDER/MODEL, as openai/gpt-5.4-mini")
+
+    async def work(stores: Stores, settings: Settings) -> bool:
+        return await stores.lanes.open(lane(name))
+
+    was = over_the_stores(work)
+    click.echo(
+        f"{name} is asked again, at its own bounds" if was else f"{name} had no call that cost more than its bound"
+    )
 
 
 def _row(known: Known) -> Sequence[str]:
@@ -52,9 +80,12 @@ def _row(known: Known) -> Sequence[str]:
 
 
 def _may_be_asked(known: Known) -> str:
+    raised = f", at bounds times {known.over:g}" if known.over > 1 else ""
+    if known.why == OVERRUN:
+        return "when an operator opens it: a call cost more than its bound" + raised
     if known.wait:
         return f"in {known.wait.total_seconds():.1f} s: {known.why}"
-    return "by one call, to try it out" if known.trial else "yes"
+    return ("by one call, to try it out" if known.trial else "yes") + raised
 
 
 def _period(period: timedelta) -> str:

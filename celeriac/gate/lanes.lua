@@ -5,6 +5,8 @@ local SLOT, SLOTS = 10000, 6 -- failures are counted over a minute, in slots of 
 local LEAST, RATIO = 10, 0.5 -- failures in it that say something, and the share of all calls that is too much
 local OPEN, LONGEST_OPEN = 10000, 300000 -- ms that a breaker stays open: doubles from the first to the last
 local REFUSED = 60000 -- ms for which a lane without money, or that does not accept our key, is not asked
+local MOST_OVERRUN = 100000 -- thousandths of its bound that a call costs: beyond, the usage was not believed
+local MOST_NANOS = 9e15
 local PROBED = 1000 -- ms after which to look again at a lane that somebody is trying out
 local LANE_TTL = 86400000
 local CHANGES = 1000    -- of breakers, that are kept to be looked at
@@ -43,8 +45,36 @@ local function lane_set(lane, ...)
   redis.call('PEXPIRE', K.lane(lane), LANE_TTL)
 end
 
+-- By how much a call of this lane cost more than its bound, in thousandths of it, and whether the lane is closed for that.
+local function lane_overran(lane)
+  local stored = redis.pcall('HGET', K.overruns(), lane)
+  local ratio, state = string.match(type(stored) == 'string' and stored or '', '^(%d+) (%a+)$')
+  return math.max(1000, math.min(MOST_OVERRUN, number(ratio))), state == 'closed'
+end
+
+-- The bound of a call, raised by what calls of its lane cost more. Text: Lua's numbers lose digits, and lose none up to here.
+local function lane_bound(lane, bound)
+  local ratio = lane_overran(lane)
+  if ratio == 1000 then return bound end
+  return string.format('%.0f', math.min(MOST_NANOS, math.ceil(tonumber(bound) / 1000 * ratio)))
+end
+
+-- A call cost more than its bound, by these thousandths of what was asked for it. strict: nobody asks the lane again until an
+-- operator has opened it.
+local function lane_overrun(lane, ratio, strict)
+  local was, closed = lane_overran(lane)
+  local set = {math.max(was, math.min(MOST_OVERRUN, ratio)), (closed or strict) and 'closed' or 'raised'}
+  if type(redis.pcall('HSET', K.overruns(), lane, table.concat(set, ' '))) == 'table' then
+    redis.call('DEL', K.overruns())
+    redis.call('HSET', K.overruns(), lane, table.concat(set, ' '))
+  end
+  return strict and not closed
+end
+
 -- Answers for how many ms the lane is to be left alone, and why; nil where it may be asked.
 local function lane_closed(lane)
+  local _, overran = lane_overran(lane)
+  if overran then return REFUSED, 'overrun' end
   local shut, span, why, opened, probe_until, probe_ms =
     of_lane(lane, 'shut', 'span', 'why', 'opened', 'probe_until', 'probe_ms')
   shut, span = number(shut), math.min(LONGEST, number(span))
@@ -329,6 +359,10 @@ local function lane_hear(h, name, at)
   if h == cjson.null then return '' end
   lane_learn(h)
   local lane, says = h.lane, h.says
+  if h.over and h.over > 0 and lane_overrun(lane, h.over, h.strict) then
+    lane_tell(lane, 'open', 'overrun', 0)
+    return 'opened 0 overrun'
+  end
   local opened, probe, closed = of_lane(lane, 'opened', 'probe', 'closed')
   opened = number(opened)
   local probing, changed = opened > 0 and probe == name, ''

@@ -74,10 +74,13 @@ def heard(
     took: Tokens = (0, 0),
     usage: Usage | None = None,
     limits: Sequence[Limit] = (),
+    over: int = 0,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """What a call says of its lane, as the scripts take it. error: None where it was answered.
 
-    took: tokens that it was expected to use. usage: what it used, None where nobody knows.
+    took: tokens that it was expected to use. usage: what it used, None where nobody knows. over: thousandths of its
+    bound that it cost, where that was more than it; 0 where it was not. strict: the lane is then closed.
     """
     wait = error.retry_after if error else None
     if wait is None:
@@ -90,6 +93,8 @@ def heard(
         "most": most,
         "took": took,
         "used": usage and _counted(lane, usage),
+        "over": over,
+        "strict": strict,
         "limits": [(limit.bucket, limit.most, limit.left, int(limit.period * 1000)) for limit in limits],
     }
 
@@ -136,7 +141,8 @@ class Known:
     """What the fleet knows of a lane.
 
     wait: for how long it may not be asked; zero where it may. why: a code. trial: its breaker is open, and after the
-    wait one call tries it out. waiting: jobs in its line. rates: by bucket.
+    wait one call tries it out. waiting: jobs in its line. over: of the bound that was asked for it, what a call cost at
+    most; 1 where none cost more, and what the bounds of further calls are multiplied by. rates: by bucket.
     """
 
     lane: Lane
@@ -144,12 +150,15 @@ class Known:
     why: str
     trial: bool
     waiting: int
+    over: float
     rates: Mapping[str, Rate]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Of a breaker. wait: for how long it opened. why: a code, "" where it closed."""
+    """Of a breaker. wait: for how long it opened, zero for until an operator opens the lane. why: a code, "" where it
+    closed.
+    """
 
     at: datetime
     lane: Lane
@@ -176,6 +185,14 @@ class Lanes:
             names: Any = await self._redis.smembers(keys.spell("lanes"))
         return {_unspelt(name.decode()) for name in names}
 
+    async def open(self, lane: Lane) -> bool:
+        """Ask it again, at bounds that are not raised: its price was put right. Answers whether it had been closed, or
+        its bounds raised, for a call that cost more than its bound. Raises StoreUnavailable.
+        """
+        async with answering():
+            gone: Any = await self._redis.hdel(keys.spell("overruns"), spelt(lane))
+        return bool(gone)
+
     async def changes(self, most: int) -> list[Change]:
         """The newest of the last thousand, newest first. Raises StoreUnavailable."""
         async with answering():
@@ -183,12 +200,12 @@ class Lanes:
         return [_change(id, {name.decode(): value.decode() for name, value in facts.items()}) for id, facts in entries]
 
 
-def _known(lane: Lane, wait: int, why: bytes, opened: int, waiting: int, flat: Sequence[Any]) -> Known:
+def _known(lane: Lane, wait: int, why: bytes, opened: int, waiting: int, over: int, flat: Sequence[Any]) -> Known:
     rates = {
         name.decode(): Rate(most, timedelta(milliseconds=period), left)
         for name, most, period, left in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
     }
-    return Known(lane, timedelta(milliseconds=wait), why.decode(), opened > 0, waiting, rates)
+    return Known(lane, timedelta(milliseconds=wait), why.decode(), opened > 0, waiting, over / 1000, rates)
 
 
 def _change(id: bytes, facts: Mapping[str, str]) -> Change:

@@ -1,6 +1,6 @@
 -- Look: what the fleet knows of lanes. a: lanes.
--- Answers for each {ms for which it may not be asked, why, failures of breakers in a row, jobs that wait for it, rates as name,
--- most, period (ms), left, ...}.
+-- Answers for each {ms for which it may not be asked, why, failures of breakers in a row, jobs that wait for it, thousandths of
+-- its bound that a call cost at most (1000 where none cost more), rates as name, most, period (ms), left, ...}.
 local found = {}
 for _, lane in ipairs(a.lanes) do
   local wait, why = lane_closed(lane)
@@ -11,6 +11,6 @@ for _, lane in ipairs(a.lanes) do
     end
   end
   found[#found + 1] =
-    {wait or 0, why or '', number(of_lane(lane, 'opened')), redis.call('ZCARD', K.lane_line(lane)), rates}
+    {wait or 0, why or '', number(of_lane(lane, 'opened')), redis.call('ZCARD', K.lane_line(lane)), (lane_overran(lane)), rates}
 end
 return found

@@ -2,7 +2,8 @@
 -- answer. a: id, worker, nonce, call, bound (text, nano-dollars), cap (of the whole job, text; "" for none), facts (text), lane
 -- (null for a call that is made whatever is known of its lane), lease (ms that the call may take), input, output (tokens that it
 -- may use at most), caps (requests and tokens a minute; 0 for any).
--- Answers {"admitted", input and output tokens that it is expected to use}, {"closed", ms to leave the lane alone, why},
+-- Answers {"admitted", input and output tokens that it is expected to use, the bound as it is booked (raised where calls of this
+-- lane cost more than theirs; text)}, {"closed", ms to leave the lane alone, why},
 -- {"spent"} where the job's cap leaves too little, {"stop", "cancelled" or "expired"} or {"fenced"}.
 -- What a job has used of what it may cost, with all that work for it. Exact: amounts above 2^53 are refused.
 local function use_of(id)
@@ -26,12 +27,13 @@ if r.stop then return {'stop', r.stop} end
 local booked = call_read(a.id, a.call)
 if booked then
   local input, output = string.match(booked.facts, '"took":%[(%d+),(%d+)%]')
-  return {'admitted', number(input), number(output)}
+  return {'admitted', number(input), number(output), booked.bound}
 end
+local bound = a.lane == cjson.null and a.bound or lane_bound(a.lane, a.bound)
 local above, known = ancestors_of(a.id)
 assert(known, 'no ancestors')
 for _, payer in ipairs({{a.id, a.cap}, unpack(above)}) do
-  if payer[2] ~= '' and use_of(payer[1]) + tonumber(a.bound) > tonumber(payer[2]) then return {'spent'} end
+  if payer[2] ~= '' and use_of(payer[1]) + tonumber(bound) > tonumber(payer[2]) then return {'spent'} end
 end
 local need = {input = 0, output = 0}
 if a.lane ~= cjson.null then
@@ -58,5 +60,5 @@ if a.lane ~= cjson.null then
 end
 local took = string.format('"took":[%.0f,%.0f]}', need.input, need.output)
 local facts = string.gsub(a.facts, '}$', (a.facts == '{}' and '' or ',') .. took)
-call_move(a.id, a.call, {stands = 'new', bound = a.bound, amount = '0', at = tostring(now), facts = facts}, 'open', a.bound)
-return {'admitted', need.input, need.output}
+call_move(a.id, a.call, {stands = 'new', bound = bound, amount = '0', at = tostring(now), facts = facts}, 'open', bound)
+return {'admitted', need.input, need.output, bound}

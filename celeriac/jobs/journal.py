@@ -62,9 +62,13 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """took: input and output tokens that the call is expected to use, taken out of its lane's rates."""
+    """took: input and output tokens that the call is expected to use, taken out of its lane's rates.
+
+    bound: as it is booked, in nano-dollars: raised where calls of its lane cost more than theirs.
+    """
 
     took: tuple[int, int]
+    bound: int
 
 
 #: A call that is made whatever is known of its lane.
@@ -118,7 +122,7 @@ class Journal:
             raise Stopped(f"the job was asked to stop: {rest[0].decode()}")
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
-        return Admitted((rest[0], rest[1]))
+        return Admitted((rest[0], rest[1]), int(rest[2]))
 
     async def commit(
         self,
@@ -202,8 +206,14 @@ def _text(facts: Mapping[str, Any]) -> str:
 
 #: Lane, and "open" or "closed" -> how often a call of this process made its breaker so; for the metrics.
 breaker_changes: Counter[tuple[str, str]] = Counter()
+#: Lane -> calls of this process that cost more than their bound.
+overruns: Counter[str] = Counter()
 #: So many of them have a name of their own there: callers may name any model.
 NAMED: Final = 200
+
+
+def count_overrun(lane: str) -> None:
+    overruns[lane if lane in overruns or len(overruns) < NAMED else "other"] += 1
 
 
 def tell_of_lane(settlement: Settlement | None, changed: bytes) -> None:
@@ -217,6 +227,8 @@ def tell_of_lane(settlement: Settlement | None, changed: bytes) -> None:
     breaker_changes[lane if known else "other", state] += 1
     if how == "closed":
         log.warning("breaker_closed", lane=lane)
+    elif facts[1] == "overrun":
+        log.error("lane_closed_for_overrun", lane=lane, remedy="celeriac lanes --open LANE, once its price is right")
     else:
         log.error("breaker_opened", lane=lane, seconds=int(facts[0]) / 1000, why=facts[1])
 

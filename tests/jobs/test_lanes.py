@@ -13,6 +13,7 @@ from celeriac.errors import (
     BadModelRequest,
     ContentRefused,
     ContextTooLong,
+    CostLimit,
     LocalFault,
     ModelError,
     ModelTimeout,
@@ -663,7 +664,7 @@ async def test_the_same_call_is_admitted_as_it_was(callers: Callers) -> None:
     await queue.stores.journal.admit(callers.claim, "b", 0, {}, door)
     says = heard(LANE, most=(1000, 1000), took=(500, 500), usage=Usage(input=10, output=10))
     await queue.stores.journal.settle(callers.claim, Settlement("b", "settled", 0, 0, {}, says))
-    assert first == Admitted((500, 500))
+    assert first == Admitted((500, 500), 0)
     assert await queue.stores.journal.admit(callers.claim, "a", 0, {"lane": "x"}, door) == first
     assert await queue.stores.journal.admit(callers.claim, "c", 0, {}, door) == Admitted((10, 10))
 
@@ -811,3 +812,81 @@ async def test_who_waits_again_goes_before_nobody(callers: Callers) -> None:
     assert "woken" in callers.queue.record(job)
     await callers.queue.jobs.wait_for_lane(claim, spelt(LANE), timedelta(seconds=9))
     assert "woken" not in callers.queue.record(job)
+
+
+async def over(queue: Queue, claim: Claim, call: str, asked: int, cost: int, *, strict: bool = False) -> int:
+    """A call for which so much is asked, and that costs so much. Answers its bound."""
+    said = await queue.stores.journal.admit(claim, call, asked, {}, DOOR)
+    assert isinstance(said, Admitted)
+    says = heard(LANE, over=-(-1000 * cost // asked) if cost > said.bound else 0, strict=strict)
+    await queue.stores.journal.settle(claim, Settlement(call, "settled", said.bound, cost, {}, says))
+    return said.bound
+
+
+async def test_a_call_over_its_bound_raises_those_that_follow(callers: Callers) -> None:
+    """By the ratio, of this lane alone. Calls that overrun together raise it once; a smaller overrun lowers nothing."""
+    queue, claim = callers.queue, callers.claim
+    together = [await queue.stores.journal.admit(claim, name, 1000, {}, DOOR) for name in ("a", "b")]
+    assert [said.bound for said in together if isinstance(said, Admitted)] == [1000, 1000]
+    for name, cost in (("a", 2500), ("b", 1500)):
+        says = heard(LANE, over=cost)
+        await queue.stores.journal.settle(claim, Settlement(name, "settled", 1000, cost, {}, says))
+    assert await over(queue, claim, "c", 2000, 5000) == 5000
+    assert await over(queue, claim, "d", 1000, 2600) == 2500
+    assert await over(queue, claim, "e", 1000, 100) == 2600
+    other = asking(Lane("openai", "other"), (0, 0), Caps(), 9.0)
+    said = await queue.stores.journal.admit(claim, "f", 1000, {}, other)
+    assert isinstance(said, Admitted)
+    assert said.bound == 1000
+    again = await queue.stores.journal.admit(claim, "f", 7000, {}, DOOR)
+    assert again == said, "the same call gets the same answer"
+    [known] = await queue.stores.lanes.look([LANE])
+    assert (known.over, known.wait) == (2.6, timedelta(0))
+
+
+async def test_a_raised_bound_is_what_a_cap_is_compared_with(callers: Callers) -> None:
+    """And what is in doubt if the run dies."""
+    queue, claim = callers.queue, callers.claim
+    await over(queue, claim, "a", 1000, 3000)
+    with pytest.raises(CostLimit):
+        await queue.stores.journal.admit(claim, "b", 1000, {}, DOOR, cap=5999)
+    await queue.stores.journal.admit(claim, "b", 1000, {}, DOOR, cap=6000)
+    await queue.jobs.give_back(claim)
+    assert [(call.stands, call.nanos) for call in (await queue.job(claim.id)).calls] == [
+        ("settled", 3000),
+        ("doubt", 3000),
+    ]
+
+
+async def test_a_strict_lane_is_closed_by_an_overrun_until_an_operator_opens_it(callers: Callers) -> None:
+    """However long that takes. Its jobs wait in its line meanwhile, and go on when it is open, at bounds of its own."""
+    queue = callers.queue
+    await over(queue, callers.claim, "a", 1000, 1000, strict=True)
+    assert await callers.closed() is None, "to cost as much as its bound is no overrun"
+    await over(queue, callers.claim, "b", 1000, 1001, strict=True)
+    assert await callers.closed() == (60, "overrun")
+    job = await wait_for_lane(queue)
+    await queue.pass_time(120, "w1")
+    assert await queue.state(job) == State.PARKED
+    queue.later(2 * 86_400_000)
+    assert await callers.closed() == (60, "overrun")
+    [change] = await queue.stores.lanes.changes(9)
+    assert (change.state, change.why, change.wait) == ("open", "overrun", timedelta(0))
+    assert await queue.stores.lanes.open(LANE)
+    assert not await queue.stores.lanes.open(LANE)
+    await queue.pass_time(5, "w1")
+    assert queue.record(job)["place"] == Place.RUNG
+    assert await over(queue, callers.claim, "c", 1000, 10) == 1000
+
+
+@pytest.mark.parametrize("what", ["string", "nonsense", "immense"])
+async def test_overruns_of_which_nonsense_is_stored_stop_nobody(callers: Callers, what: str) -> None:
+    """And raise no bound beyond what a usage is believed."""
+    queue, name = callers.queue, "celeriac:overruns"
+    if what == "string":
+        queue.redis.set(name, "nonsense")
+    else:
+        queue.redis.hset(name, spelt(LANE), {"nonsense": "nonsense", "immense": "9" * 9 + " raised"}[what])
+    assert await over(queue, callers.claim, "a", 1000, 10) == (100_000 if what == "immense" else 1000)
+    await over(queue, callers.claim, "b", 1000, 300_000)
+    assert await over(queue, callers.claim, "c", 1000, 10) == 100_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 import httpx2
@@ -137,3 +138,34 @@ def test_a_caller_cannot_ask_a_provider_that_there_is_not(fleet: Shim) -> None:
     [error] = answer.json()["errors"]
     assert (answer.status_code, error["field"], error["message"]) == (422, "model", "there is no such provider")
     assert error["remedy"].endswith("openai, anthropic")
+
+
+def test_a_call_over_its_bound_closes_its_lane_where_that_is_wanted(
+    house: House, tmp_path: Path, ports: list[int]
+) -> None:
+    """The truth is booked and counted. The jobs of the lane wait until an operator has opened it, and then they end."""
+    agents = tmp_path / "agents.toml"
+    agents.write_text(AGENTS)
+    env = {"CELERIAC_AGENTS_FILE": str(agents), "CELERIAC_COSTS__STRICT": "true"}
+    house.workers(("-n", f"w{ports[0]}@%h"), envs=[{"CELERIAC_WORKER__HEALTH_PORT": str(ports[0])}], **env)
+    shim = house.shim(**env)
+    # More than was allowed, and not so much that it is not believed.
+    house.always(usage={"output": 5_000})
+    [first] = submit(shim, "once", 1)
+    [call] = shim.job(first, wait=30)["calls"]
+    assert (call["stands"], call["overrun"]) == ("settled", True)
+    assert (
+        Decimal(call["cost_usd"])
+        == 5_000 * Decimal("2.00") / 1_000_000 + call["usage"]["input_tokens"] * Decimal("0.25") / 1_000_000
+    )
+    metrics = httpx2.get(f"http://127.0.0.1:{ports[0]}/metrics").text
+    assert 'celeriac_overruns_total{lane="openai/gpt-5-mini"} 1.0' in metrics
+    house.always()
+    jobs = submit(shim, "single", 3)
+    wait_until(lambda: states(shim, jobs) == {("parked", "lane_closed")}, "them to wait for an operator")
+    assert len(house.asked()) == 1
+    said = house.celeriac("lanes", **env)
+    assert "when an operator opens it: a call cost more than its bound" in said
+    assert "is asked again" in house.celeriac("lanes", "--open", "openai/gpt-5-mini", **env)
+    for id in jobs:
+        assert shim.job(id, wait=60)["state"] == "succeeded"
