@@ -68,7 +68,7 @@ class Admitted:
     """
 
     took: tuple[int, int]
-    bound: int
+    bound: int = 0
 
 
 #: A call that is made whatever is known of its lane.
