@@ -76,7 +76,7 @@ async def open_worker(settings: Settings, concurrency: int) -> AsyncIterator[Wor
                     outputs=outputs,
                     checker=checker,
                     chord_ttl=chord_ttl,
-                    strict=settings.costs.strict,
+                    costs=settings.costs,
                 )
                 yield WorkerParts(stores, fleet, registry, runner, Intake(stores.jobs, registry, chord_ttl=chord_ttl))
     finally:

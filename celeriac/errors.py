@@ -29,6 +29,8 @@
         ├── ModelTimeout             no answer in time
         ├── Unreachable              the connection failed
         ├── LaneClosed               not asked: the fleet leaves this lane alone, or its rate is used up
+        ├── BudgetFull               not asked: a cap has no room for the call
+        │   └── LaneBudgetFull         the cap of its model or its provider: another lane may have room
         ├── BadAnswer                an answer that is not one
         ├── BadCredentials           401, 403
         ├── BadModelRequest          400, 413, 422: asking again does not help
@@ -43,7 +45,8 @@ Celery. A message never holds a prompt, an answer or a key.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from datetime import datetime
+from typing import Any, ClassVar, Final, Literal
 
 #: As often as patience lasts.
 OFTEN: Final = 1_000
@@ -236,6 +239,36 @@ class Unreachable(ModelError):
 
 class LaneClosed(ModelError):
     code = "lane_closed"
+
+
+class BudgetFull(ModelError):
+    """why: "held" until other calls settle, "spent", or "never": the call is above the cap. scope: as keys spell it.
+
+    ends: when its window does, None for never. bound: of the call, in nano-dollars.
+    """
+
+    code = "budget_exceeded"
+    next_lane = False
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        why: Literal["held", "spent", "never"] = "spent",
+        scope: str = "",
+        ends: datetime | None = None,
+        bound: int = 0,
+        **facts: Any,
+    ) -> None:
+        super().__init__(message, **facts)
+        self.why = why
+        self.scope = scope
+        self.ends = ends
+        self.bound = bound
+
+
+class LaneBudgetFull(BudgetFull):
+    next_lane = True
 
 
 class BadAnswer(ModelError):

@@ -86,6 +86,39 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "lane_turns": ("lane_turns:{lane}", "hash: tenant -> its last place in the line", "while the line holds a job"),
     "lane_line": ("lane_line:{lane}", "zset: jobs that wait for it, tenants in turn", "while it holds a job"),
     "lanes": ("lanes", "set: lanes that jobs wait for", "while it holds a lane"),
+    # Money. A scope is spelt so that no colon is in it.
+    "budgets": (
+        "budgets",
+        "hash: scope -> its caps, as `celeriac.costs.budgets` writes them",
+        "until they are taken away",
+    ),
+    "use": (
+        "use:{scope}:{window}",
+        "hash: what calls that were admitted in a window have settled, in doubt and reserved; the alert that was given",
+        "35 days after the window",
+    ),
+    "used": ("used:{scope}", "hash: the same, ever", "for ever"),
+    "promised": ("promised:{scope}", "counter: room that is kept for jobs that were woken", "seconds"),
+    "windows": ("windows", "string: the time zone, and the windows that are open now", "for ever"),
+    "usage": (
+        "usage:{span}",
+        "hash: series -> calls, tokens and cost of an hour or a day",
+        "as its entries; days as totals",
+    ),
+    "usage_ever": ("usage", "hash: series -> calls, tokens and cost, ever", "for ever"),
+    "ledger": (
+        "ledger:{day}",
+        "stream: one entry for each outcome of a call, and for each correction",
+        "days after its day",
+    ),
+    "doubts": (
+        "doubts",
+        "zset: calls in doubt, by when they were admitted (ms)",
+        "entries leave with their age, or the doubt",
+    ),
+    "doubt_calls": ("doubt_calls", "hash: the same calls, whole", "entries leave with their age, or the doubt"),
+    "alerts": ("alerts", "stream: thresholds of caps that were reached", "the newest 1,000"),
+    "changes": ("changes", "stream: who changed a budget or resolved a doubt", "the newest 10,000"),
     # What callers look at.
     "jobs": ("jobs:{tenant}", "zset: a tenant's jobs by submission number", "entries leave with their record"),
     "jobs_in": ("jobs:{tenant}:{state}", "zset: the same in one state", "entries leave with the state or record"),

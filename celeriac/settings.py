@@ -21,6 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -141,12 +142,28 @@ def _json(value: object) -> object:
         raise ValueError("is not valid JSON") from error
 
 
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("is no time zone; write it as Europe/Berlin, or UTC") from None
+    return name
+
+
+#: By its IANA name.
+Zone = Annotated[str, AfterValidator(_zone)]
 #: From here the field's own bounds apply.
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 #: NoDecode: the settings library would fail on a bad value without naming its variable.
 Names = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_list)]
 Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_list)]
 Limits = Annotated[dict[Name, Annotated[int, Field(gt=0)]], NoDecode, BeforeValidator(_json)]
+Labels = Annotated[
+    dict[Name, Annotated[tuple[Name, ...], BeforeValidator(_list)]],
+    Field(max_length=4),
+    NoDecode,
+    BeforeValidator(_json),
+]
 Secrets = Annotated[dict[Name, SecretStr], NoDecode, BeforeValidator(_json)]
 
 #: What every client sends in a header alike: of letters beyond ASCII some send UTF-8, some Latin-1, some nothing.
@@ -240,6 +257,26 @@ class ContextSettings(Section):
 
 
 class CostSettings(Section):
+    time_zone: Zone = Field(
+        "UTC", description="Whose midnights begin the days, weeks and months of budgets and reports."
+    )
+    labels: Labels = Field(
+        default_factory=dict,
+        description="Names of metadata that budgets and reports look at, each with the values that it may have; any "
+        "other value counts as `other`.",
+    )
+    entries_ttl: Duration = Field(
+        timedelta(days=45),
+        ge=timedelta(days=1),
+        le=timedelta(days=3650),
+        description="How long each call's entry in the ledger, and the usage by the hour, is kept.",
+    )
+    totals_ttl: Duration = Field(
+        timedelta(days=400),
+        ge=timedelta(days=35),
+        le=timedelta(days=3650),
+        description="How long the usage by the day is kept.",
+    )
     strict: bool = Field(
         False,
         description="Whether a lane is left alone, until an operator opens it, once a call of it cost more than its "

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from celeriac.connections import ALWAYS, CLOCK, Redis, answering, open_redis
 from celeriac.contexts import store as contexts
 from celeriac.contexts.store import ContextStore
+from celeriac.costs import books
 from celeriac.errors import Misconfigured
 from celeriac.gate import lanes
 from celeriac.gate.lanes import Lanes
@@ -64,7 +65,9 @@ def open_stores(
     ringer = open_ringer(settings)
     fenced = "fencing" not in settings.drill_without
     channels = Channels(redis)
-    made = scripts(redis, contexts.LUA, clock, settings.durability, fenced=fenced, within=within)
+    made = scripts(
+        redis, contexts.LUA, books.lua(settings.costs), clock, settings.durability, fenced=fenced, within=within
+    )
     return Stores(
         redis=redis,
         jobs=JobStore(
@@ -102,7 +105,7 @@ def open_fleet(settings: Settings, stores: Stores, *, name: str, clock: str = CL
         name=name,
     )
     fleet = Fleet(
-        scripts(redis, contexts.LUA, clock),
+        scripts(redis, contexts.LUA, books.lua(settings.costs), clock),
         stores.ringer,
         lease=settings.jobs.lease,
         keep=keep(settings),
@@ -114,7 +117,7 @@ def open_fleet(settings: Settings, stores: Stores, *, name: str, clock: str = CL
 
 def open_watchdog(settings: Settings, stores: Stores, *, clock: str = CLOCK) -> Watchdog:
     """For a thread beside the worker's event loop. Connects when first needed, which may be never."""
-    text = scripts(stores.redis, contexts.LUA, clock).text(HERE / "extend.lua", ALWAYS)
+    text = scripts(stores.redis, contexts.LUA, books.lua(settings.costs), clock).text(HERE / "extend.lua", ALWAYS)
     return Watchdog(settings.redis_url.get_secret_value(), text, lease=settings.jobs.lease)
 
 

@@ -18,10 +18,21 @@ from typing import Any, Final
 
 from celeriac.agents.deltas import Deltas
 from celeriac.connections import patiently
+from celeriac.costs.books import Account, counts, unspelt
+from celeriac.costs.money import usd
 from celeriac.costs.prices import Price, Prices, most_input
-from celeriac.errors import BadCredentials, ContentRefused, Fenced, LaneClosed, ModelError, QuotaExhausted
+from celeriac.errors import (
+    BadCredentials,
+    BudgetFull,
+    ContentRefused,
+    Fenced,
+    LaneBudgetFull,
+    LaneClosed,
+    ModelError,
+    QuotaExhausted,
+)
 from celeriac.gate.lanes import Caps, Tokens, asking, heard, unheard
-from celeriac.jobs.journal import Admitted, Closed, Journal, Settlement, Stands, count_overrun
+from celeriac.jobs.journal import Admitted, Closed, Full, Journal, Settlement, Stands, count_overrun
 from celeriac.jobs.model import Claim
 from celeriac.jobs.store import new_id
 from celeriac.llm.limits import Limit
@@ -61,6 +72,7 @@ class Lease:
 class Call:
     """A call that was admitted. waited: seconds until it was, in its slot. asked, bound: what was asked for it and what
     is booked, in nano-dollars. most, took: tokens that it may use, and is expected to.
+    books: what it is booked under.
     """
 
     name: str
@@ -70,11 +82,13 @@ class Call:
     bound: int
     most: Tokens
     took: Tokens
+    books: str = ""
 
 
 class Calls:
     """A model client for one run: asks `models`, and books. client: whom the lanes are asked of. caps: of the lanes.
-    strict: whether a lane is closed when a call costs more than its bound.
+    account: whose calls they are, None where
+    no scope's sums hold them. strict: whether a lane is closed when a call costs more than its bound.
 
     insist: how the run writes what needs its fence: until it is stored, or it has surely lost the job.
     """
@@ -88,6 +102,7 @@ class Calls:
         lease: Lease,
         *,
         caps: Mapping[Lane, Caps],
+        account: Account | None = None,
         strict: bool = False,
         insist: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]],
     ) -> None:
@@ -98,6 +113,7 @@ class Calls:
         self.prices = prices
         self._lease = lease
         self._caps = caps
+        self._account = account
         self._strict = strict
         #: Which step is being made, the first is 1: for the receipt.
         self.step = 1
@@ -175,10 +191,15 @@ class Calls:
         self.most = most
         facts = {"lane": str(lane), "step": self.step}
         door = asking(lane, most, self._caps.get(lane, ANY), request.deadline)
+        books = partial(self._account.books, lane) if self._account else None
         while True:
-            said = await self.insist(lambda: self._journal.admit(self._claim, name, bound, facts, door, cap=self.cap))
+            said = await self.insist(
+                lambda: self._journal.admit(self._claim, name, bound, facts, door, cap=self.cap, books=books)
+            )
             if isinstance(said, Admitted):
-                return Call(name, lane, time.monotonic() - began, bound, said.bound, most, said.took)
+                return Call(name, lane, time.monotonic() - began, bound, said.bound, most, said.took, said.books)
+            if isinstance(said, Full):
+                raise _no_budget(lane, said)
             # Those who wait together are not to ask again together: each was told the wait of one.
             refusals += 1
             wait = max(LOOK * 2**refusals, said.wait.total_seconds()) * random.uniform(0.75, 1.5)  # noqa: S311
@@ -219,7 +240,9 @@ class Calls:
         while self._open:
             name, call = self._open.popitem()
             facts = self._facts(call, 0.0, "aborted", "")
-            doubt = Settlement(name, "doubt", call.bound, 0, facts, unheard(call.lane))
+            doubt = Settlement(
+                name, "doubt", call.bound, 0, facts, unheard(call.lane), call.books, counts(None, error=True)
+            )
             await patiently(partial(self._journal.settle, self._claim, doubt))
 
     def _settled(self, call: Call, answer: Answer) -> Settlement:
@@ -228,7 +251,7 @@ class Calls:
             log.warning("price_estimated", lane=str(answer.lane), model=answer.model, source=price.source)
         facts = self._facts(call, answer.seconds, None, answer.request_id)
         facts |= _billed(answer.model, answer.usage, price, answer.tier)
-        return self._at_price(call, price, facts, _heard(call, None, answer.usage, answer.limits))
+        return self._at_price(call, price, answer.usage, facts, _heard(call, None, answer.usage, answer.limits))
 
     def _failed(self, call: Call, error: ModelError, seconds: float) -> Settlement:
         facts = self._facts(call, seconds, error.code, error.request_id)
@@ -236,9 +259,10 @@ class Calls:
             model = error.billed_model or call.lane.model
             price = self.prices.price(call.lane, model, error.usage)
             facts |= _billed(model, error.usage, price, error.tier)
-            return self._at_price(call, price, facts, _heard(call, error, error.usage, error.limits))
+            return self._at_price(call, price, error.usage, facts, _heard(call, error, error.usage, error.limits))
         stands: Stands = "doubt" if error.in_doubt else "released"
-        return Settlement(call.name, stands, call.bound, 0, facts, _heard(call, error, None, error.limits))
+        heard = _heard(call, error, None, error.limits)
+        return Settlement(call.name, stands, call.bound, 0, facts, heard, call.books, counts(None, error=True))
 
     def _facts(self, call: Call, seconds: float, error: str | None, request_id: str) -> dict[str, Any]:
         return {
@@ -250,14 +274,25 @@ class Calls:
             "request_id": request_id,
         }
 
-    def _at_price(self, call: Call, price: Price, facts: dict[str, Any], heard: dict[str, Any]) -> Settlement:
+    def _at_price(
+        self, call: Call, price: Price, usage: Usage, facts: dict[str, Any], heard: dict[str, Any]
+    ) -> Settlement:
         if price.nanos > call.bound:
             # The truth is booked, never clamped; and the calls that follow ask for more.
             count_overrun(str(call.lane))
             log.error("call_over_its_bound", lane=facts["lane"], bound_nanos=call.bound, nanos=price.nanos)
             facts["overrun"] = True
             heard |= {"over": -(-1000 * price.nanos // max(1, call.asked)), "strict": self._strict}
-        return Settlement(call.name, "settled", call.bound, price.nanos, facts, heard)
+        saved = self._saved(call.lane, facts["model"], usage, price)
+        counted = counts(usage, price.nanos, saved, error=facts["error"] is not None)
+        return Settlement(call.name, "settled", call.bound, price.nanos, facts, heard, call.books, counted)
+
+    def _saved(self, lane: Lane, model: str, usage: Usage, price: Price) -> int:
+        """Nano-dollars that the tokens read from a cache would have cost more."""
+        if not usage.cache_read:
+            return 0
+        uncached = replace(usage, input=usage.input + usage.cache_read, cache_read=0)
+        return max(0, self.prices.price(lane, model, uncached).nanos - price.nanos)
 
 
 def _heard(call: Call, error: ModelError | None, usage: Usage | None, limits: Sequence[Limit]) -> dict[str, Any]:
@@ -274,6 +309,29 @@ def _not_now(lane: Lane, closed: Closed) -> ModelError:
     if kind := REFUSED.get(closed.why):
         return kind(f"{lane} was not asked, the fleet leaves it alone: {closed.why}", **facts)
     return LaneClosed(f"{lane} was not asked, it may not be asked now: {closed.why}", **facts)
+
+
+def _no_budget(lane: Lane, full: Full) -> BudgetFull:
+    scope = unspelt(full.scope)
+    whose = "the job that it works for" if scope.startswith("job:") else scope
+    cap, window = f"${usd(full.cap)}", "ever" if full.window == "ever" else f"the {full.window}"
+    what = {
+        "held": "is held by calls that are being made",
+        "spent": "leaves too little for a call that may cost",
+        "never": "is less than a call may cost:",
+    }[full.why]
+    bound = "" if full.why == "held" else f" ${usd(full.bound)}"
+    kind = LaneBudgetFull if scope.startswith(("model:", "provider:")) else BudgetFull
+    return kind(
+        f"the budget of {whose} for {window} ({cap}) {what}{bound}",
+        why=full.why,
+        scope=full.scope,
+        ends=full.ends,
+        bound=full.bound,
+        provider=lane.provider,
+        model=lane.model,
+        asked=False,
+    )
 
 
 def _billed(model: str, usage: Usage, price: Price, tier: str) -> dict[str, Any]:

@@ -7,9 +7,11 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
+
+import orjson
 
 from celeriac.agents import loop
 from celeriac.agents.agent import Agent
@@ -20,10 +22,12 @@ from celeriac.agents.registry import Registry, lane
 from celeriac.agents.toolbox import Toolbox
 from celeriac.connections import patiently, unpack
 from celeriac.contexts.store import decode_turns, encode_turn
+from celeriac.costs.books import Account, labels_of
 from celeriac.costs.money import usd
 from celeriac.costs.prices import Prices
 from celeriac.errors import (
     BadAnswer,
+    BudgetFull,
     CeleriacError,
     Fenced,
     LaneClosed,
@@ -45,6 +49,7 @@ from celeriac.jobs.store import new_nonce
 from celeriac.llm.model import Lane, Message, ModelClient
 from celeriac.llm.patient import backoff, was_asked
 from celeriac.logs import bound, get_logger
+from celeriac.settings import CostSettings
 from celeriac.stores import Stores
 
 log = get_logger(__name__)
@@ -55,6 +60,8 @@ LAST_WORDS: Final = 4.0
 NO_TOOLS: Final = Toolbox({})
 #: After which a job looks itself at how those stand that it asked for: the store may have lost one.
 LOOK: Final = timedelta(minutes=5)
+#: The shortest wait for a window to end: clocks differ.
+SOON: Final = timedelta(seconds=1)
 LetsGo = loop.Interrupted | loop.NeedsApproval | loop.NeedsChildren
 CANCELLED: Final = JobError("cancelled", "the job was cancelled")
 
@@ -133,10 +140,15 @@ class Waits:
 
     @property
     def lane(self) -> str:
+        """In whose line it waits: the lane's, or the scope's that has no room."""
+        if isinstance(self.error, BudgetFull):
+            return f"${self.error.scope}"
         return spelt(Lane(self.error.provider, self.error.model))
 
     @property
     def delay(self) -> timedelta:
+        if isinstance(self.error, BudgetFull):
+            return max(SOON, self.error.ends - datetime.now(UTC)) if self.error.ends else LOOK
         wait = self.error.retry_after
         return timedelta(seconds=UNNAMED_WAIT if wait is None else wait)
 
@@ -147,8 +159,7 @@ class Runner:
 
     lease: of this worker; no call starts without it. recheck: asked before a run that was fenced out gives up, since
     the store may have lost history. toolboxes, outputs: by agent. checker: of answers to jobs with a schema
-    of their own. chord_ttl: no job that a Celery chord waits for is parked for longer. strict: whether a lane is closed
-    when a call costs more than its bound.
+    of their own. chord_ttl: no job that a Celery chord waits for is parked for longer. costs: how calls are booked.
     """
 
     def __init__(
@@ -162,7 +173,7 @@ class Runner:
         outputs: Mapping[str, Output] | None = None,
         checker: Checker | None = None,
         chord_ttl: timedelta = timedelta(days=7),
-        strict: bool = False,
+        costs: CostSettings | None = None,
     ) -> None:
         self._stores = stores
         self._registry = registry
@@ -172,7 +183,7 @@ class Runner:
         self._outputs = outputs or {}
         self._checker = checker or Checker()
         self._chord_ttl = chord_ttl
-        self._strict = strict
+        self._costs = costs or CostSettings()
         self._runs: dict[str, Run] = {}
         self._claiming: set[str] = set()
         self.worker = ""
@@ -280,7 +291,8 @@ class Runner:
             self._prices,
             self.lease,
             caps=self._registry.caps,
-            strict=self._strict,
+            account=Account(claim.tenant, claim.agent, self._labels(claim), self._costs.time_zone),
+            strict=self._costs.strict,
             insist=partial(self._insist, run),
         )
         try:
@@ -298,6 +310,11 @@ class Runner:
             self.writes += 1
             (log.error if fate == "dead" else log.warning)("job_taken_away", job_id=claim.id, fate=fate)
             return None
+
+    def _labels(self, claim: Claim) -> tuple[tuple[str, str], ...]:
+        if not self._costs.labels:
+            return ()
+        return labels_of(self._costs.labels, orjson.loads(claim.record.get("metadata", b"") or b"{}"))
 
     async def _make(self, run: Run, calls: Calls) -> Summary | None:
         claim, began = run.claim, time.monotonic()
@@ -447,7 +464,14 @@ class Runner:
         except Stopped:
             return Ending(State.CANCELLED, error=CANCELLED)
         except ModelError as error:
-            later = self._later(agent, claim, error, calls.most, only=spec["model"] or len(agent.lanes) == 1)
+            later = self._later(
+                agent,
+                claim,
+                error,
+                calls.most,
+                only=spec["model"] or len(agent.lanes) == 1,
+                on_budget=spec.get("on_budget", "wait"),
+            )
             waits = timedelta(0) if later is None else later.delay + timedelta(seconds=claim.waited_for_lanes)
             if later is not None and (waits <= self._chord_ttl or not claim.chords):
                 return later
@@ -480,10 +504,13 @@ class Runner:
 
     @staticmethod
     def _later(
-        agent: Agent, claim: Claim, error: ModelError, most: tuple[int, int], *, only: bool
+        agent: Agent, claim: Claim, error: ModelError, most: tuple[int, int], *, only: bool, on_budget: str
     ) -> Retry | Waits | None:
         """How the job goes on after an error that time may cure; None where it does not."""
         a_try = was_asked(error)
+        if isinstance(error, BudgetFull):
+            waits = error.why == "held" or (error.why == "spent" and on_budget == "wait")
+            return Waits(error, False, (error.bound, 0), True) if waits else None
         if not isinstance(error, (*CURABLE, LaneClosed)) or (a_try and claim.retries >= agent.max_retries):
             return None
         if isinstance(error, (RateLimited, LaneClosed)) or error.retry_after is not None:

@@ -33,16 +33,10 @@ local function fence(r, op, worker, nonce)
   return 'fenced'
 end
 
--- A call is kept as "<stands> <bound> <amount> <when> <facts>". Amounts stay text: Lua's numbers lose digits.
+-- Amounts stay text: Lua's numbers lose digits.
 local function call_read(id, name)
   local text = call('HGET', K.calls(id), name)
-  if not text then return nil end
-  local stands, bound, amount, at, facts = string.match(text, '^(%a+) (%d+) (%d+) (%d+) (.*)$')
-  return {stands = stands, bound = bound, amount = amount, at = at, facts = facts}
-end
-
-local function call_write(id, name, c)
-  call('HSET', K.calls(id), name, c.stands .. ' ' .. c.bound .. ' ' .. c.amount .. ' ' .. c.at .. ' ' .. c.facts)
+  return text and books.call_of(text) or nil
 end
 
 local SUM = {open = 'reserved', doubt = 'in_doubt', settled = 'cost'}
@@ -59,38 +53,63 @@ local function ancestors_of(id)
   return found, true
 end
 
--- From one sum of the job to another, and with it those of all for whom it works. What may not be: out of "settled", and into
--- anything from "released".
-local function call_move(id, name, c, stands, amount)
-  local was = SUM[c.stands]
+-- What became of a call, in the sums of its scopes, in the ledger and among the doubts. counts: for the usage, or nil.
+local function books_move(id, name, c, was, back, stands, nanos, counts)
+  local b, entry = books.read(c.books), id .. ' ' .. name
+  if b then
+    books.shift(b, SUM[was], back, SUM[stands], nanos)
+    if stands ~= 'released' then books.alert(b) end
+    if counts then books.count(b, counts) end
+  end
+  if was == 'doubt' then books.no_doubt(entry) end
+  if stands == 'doubt' then books.doubt(entry, c) end
+  if was == 'doubt' or stands ~= 'released' then
+    local change = stands == 'doubt' and nanos or was == 'doubt' and back or '0'
+    books.enter(id, name, c, stands, stands == 'settled' and nanos or '0', change)
+  end
+  return b
+end
+
+-- From one sum of the job to another, and with it those of all for whom it works, and of its scopes. What may not be: out of
+-- "settled", and into anything from "released". counts: for the usage, or nil.
+local function call_move(id, name, c, stands, amount, counts)
+  local before = c.stands
+  local was = SUM[before]
   -- Redis does not take "-0" for a number: a model may be free.
   local back = was and c.amount ~= '0' and '-' .. c.amount
   if back then call('HINCRBY', K.job(id), was, back) end
   if SUM[stands] then call('HINCRBY', K.job(id), SUM[stands], amount) end
+  local payers = {}
   for _, ancestor in ipairs((ancestors_of(id))) do
     local above = ancestor[1]
     if call('EXISTS', K.job(above)) == 1 then
+      payers[#payers + 1] = above
       if back then call('HINCRBY', K.job(above), 'below_' .. was, back) end
       if SUM[stands] then call('HINCRBY', K.job(above), 'below_' .. SUM[stands], amount) end
     end
   end
   c.stands, c.amount = stands, amount
-  call_write(id, name, c)
+  call('HSET', K.calls(id), name, books.call_text(c))
+  if stands == 'open' then return end
+  local b = books_move(id, name, c, before, back, stands, amount, counts)
+  if back and stands ~= 'doubt' then books.wake(b, payers) end
 end
 
 -- The money half of a settlement: by the call's name, once, whoever asks. A call that the store does not know (it lost its
--- history) is booked from the worker's own copy. s: call, stands, bound, nanos, facts. Answers what was done, and when the call
--- was admitted.
+-- history) is booked from the worker's own copy. s: call, stands, bound, nanos, facts, books (what it is booked under; "" for
+-- nothing), counts (for the usage). Answers what was done, and when the call was admitted.
 local function book(id, s)
   if call('EXISTS', K.job(id)) == 0 then return 'lost' end
   local c = call_read(id, s.call)
   if c and (c.stands == 'settled' or c.stands == 'released' or c.stands == s.stands) then return 'again' end
-  local known = c ~= nil
-  c = c or {stands = 'unknown', bound = s.bound, amount = '0', at = tostring(now), facts = s.facts}
+  local known, counts = c ~= nil, s.counts ~= cjson.null and s.counts or nil
+  -- It was counted when it came to be in doubt.
+  if counts and c and c.stands == 'doubt' then counts[1], counts[2] = 0, 0 end
+  c = c or {stands = 'unknown', bound = s.bound, amount = '0', at = tostring(now), facts = s.facts, books = s.books}
   -- Its answer came after all, or the store had lost it.
   local late = s.stands == 'settled' and c.stands ~= 'open'
   c.facts = late and string.gsub(s.facts, '}$', (s.facts == '{}' and '' or ',') .. '"late":true}') or s.facts
-  call_move(id, s.call, c, s.stands, s.stands == 'settled' and s.nanos or s.stands == 'doubt' and c.bound or '0')
+  call_move(id, s.call, c, s.stands, s.stands == 'settled' and s.nanos or s.stands == 'doubt' and c.bound or '0', counts)
   if not known then
     local ttl = call('PTTL', K.job(id))
     if ttl > 0 then call('PEXPIRE', K.calls(id), ttl) end
@@ -108,13 +127,15 @@ local function stop_probing(name)
   end
 end
 
+local UNANSWERED = {1, 1} -- for the usage: a call, and no answer
+
 -- Calls without an outcome may have been sent: they are in doubt at their full bound.
 local function doubt_open_calls(id)
   local all = call('HGETALL', K.calls(id))
   for i = 1, #all, 2 do
     if string.sub(all[i + 1], 1, 5) == 'open ' then
       local c = call_read(id, all[i])
-      call_move(id, all[i], c, 'doubt', c.bound)
+      call_move(id, all[i], c, 'doubt', c.bound, UNANSWERED)
       stop_probing(all[i])
     end
   end

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 from urllib.parse import unquote
 
@@ -31,7 +31,8 @@ class Settlement:
     """What became of a call.
 
     bound: as it was admitted. nanos: what it cost, if `stands` is "settled". facts: for the receipt. heard: what it
-    says of its lane, as `celeriac.gate.lanes.heard` has it; None for nothing.
+    says of its lane, as `celeriac.gate.lanes.heard` has it; None for nothing. books: what it was booked under, as its
+    admission answered. counts: what it adds to the usage, as `celeriac.costs.books.counts` has it.
     """
 
     call: str
@@ -40,6 +41,8 @@ class Settlement:
     nanos: int
     facts: Mapping[str, Any]
     heard: Mapping[str, Any] | None = None
+    books: str = ""
+    counts: Sequence[int] | None = None
 
     def as_argument(self) -> dict[str, Any]:
         return {
@@ -49,6 +52,8 @@ class Settlement:
             "nanos": str(self.nanos),
             "facts": orjson.dumps(self.facts).decode(),
             "heard": self.heard,
+            "books": self.books,
+            "counts": self.counts,
         }
 
 
@@ -64,11 +69,31 @@ class Closed:
 class Admitted:
     """took: input and output tokens that the call is expected to use, taken out of its lane's rates.
 
-    bound: as it is booked, in nano-dollars: raised where calls of its lane cost more than theirs.
+    bound: as it is booked, in nano-dollars: raised where calls of its lane cost more than theirs. books: under what.
     """
 
     took: tuple[int, int]
     bound: int = 0
+    books: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """A cap that has no room for a call. why: "held" until others settle, "spent", or "never": it is above the cap.
+
+    scope: as it is spelt in keys. ends: when the window does, None for never. cap, bound: in nano-dollars.
+    """
+
+    why: Literal["held", "spent", "never"]
+    scope: str
+    window: str
+    ends: datetime | None
+    cap: int
+    bound: int
+
+
+#: What a call is booked under, as `celeriac.costs.books.Account.books` has it, with the windows of a time or without.
+Books = Callable[[datetime | None], Mapping[str, Any]]
 
 
 #: A call that is made whatever is known of its lane.
@@ -92,28 +117,37 @@ class Journal:
         asking: Mapping[str, Any] = ANYHOW,
         *,
         cap: int | None = None,
-    ) -> Admitted | Closed:
+        books: Books | None = None,
+    ) -> Admitted | Closed | Full:
         """Book a call at its highest possible price, before it is sent. The same call again changes nothing.
 
         bound: nano-dollars. asking: what its lane has to know, as `celeriac.gate.lanes.asking` has it. cap: that the
-        whole job may cost, in doubt and reserved included. Answers Closed, and has booked nothing, where the lane may
-        not be asked now.
+        whole job may cost, in doubt and reserved included. books: None for a call that is in no scope's sums. Answers
+        Closed, and has booked nothing, where the lane may not be asked now; Full, where a cap leaves no room.
 
         Raises Invalid for more than MOST_NANOS, CostLimit, Fenced where this run no longer holds the job, Stopped where
         the job was asked to stop, StoreFull, StoreUnavailable.
         """
         if bound > MOST_NANOS:
             raise Invalid("the call could cost more than $9 million", remedy="ask for fewer output tokens")
-        said, *rest = await self._admit(
-            id=claim.id,
-            worker=claim.worker,
-            nonce=claim.nonce,
-            call=call,
-            bound=str(bound),
-            cap="" if cap is None else str(cap),
-            facts=orjson.dumps(facts).decode(),
-            **asking,
-        )
+        at: datetime | None = None
+        while True:
+            said, *rest = await self._admit(
+                id=claim.id,
+                worker=claim.worker,
+                nonce=claim.nonce,
+                call=call,
+                bound=str(bound),
+                cap="" if cap is None else str(cap),
+                facts=orjson.dumps(facts).decode(),
+                books=books and books(at),
+                **asking,
+            )
+            if said != b"windows":
+                break
+            at = datetime.fromtimestamp(rest[0] / 1000, UTC)
+        if said == b"full":
+            return _full(*rest)
         if said == b"closed":
             return Closed(timedelta(milliseconds=rest[0]), rest[1].decode())
         if said == b"spent":
@@ -122,7 +156,7 @@ class Journal:
             raise Stopped(f"the job was asked to stop: {rest[0].decode()}")
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
-        return Admitted((rest[0], rest[1]), int(rest[2]))
+        return Admitted((rest[0], rest[1]), int(rest[2]), rest[3].decode())
 
     async def commit(
         self,
@@ -198,6 +232,12 @@ class Journal:
         )
         tell_of_lane(settlement, changed)
         _notice(claim, money)
+
+
+def _full(why: bytes, scope: bytes, window: bytes, ends: int, cap: bytes, bound: bytes) -> Full:
+    until = datetime.fromtimestamp(ends, UTC) if ends else None
+    is_why: Literal["held", "spent", "never"] = why.decode()  # type: ignore[assignment]  # one of these
+    return Full(is_why, scope.decode(), window.decode(), until, int(cap), int(bound))
 
 
 def _text(facts: Mapping[str, Any]) -> str:

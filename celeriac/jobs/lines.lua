@@ -231,13 +231,17 @@ local function to_lane_line(r, lane, resume_at)
     at = string.format('%.0f', at)
     call('HSET', K.lane_turns(lane), r.tenant, at)
   end
-  move(r, 'parked', nil, 'lane_closed')
-  call('HSET', K.job(r.id), 'reason', 'lane_closed', 'resume_at', resume_at, 'lane', lane, 'lane_input', input,
+  -- A scope's line is one among those of lanes.
+  local reason = string.sub(lane, 1, 1) == '$' and 'waiting_budget' or 'lane_closed'
+  move(r, 'parked', nil, reason)
+  call('HSET', K.job(r.id), 'reason', reason, 'resume_at', resume_at, 'lane', lane, 'lane_input', input,
     'lane_output', output, 'lane_since', since or now, 'lane_waits', waits + 1, 'lane_place', lane .. ' ' .. at)
   call('HDEL', K.job(r.id), 'woken')
   call('ZADD', line, at, r.id)
   -- Who has no other lane has nothing to ask before.
   local look = only and math.max(resume_at - now, LONGEST_LOOK) or math.min(LONGEST_LOOK, LOOK_AROUND * 2 ^ waits)
+  -- Thousands may wait for the same midnight, and are woken as there is room: that they look for themselves is for the worst.
+  if reason == 'waiting_budget' then look = math.max(resume_at - now, LONGEST_LOOK) + r.seq % 3600 * 1000 end
   call('HSET', K.job(r.id), 'parked_for', look)
   call('ZADD', K.parked(), now + look, r.id)
   if type(redis.pcall('SADD', K.lanes(), lane)) == 'table' then

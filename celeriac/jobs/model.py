@@ -131,7 +131,8 @@ class NewJob:
     """A job as a caller asks for it.
 
     input: messages, the last one the user's. limited: its agent has a limit, so its jobs wait in lines
-    of their own. limits: as `celeriac.jobs.request.LIMITS` names them. output_schema: what the answer has to be,
+    of their own. limits: as `celeriac.jobs.request.LIMITS` names them. on_budget: what it does when a budget is spent.
+    output_schema: what the answer has to be,
     whatever the agent says of that. stream: whether somebody may read along. run_at: it is parked until then. deadline,
     expires_in: it expires unless it has ended by then; the earlier one counts. idempotency_key: the same key of a
     tenant is the same job, for as long as that can be asked for; fingerprint: of the request, to tell a repetition from
@@ -150,6 +151,7 @@ class NewJob:
     model: str | None = None
     max_output_tokens: int | None = None
     limits: Mapping[str, Any] = field(default_factory=dict)
+    on_budget: Literal["wait", "fail"] = "wait"
     output_schema: Mapping[str, Any] | None = field(default=None, repr=False)
     stream: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -202,6 +202,11 @@ class Asked(Wire):
     max_seconds: float | None = Field(
         None, strict=True, gt=0, le=366 * 86_400, description="For its steps together. As `max_steps`."
     )
+    on_budget: Literal["wait", "fail"] = Field(
+        "wait",
+        description="When a budget is spent that it is in: wait, as `waiting_budget`, for the next window or a higher "
+        "cap, or fail with `budget_exceeded`.",
+    )
     output_schema: OutputSchema | None = Field(
         None,
         description="What the answer has to be: a JSON schema (2020-12) of an object, in the words that docs/agents.md "
@@ -258,6 +263,7 @@ class Asked(Wire):
             model=self.model,
             max_output_tokens=self.max_output_tokens,
             limits={name: value for name in LIMITS if (value := getattr(self, name)) is not None},
+            on_budget=self.on_budget,
             output_schema=self.output_schema,
             stream=self.stream,
             metadata=self.metadata,

@@ -162,6 +162,8 @@ class JobStore:
         }
         if job.limits:
             spec["limits"] = dict(job.limits)
+        if job.on_budget != "wait":
+            spec["on_budget"] = job.on_budget
         if job.output_schema is not None:
             spec["output_schema"] = job.output_schema
         said, *rest = await self._submit(

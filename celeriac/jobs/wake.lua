@@ -67,8 +67,10 @@ local function wake_page()
 end
 
 -- One of which nonsense is stored keeps no other from being looked at.
+local scope = string.match(lane, '^%' .. books.LINE .. '(.+)$')
 local done = pcall(function()
-  if not lane_closed(lane) then wake_page() end
+  if scope then books.wake_scope(scope, a.page)
+  elseif not lane_closed(lane) then wake_page() end
   if call('EXISTS', K.lane_line(lane)) == 0 then
     -- Who comes back has a place from before, and others are counted on from there.
     local last = 0

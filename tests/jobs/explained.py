@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import redis
 
+from celeriac.costs.books import COLUMNS, WINDOWS
 from celeriac.jobs.model import ENDS, SEEN_AS, Place
 from celeriac.keys import KEYS, PREFIX
 
@@ -30,9 +31,17 @@ STAY: Final = {
     "went_back",
     "miscounted",
     "lane_changes",
+    "budgets",
+    "windows",
+    "used",
+    "usage_ever",
+    "alerts",
+    "changes",
 }
 #: Keys that age, whatever they hold.
-AGE: Final = {"recount", "upkeep", "quiet", "room", "revoked", "deleted", "lane"}
+AGE: Final = {
+    "recount", "upkeep", "quiet", "room", "revoked", "deleted", "lane", "use", "usage", "ledger", "promised",
+}  # fmt: skip
 COMPANY: Final = {2: 32, 3: 4, 4: 1}
 #: Not the store's: the clock of these tests, and Celery's results, which age.
 OTHERS: Final = re.compile(r"test:.*|celery-task-meta-.*|_kombu\..*")
@@ -119,6 +128,7 @@ class Look:
         yield from self.fleet()
         yield from self.contexts()
         yield from self.books()
+        yield from self.money()
 
     def lifetimes(self) -> Iterator[str]:
         """Keys age, stay small, or follow a record; entries of the others are looked at one by one."""
@@ -341,6 +351,53 @@ class Look:
                 yield f"context {key.parts} says {key.value.get('messages')} messages, and there are {messages}"
         if turns:
             yield f"turns without a context: {turns}"
+
+    def money(self) -> Iterator[str]:
+        """The sums of a scope and a window are those of the calls booked there; the ledger's are those of the jobs."""
+        expected: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        calls = [(id, text) for (id,), found in self.members("calls").items() for text in found.values()]
+        kept = [(entry.split(" ")[0], text) for entry, text in self.one("doubt_calls", {}).items()]
+        if {entry for entry, _ in self.one("doubts", ())} != set(self.one("doubt_calls", {})):
+            yield "doubts and doubt_calls name different calls"
+        gone = [(id, text) for id, text in kept if id not in self.jobs]
+        doubts = Counter(id for id, text in calls if text.startswith("doubt "))
+        if doubts != Counter(id for id, _ in kept if id in self.jobs):
+            yield f"the calls in doubt are {doubts}, and doubts holds {kept}"
+        for _, text in [*calls, *gone]:
+            stands, _, amount, _, facts = text.split(" ", 4)
+            booked = json.loads(facts).get("books")
+            if booked is None or stands not in {"open", "doubt"}:
+                continue
+            starts, scopes, _ = booked.split("|")
+            for scope in scopes.split(" "):
+                spans = [f"{name}.{start}" for name, start in zip(WINDOWS, starts.split(" "), strict=False)]
+                for where in (f"used:{scope}", *(f"use:{scope}:{span}" for span in spans)):
+                    expected[where]["reserved" if stands == "open" else "in_doubt"] += int(amount)
+        for key in (*self.by["used"], *self.by["use"]):
+            where = ":".join((key.name, *key.parts.values()))
+            for name in ("reserved", "in_doubt"):
+                if int(key.value.get(name, 0)) != expected[where][name]:
+                    yield f"{where}: {name} is {key.value}, and the calls make {expected[where][name]}"
+            if int(key.value.get("settled", 0)) < 0:
+                yield f"{where} has settled less than nothing"
+        entries: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for key in self.by["ledger"]:
+            for _, entry in key.value:
+                entries[entry["job"]].update({name: int(entry[name]) for name in ("nanos", "in_doubt")})
+        for id, job in self.jobs.items():
+            if (entries[id]["nanos"], entries[id]["in_doubt"]) != (
+                int(job.get("cost", 0)),
+                int(job.get("in_doubt", 0)),
+            ):
+                yield f"{id}: the ledger has {entries[id]}, the job {job.get('cost')} and {job.get('in_doubt')}"
+        for key in self.by["used"]:
+            if key.parts["scope"] == "all":
+                series = self.one("usage_ever", {}).values()
+                counted = sum(
+                    int(sums.split(" ")[COLUMNS.index("cost")]) for sums in series if len(sums.split(" ")) > 2
+                )
+                if counted != int(key.value.get("settled", 0)):
+                    yield f"the usage has {counted}, and all scopes {key.value}"
 
     def books(self) -> Iterator[str]:
         """A job's sums are those of its calls; a call is open only while its run may still settle it."""

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import redis
 
+from celeriac.costs.books import unspelt
 from celeriac.errors import Conflict, CostLimit, Fenced, Stopped
-from celeriac.jobs.journal import Settlement
+from celeriac.jobs.journal import Full, Settlement
 from celeriac.jobs.model import AGENT_UNKNOWN, Accepted, Claim, Finding, JobError, Parent, Parked, Place, State
 from tests.jobs.conftest import Queue
 
@@ -160,6 +161,13 @@ async def spend(
         await queue.stores.journal.settle(claim, Settlement(call, "settled", bound, nanos, {}))
 
 
+async def is_held(queue: Queue, claim: Claim, bound: int, payer: Claim) -> bool:
+    """Whether a call would fit under the cap of that job, once others have settled."""
+    said = await queue.stores.journal.admit(claim, "held", bound, {})
+    assert isinstance(said, Full)
+    return (said.why, unspelt(said.scope), said.bound) == ("held", f"job:{payer.id}", bound)
+
+
 async def test_what_a_job_costs_counts_for_all_that_it_works_for(queue: Queue) -> None:
     """Reserved, in doubt and settled; each shows its own beside that of those that work for it."""
     top = await running(queue)
@@ -187,9 +195,13 @@ async def test_no_cap_above_a_job_is_crossed_by_it(queue: Queue) -> None:
     bottom = await queue.claim(await queue.submit(parent=parent(middle, cap=700)))
     other = await queue.claim(await queue.submit(parent=parent(top, cap=1000)))
     await spend(queue, bottom, "b1", 600)
-    for claim, bound in ((bottom, 101), (other, 401), (top, 401)):
-        with pytest.raises(CostLimit):
-            await spend(queue, claim, "x", bound, cap=1000 if claim is top else None)
+    assert await is_held(queue, bottom, 101, middle)
+    assert await is_held(queue, other, 401, top)
+    with pytest.raises(CostLimit):
+        await spend(queue, top, "x", 401, cap=1000)
+    with pytest.raises(CostLimit):
+        await spend(queue, bottom, "x", 701)
+    queue.later(5_000)
     await spend(queue, bottom, "b2", 100)
     await spend(queue, other, "o", 300)
 
@@ -301,6 +313,8 @@ async def test_no_cap_at_any_depth_is_crossed(queue: Queue) -> None:
     middle = await queue.claim(await queue.submit(parent=parent(top, cap=500)))
     bottom = await queue.claim(await queue.submit(parent=parent(middle)))
     await spend(queue, bottom, "a", 400)
+    assert await is_held(queue, bottom, 101, top)
+    await queue.stores.journal.settle(bottom, Settlement("a", "settled", 400, 400, {}))
     with pytest.raises(CostLimit):
         await spend(queue, bottom, "b", 101)
 

@@ -1,0 +1,358 @@
+-- Books: what each scope has used of its caps, what every call cost, and who waits for money. Shared, after lines.lua.
+-- A scope is everything, a tenant, an agent, a provider, a model or a value of a declared label; jobs with a cap are scopes for
+-- those that work for them. Each has a sum for each window: the hour, the day, the week, the month, and ever. Amounts are whole
+-- nano-dollars; they stay text where they may be large, since Lua's numbers lose digits beyond 2^53.
+local WINDOWS = {'hour', 'day', 'week', 'month'}
+-- Seconds, at most: the longest day has the hour in it by which clocks go back.
+local LENGTH = {hour = 3600, day = 90000, week = 608400, month = 2682000}
+local OUTLIVES = 35 * 86400 -- seconds for which the sum of a window is kept after its end: answers may come late
+local MOST_SERIES = 5000    -- in one span of the usage; what is beyond them counts together
+local KEPT_ALERTS, KEPT_CHANGES = 1000, 10000
+local PROMISED = 5000       -- ms for which room is kept for a job that was woken, until it has asked
+local LINE = '$'            -- before a scope: its line is one among the lines of lanes, and no lane's name begins so
+
+local function amount(text)
+  local value = tonumber(text or '')
+  return value and value >= 0 and value or 0
+end
+
+-- The windows that are open now, by the clocks of a time zone: name -> {start, end}, seconds. Nil where the store does not know
+-- them: whoever asks has to say. said: {zone, hour's start, hour's end, day's ...}, or null.
+local function windows_of(zone, said)
+  local text = said and said ~= cjson.null and table.concat(said, ' ') or redis.pcall('GET', K.windows())
+  if type(text) ~= 'string' then text = '' end
+  local parts, found = {}, {}
+  for part in string.gmatch(text, '%S+') do parts[#parts + 1] = part end
+  if zone and parts[1] ~= zone then return nil end
+  for i, name in ipairs(WINDOWS) do
+    local from, to = tonumber(parts[2 * i] or ''), tonumber(parts[2 * i + 1] or '')
+    if not (from and to) or now < from * 1000 or now >= to * 1000 or to - from > LENGTH[name] then return nil end
+    found[name] = {parts[2 * i], to}
+  end
+  if said and said ~= cjson.null then call('SET', K.windows(), text) end
+  return found
+end
+
+-- What a call is booked under: scopes, the windows that were open when it was admitted, and its series in the usage.
+local function books_of(scopes, series, windows)
+  local b = {scopes = scopes, series = series, starts = {}}
+  for i, name in ipairs(WINDOWS) do b.starts[i] = windows[name][1] end
+  return b
+end
+
+local function books_text(b)
+  return table.concat(b.starts, ' ') .. '|' .. table.concat(b.scopes, ' ') .. '|' .. b.series
+end
+
+local function books_read(text)
+  local starts, scopes, series = string.match(text or '', '^([%d ]+)|([^|]+)|([^|]*)$')
+  if not starts then return nil end
+  local b = {scopes = {}, series = series, starts = {}}
+  for start in string.gmatch(starts, '%d+') do b.starts[#b.starts + 1] = start end
+  for scope in string.gmatch(scopes, '%S+') do b.scopes[#b.scopes + 1] = scope end
+  return b
+end
+
+local function use_key(b, scope, window)
+  for i, name in ipairs(WINDOWS) do
+    if name == window then return K.use(scope, name .. '.' .. b.starts[i]) end
+  end
+  return K.used(scope)
+end
+
+-- work: gets the key of each sum that the call is in, and how many seconds it is to be kept (nil for ever). Stops where it
+-- answers something.
+local function each_sum(b, work)
+  for _, scope in ipairs(b.scopes) do
+    local stops = work(K.used(scope))
+    if stops then return stops end
+    for i, name in ipairs(WINDOWS) do
+      stops = work(K.use(scope, name .. '.' .. b.starts[i]), tonumber(b.starts[i]) + LENGTH[name] + OUTLIVES)
+      if stops then return stops end
+    end
+  end
+end
+
+-- Reserve a call's bound in all its sums, or in none. Answers the key that is in the way, if one is.
+local function books_reserve(b, bound)
+  local done = {}
+  local broken = each_sum(b, function(key, till)
+    local sum = redis.pcall('HINCRBY', key, 'reserved', bound)
+    if type(sum) == 'table' then return key end
+    done[#done + 1] = key
+    -- It may be new.
+    if till and sum == tonumber(bound) then call('PEXPIRE', key, till * 1000 - now) end
+  end)
+  if broken then
+    for _, key in ipairs(done) do call('HINCRBY', key, 'reserved', bound == '0' and 0 or '-' .. bound) end
+  end
+  return broken
+end
+
+-- Out of one of the sums and into another, in all windows that there are: settling makes no new one. A key that holds something
+-- else is nobody's sum; the others go on.
+local function books_shift(b, was, back, is, nanos)
+  each_sum(b, function(key)
+    if redis.pcall('EXISTS', key) == 0 then return end
+    if was and back then redis.pcall('HINCRBY', key, was, back) end
+    if is then redis.pcall('HINCRBY', key, is, nanos) end
+  end)
+end
+
+-- The caps of scopes: a list of {scope, window, cap, soft thresholds}.
+local function caps_of(scopes)
+  local found = {}
+  for i, text in ipairs(call('HMGET', K.budgets(), unpack(scopes))) do
+    for window, cap, soft in string.gmatch(text or '', '(%a+) (%d+) ([%d,]*);') do
+      found[#found + 1] = {scope = scopes[i], window = window, cap = tonumber(cap), soft = soft}
+    end
+  end
+  return found
+end
+
+-- Settled and in doubt; and reserved.
+local function use_in(key)
+  local reserved, in_doubt, settled = unpack(call('HMGET', key, 'reserved', 'in_doubt', 'settled'))
+  return amount(in_doubt) + amount(settled), amount(reserved)
+end
+
+-- Whether a cap has room: nil, or why not: 'never' fits, 'held' until others settle, 'spent'.
+local function no_room_in(firm, reserved, cap, bound)
+  if firm + reserved + bound <= cap then return nil end
+  return bound > cap and 'never' or firm + bound <= cap and 'held' or 'spent'
+end
+
+local WORSE = {held = 1, spent = 2, never = 3}
+
+-- Those in line whose money is only held by others go before whoever comes.
+local function is_waited_for(scope)
+  local till = redis.pcall('HGET', K.lane(LINE .. scope), 'held')
+  return type(till) == 'string' and amount(till) > now and amount(till) <= now + PROMISED
+end
+
+local function wait_for(scope)
+  if type(redis.pcall('HSET', K.lane(LINE .. scope), 'held', now + PROMISED)) == 'number' then
+    call('PEXPIRE', K.lane(LINE .. scope), 86400000)
+  end
+end
+
+local function promised(scope) return amount(redis.pcall('GET', K.promised(scope))) end
+
+-- Whether a call of this bound may be admitted: nil, or {why not, scope, window, when that ends (seconds, 0 for never), cap}. Of
+-- several the worst. is_woken: the scope in whose line it stood.
+local function books_room(b, windows, bound, is_woken)
+  local worst
+  for _, c in ipairs(caps_of(b.scopes)) do
+    local firm, reserved = use_in(use_key(b, c.scope, c.window))
+    local mine = c.scope == is_woken
+    if not mine then reserved = reserved + promised(c.scope) end
+    local why = no_room_in(firm, reserved, c.cap, bound) or not mine and is_waited_for(c.scope) and 'held'
+    if why and (not worst or WORSE[why] > WORSE[worst[1]]) then
+      worst = {why, c.scope, c.window, windows[c.window] and windows[c.window][2] or 0, c.cap}
+    end
+  end
+  return worst
+end
+
+-- A threshold of a cap is reached by what is settled and in doubt: said once in its window.
+local function books_alert(b)
+  for _, c in ipairs(caps_of(b.scopes)) do
+    local key = use_key(b, c.scope, c.window)
+    local firm, told = use_in(key), amount(call('HGET', key, 'alerted'))
+    local reached = 0
+    for soft in string.gmatch(c.soft, '%d+') do
+      if firm * 100 >= c.cap * tonumber(soft) then reached = math.max(reached, tonumber(soft)) end
+    end
+    if reached > told and call('EXISTS', key) == 1 then
+      call('HSET', key, 'alerted', reached)
+      redis.pcall('XADD', K.alerts(), 'MAXLEN', '~', KEPT_ALERTS, '*', 'scope', c.scope, 'window', c.window, 'percent', reached,
+        'use', string.format('%.0f', firm), 'cap', string.format('%.0f', c.cap), 'at', now)
+    end
+  end
+end
+
+-- Put what one call used to its series, in one span. counts: numbers, in the order of the usage's columns.
+local function count_in(key, series, counts, seconds)
+  local stored = redis.pcall('HGET', key, series)
+  if type(stored) == 'table' then
+    call('DEL', key)
+    stored = nil
+  end
+  if not stored and call('HLEN', key) >= MOST_SERIES then
+    series = 'other'
+    stored = call('HGET', key, series)
+  end
+  local sums, i = {}, 0
+  for text in string.gmatch(stored or '', '%S+') do
+    i = i + 1
+    sums[i] = amount(text)
+  end
+  for n, count in ipairs(counts) do sums[n] = string.format('%.0f', (sums[n] or 0) + count) end
+  if call('HSET', key, series, table.concat(sums, ' ')) == 1 and seconds then call('EXPIRE', key, seconds) end
+end
+
+local function books_count(b, counts)
+  count_in(K.usage_ever(), b.series, counts)
+  count_in(K.usage('hour.' .. b.starts[1]), b.series, counts, ENTRIES)
+  count_in(K.usage('day.' .. b.starts[2]), b.series, counts, TOTALS)
+end
+
+-- A call is kept as "<stands> <bound> <amount> <when> <facts>". Until its outcome is known, its facts hold what it is booked under.
+local function call_text(c)
+  local facts = c.facts
+  if c.books and (c.stands == 'open' or c.stands == 'doubt') then
+    facts = string.gsub(facts, '}$', (facts == '{}' and '' or ',') .. '"books":"' .. c.books .. '"}')
+  end
+  return c.stands .. ' ' .. c.bound .. ' ' .. c.amount .. ' ' .. c.at .. ' ' .. facts
+end
+
+local function call_of(text)
+  local stands, nanos_bound, nanos, at, facts = string.match(text, '^(%a+) (%d+) (%d+) (%d+) (.*)$')
+  if not stands then return nil end
+  local books = string.match(facts, ',?"books":"([^"]*)"}$')
+  if books then facts = string.gsub(facts, ',?"books":"[^"]*"}$', '}') end
+  return {stands = stands, bound = nanos_bound, amount = nanos, at = at, facts = facts, books = books}
+end
+
+-- One entry of the ledger. nanos: what is settled by it. in_doubt: by how much that sum changes; both text.
+local function ledger_add(id, name, c, stands, nanos, in_doubt)
+  local day = K.ledger(string.format('%.0f', math.floor(now / 86400000)))
+  local tenant, agent, attempt = unpack(call('HMGET', K.job(id), 'tenant', 'agent', 'attempts'))
+  local function add()
+    return redis.pcall('XADD', day, '*', 'job', id, 'call', name, 'tenant', tenant or '', 'agent', agent or '', 'attempt',
+      attempt or '', 'stands', stands, 'nanos', nanos, 'in_doubt', in_doubt, 'at', c.at, 'facts', c.facts)
+  end
+  if type(add()) == 'table' then
+    call('DEL', day)
+    add()
+  end
+  if call('TTL', day) < 0 then call('EXPIRE', day, 86400 + ENTRIES) end
+end
+
+-- Calls in doubt are listed until somebody knows better, or nobody can any more. They are kept whole: their jobs may be gone before.
+local function doubt_remove(entry)
+  redis.pcall('ZREM', K.doubts(), entry)
+  redis.pcall('HDEL', K.doubt_calls(), entry)
+end
+
+local function doubt_add(entry, c)
+  local added = redis.pcall('ZADD', K.doubts(), c.at, entry)
+  local kept = redis.pcall('HSET', K.doubt_calls(), entry, call_text(c))
+  if type(added) == 'table' or type(kept) == 'table' then
+    call('DEL', K.doubts(), K.doubt_calls())
+    call('ZADD', K.doubts(), c.at, entry)
+    call('HSET', K.doubt_calls(), entry, call_text(c))
+  end
+  for _, old in ipairs(call('ZRANGEBYSCORE', K.doubts(), '-inf', now - ENTRIES * 1000, 'LIMIT', 0, 5)) do doubt_remove(old) end
+end
+
+-- Room that is found for those who wait is kept for them for a moment.
+local function promise(scope, nanos)
+  if type(redis.pcall('INCRBY', K.promised(scope), nanos)) == 'table' then call('SET', K.promised(scope), nanos) end
+  call('PEXPIRE', K.promised(scope), PROMISED)
+end
+
+-- A job out of the line of a scope is about to ask: room is no longer kept for it.
+local function keep_promise(scope, nanos)
+  if promised(scope) > 0 then redis.pcall('DECRBY', K.promised(scope), string.format('%.0f', math.min(promised(scope), nanos))) end
+end
+
+-- The caps of a scope, with what is used of each. Of a job: what those that work for it wait for, as `id` has it.
+local function caps_in(scope, id)
+  local above = string.match(scope, '^job%%3A(.+)$')
+  if not above then
+    local windows, found = windows_of(), {}
+    for _, c in ipairs(caps_of({scope})) do
+      if c.window == 'ever' or windows then
+        c.firm, c.reserved = use_in(c.window == 'ever' and K.used(scope) or K.use(scope, c.window .. '.' .. windows[c.window][1]))
+        found[#found + 1] = c
+      end
+    end
+    return found
+  end
+  local _, stored = pcall(cjson.decode, call('HGET', K.job(id), 'ancestors') or '[]')
+  for _, ancestor in ipairs(type(stored) == 'table' and stored or {}) do
+    if ancestor[1] == above and tonumber(ancestor[2]) then
+      local sums = call('HMGET', K.job(above), 'cost', 'in_doubt', 'below_cost', 'below_in_doubt', 'reserved', 'below_reserved')
+      local firm = amount(sums[1]) + amount(sums[2]) + amount(sums[3]) + amount(sums[4])
+      return {{cap = tonumber(ancestor[2]), firm = firm, reserved = amount(sums[5]) + amount(sums[6])}}
+    end
+  end
+  return {}
+end
+
+-- Jobs in the line of a scope go on, in their order, as far as there is room: what only others hold is waited for, and what is
+-- spent is looked past. most: how many are looked at.
+local function wake_scope(scope, most)
+  local line, state = K.lane_line(LINE .. scope), nil
+  local kept = promised(scope)
+  for _, id in ipairs(call('ZRANGE', line, 0, most - 1)) do
+    local r = read(id)
+    if not (r and r.place == 'parked') then
+      if not (r and r.newer) then
+        call('ZREM', line, id)
+        if not r then set_aside(id, 'lane') end
+      end
+    else
+      local bound, why = amount(call('HGET', K.job(id), 'lane_input')), nil
+      for _, c in ipairs(caps_in(scope, id)) do
+        local no = no_room_in(c.firm, c.reserved + kept, c.cap, bound)
+        if no and (not why or WORSE[no] > WORSE[why]) then why = no end
+      end
+      if why == 'held' then
+        wait_for(scope)
+        return
+      end
+      -- What never fits goes on to hear so.
+      if why ~= 'spent' then
+        local done = try(id, 'lane', function()
+          leave_place(r)
+          call('HSET', K.job(id), 'woken', string.format('%s %.0f %.0f 0', LINE .. scope, now, bound))
+          to_ready(r)
+        end)
+        if not done then call('ZREM', line, id)
+        elseif not why then
+          promise(scope, string.format('%.0f', bound))
+          kept = kept + bound
+        end
+      end
+    end
+  end
+end
+
+-- Money has come back: whoever waits for it goes on. b: what the call was booked under, or nil. above: jobs that it was made for.
+local function books_wake(b, above)
+  local scopes = {}
+  for _, scope in ipairs(b and b.scopes or {}) do scopes[#scopes + 1] = scope end
+  for _, id in ipairs(above) do scopes[#scopes + 1] = 'job%3A' .. id end
+  local lines = {}
+  for i, scope in ipairs(scopes) do lines[i] = K.lane_line(LINE .. scope) end
+  if #lines == 0 or call('EXISTS', unpack(lines)) == 0 then return end
+  for i, scope in ipairs(scopes) do
+    if call('EXISTS', lines[i]) == 1 then wake_scope(scope, 20) end
+  end
+end
+
+return {
+  of = books_of,
+  text = books_text,
+  read = books_read,
+  shift = books_shift,
+  alert = books_alert,
+  count = books_count,
+  wake = books_wake,
+  room = books_room,
+  reserve = books_reserve,
+  doubt = doubt_add,
+  no_doubt = doubt_remove,
+  enter = ledger_add,
+  windows = windows_of,
+  no_room_in = no_room_in,
+  is_waited_for = is_waited_for,
+  wait_for = wait_for,
+  keep_promise = keep_promise,
+  wake_scope = wake_scope,
+  LINE = LINE,
+  call_text = call_text,
+  call_of = call_of,
+}

@@ -1,0 +1,230 @@
+"""Budgets: what a scope may cost in a window. Admission compares; nothing else depends on there being one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from celeriac import keys
+from celeriac.connections import Redis, answering
+from celeriac.costs.books import WINDOWS, Window, spelt, unspelt, windows_at
+from celeriac.errors import Invalid, NotFound
+from celeriac.settings import NAME
+
+#: Sums of one window and scope stay below what Lua's numbers hold exactly.
+MOST_NANOS: Final = 9 * 10**15
+MOST_ALERTS: Final = 10
+#: What a scope is, and what its name looks like.
+KINDS: Final[Mapping[str, str]] = {
+    "tenant": NAME,
+    "agent": NAME,
+    "provider": NAME,
+    "model": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}/[!-~]{1,256}$",
+    "label": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}=[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """nanos: what calls admitted in the window may cost, in nano-dollars; 0 stops them all. alert_at: percents of it at
+    which somebody is told, once a window.
+    """
+
+    window: Window
+    nanos: int
+    alert_at: tuple[int, ...] = (80, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Of a cap, in nano-dollars: settled, in doubt (it may have been billed), reserved (calls that are being made).
+
+    starts, ends: of the window that is open now, None for ever.
+    """
+
+    cap: Cap
+    settled: int
+    in_doubt: int
+    reserved: int
+    starts: datetime | None
+    ends: datetime | None
+
+    @property
+    def left(self) -> int:
+        """What may still be admitted; 0 also where more is used than a lowered cap allows."""
+        return max(0, self.cap.nanos - self.settled - self.in_doubt - self.reserved)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Of a budget. by: who said so. was, became: None for none."""
+
+    at: datetime
+    scope: str
+    by: str
+    was: tuple[Cap, ...] | None
+    became: tuple[Cap, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A threshold was reached by what is settled and in doubt. use, cap: in nano-dollars."""
+
+    id: str
+    at: datetime
+    scope: str
+    window: Window
+    percent: int
+    use: int
+    cap: int
+
+
+def check_scope(scope: str, labels: Mapping[str, tuple[str, ...]]) -> str:
+    """The same scope, if calls can be in it. labels: those that are declared. Raises Invalid."""
+    kind, _, name = scope.partition(":")
+    if scope == "all":
+        return scope
+    if kind not in KINDS or not re.match(KINDS[kind], name):
+        raise Invalid(
+            f"{scope!r} is no scope",
+            field="scope",
+            remedy="write all, tenant:NAME, agent:NAME, provider:NAME, model:PROVIDER/MODEL or label:NAME=VALUE",
+        )
+    label, _, value = name.partition("=")
+    if kind == "label" and value not in (*labels.get(label, ()), *(["other"] if label in labels else [])):
+        raise Invalid(
+            f"the label {name} is not declared: no call is in its scope",
+            field="scope",
+            remedy="declare it in CELERIAC_COSTS__LABELS",
+        )
+    return scope
+
+
+def check_caps(caps: Sequence[Cap]) -> tuple[Cap, ...]:
+    """The same caps in order. Raises Invalid."""
+    windows = [cap.window for cap in caps]
+    if not caps or len(set(windows)) < len(windows):
+        raise Invalid("a budget has one cap for each of its windows", field="caps", remedy="name each window once")
+    for cap in caps:
+        if not 0 <= cap.nanos <= MOST_NANOS:
+            raise Invalid("a cap is between $0 and $9,000,000", field="cap_usd", remedy="name a smaller amount")
+        if len(cap.alert_at) > MOST_ALERTS or not all(1 <= percent <= 1000 for percent in cap.alert_at):
+            raise Invalid(
+                "alert_at holds at most 10 percents from 1 to 1000",
+                field="alert_at",
+                remedy="write them as [50, 80, 100]",
+            )
+    return tuple(sorted(caps, key=lambda cap: WINDOWS.index(cap.window)))
+
+
+def _text(caps: Sequence[Cap]) -> str:
+    return "".join(f"{c.window} {c.nanos} {','.join(map(str, sorted(set(c.alert_at))))};" for c in caps)
+
+
+def _caps(text: str) -> tuple[Cap, ...]:
+    found = re.findall(r"(hour|day|week|month|ever) (\d+) ([\d,]*);", text)
+    return tuple(Cap(window, int(nanos), tuple(int(p) for p in soft.split(",") if p)) for window, nanos, soft in found)
+
+
+class Budgets:
+    """All budgets of the deployment. zone: of their windows."""
+
+    def __init__(self, redis: Redis, zone: str) -> None:
+        self._redis: Any = redis
+        self._zone = ZoneInfo(zone)
+
+    async def put(self, scope: str, caps: Sequence[Cap], by: str) -> None:
+        """Set a scope's caps, all of them. Calls that are being made go on. Raises StoreUnavailable."""
+        await self._change(scope, _text(caps), by)
+
+    async def delete(self, scope: str, by: str) -> None:
+        """What was used stays known. Raises NotFound, StoreUnavailable."""
+        if not await self._change(scope, "", by):
+            raise NotFound(f"there is no budget of {scope}", field="scope", remedy="GET /v1/budgets lists them")
+
+    async def _change(self, scope: str, became: str, by: str) -> bool:
+        async with answering(), self._redis.pipeline(transaction=True) as pipe:
+            name, field = keys.spell("budgets"), spelt(scope)
+            was = (await self._redis.hget(name, field) or b"").decode()
+            if not was and not became:
+                return False
+            if became:
+                pipe.hset(name, field, became)
+            else:
+                pipe.hdel(name, field)
+            entry = {"what": "budget", "scope": field, "by": by, "was": was, "became": became}
+            pipe.xadd(keys.spell("changes"), entry, maxlen=10_000, approximate=True)
+            await pipe.execute()
+        return True
+
+    async def all(self) -> dict[str, tuple[Use, ...]]:
+        """Of each scope that has a budget, its caps and what is used of them. Raises StoreUnavailable."""
+        async with answering():
+            stored = await self._redis.hgetall(keys.spell("budgets"))
+        found = {unspelt(scope.decode()): _caps(text.decode()) for scope, text in sorted(stored.items())}
+        return await self._use(found)
+
+    async def get(self, scope: str) -> tuple[Use, ...]:
+        """Raises NotFound, StoreUnavailable."""
+        async with answering():
+            stored = await self._redis.hget(keys.spell("budgets"), spelt(scope))
+        if stored is None:
+            raise NotFound(f"there is no budget of {scope}", field="scope", remedy="GET /v1/budgets lists them")
+        return (await self._use({scope: _caps(stored.decode())}))[scope]
+
+    async def _use(self, budgets: Mapping[str, Sequence[Cap]]) -> dict[str, tuple[Use, ...]]:
+        async with answering():
+            seconds, micros = await self._redis.time()
+            windows = windows_at(self._zone, datetime.fromtimestamp(seconds + micros / 1e6, UTC))
+            asked = self._redis.pipeline(transaction=False)
+            for scope, caps in budgets.items():
+                for cap in caps:
+                    asked.hmget(_key(scope, cap.window, windows), "settled", "in_doubt", "reserved")
+            sums = iter(await asked.execute())
+        return {
+            scope: tuple(
+                Use(cap, *(int(amount or 0) for amount in next(sums)), *windows.get(cap.window, (None, None)))
+                for cap in caps
+            )
+            for scope, caps in budgets.items()
+        }
+
+    async def changes(self, most: int = 100) -> list[Change]:
+        """Of budgets, the newest first. Raises StoreUnavailable."""
+        async with answering():
+            entries = await self._redis.xrevrange(keys.spell("changes"), count=most)
+        found = []
+        for id, raw in entries:
+            entry = {name.decode(): value.decode() for name, value in raw.items()}
+            if entry["what"] == "budget":
+                was, became = (_caps(entry[name]) or None for name in ("was", "became"))
+                found.append(Change(_when(id), unspelt(entry["scope"]), entry["by"], was, became))
+        return found
+
+    async def alerts(self, after: str = "-", most: int = 100) -> list[Alert]:
+        """Thresholds that were reached, oldest first. after: the id of a known one. Raises StoreUnavailable."""
+        async with answering():
+            start = after if after == "-" else f"({after}"
+            entries = await self._redis.xrange(keys.spell("alerts"), start, count=most)
+        return [_alert(id, {n.decode(): v.decode() for n, v in raw.items()}) for id, raw in entries]
+
+
+def _key(scope: str, window: Window, windows: Mapping[Window, tuple[datetime, datetime]]) -> str:
+    if window == "ever":
+        return keys.spell("used", scope=spelt(scope))
+    return keys.spell("use", scope=spelt(scope), window=f"{window}.{int(windows[window][0].timestamp())}")
+
+
+def _when(id: bytes) -> datetime:
+    return datetime.fromtimestamp(int(id.partition(b"-")[0]) / 1000, UTC)
+
+
+def _alert(id: bytes, entry: Mapping[str, str]) -> Alert:
+    window: Window = entry["window"]  # type: ignore[assignment]  # the script writes no other
+    at = datetime.fromtimestamp(int(float(entry["at"])) / 1000, UTC)
+    percent, use, cap = (int(entry[name]) for name in ("percent", "use", "cap"))
+    return Alert(id.decode(), at, unspelt(entry["scope"]), window, percent, use, cap)
