@@ -12,6 +12,8 @@ from celeriac.connections import ALWAYS, CLOCK, Redis, answering, open_redis
 from celeriac.contexts import store as contexts
 from celeriac.contexts.store import ContextStore
 from celeriac.costs import books
+from celeriac.costs.budgets import Budgets
+from celeriac.costs.ledger import Ledger
 from celeriac.errors import Misconfigured
 from celeriac.gate import lanes
 from celeriac.gate.lanes import Lanes
@@ -35,6 +37,8 @@ class Stores:
     journal: Journal
     contexts: ContextStore
     lanes: Lanes
+    budgets: Budgets
+    ledger: Ledger
     channels: Channels
     ends: Ends
     events: Events
@@ -83,6 +87,8 @@ def open_stores(
         journal=Journal(made, lanes.LUA),
         contexts=ContextStore(redis, made),
         lanes=Lanes(redis, made),
+        budgets=Budgets(redis, made, settings.costs.time_zone),
+        ledger=Ledger(redis, settings.costs.entries_ttl),
         channels=channels,
         ends=Ends(channels),
         events=Events(redis, channels),

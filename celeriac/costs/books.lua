@@ -112,7 +112,7 @@ end
 
 -- Settled and in doubt; and reserved.
 local function use_in(key)
-  local reserved, in_doubt, settled = unpack(call('HMGET', key, 'reserved', 'in_doubt', 'settled'))
+  local reserved, in_doubt, settled = unpack(call('HMGET', key, 'reserved', 'in_doubt', 'cost'))
   return amount(in_doubt) + amount(settled), amount(reserved)
 end
 
@@ -128,6 +128,7 @@ local WORSE = {held = 1, spent = 2, never = 3}
 local function is_waited_for(scope)
   local till = redis.pcall('HGET', K.lane(LINE .. scope), 'held')
   return type(till) == 'string' and amount(till) > now and amount(till) <= now + PROMISED
+    and call('EXISTS', K.lane_line(LINE .. scope)) == 1
 end
 
 local function wait_for(scope)
@@ -201,7 +202,7 @@ end
 local function call_text(c)
   local facts = c.facts
   if c.books and (c.stands == 'open' or c.stands == 'doubt') then
-    facts = string.gsub(facts, '}$', (facts == '{}' and '' or ',') .. '"books":"' .. c.books .. '"}')
+    facts = string.sub(facts, 1, -2) .. (facts == '{}' and '' or ',') .. '"books":"' .. c.books .. '"}'
   end
   return c.stands .. ' ' .. c.bound .. ' ' .. c.amount .. ' ' .. c.at .. ' ' .. facts
 end

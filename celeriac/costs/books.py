@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 from celeriac.llm.model import Lane, Usage
 from celeriac.settings import CostSettings
 
+HERE: Final = Path(__file__).parent
 Window = Literal["hour", "day", "week", "month", "ever"]
 WINDOWS: Final[tuple[Window, ...]] = get_args(Window)
 HOUR: Final = timedelta(hours=1)
@@ -42,7 +43,7 @@ def lua(costs: CostSettings) -> str:
     """The helpers of the scripts that move money."""
     kept = (costs.entries_ttl, costs.totals_ttl)
     seconds = ", ".join(f"{ttl.total_seconds():.0f}" for ttl in kept)
-    text = (Path(__file__).parent / "books.lua").read_text()
+    text = (HERE / "books.lua").read_text()
     # In a function: a script may have 200 local names.
     return f"local books = (function(ENTRIES, TOTALS)\n{text}end)({seconds})\n"
 
@@ -80,6 +81,14 @@ def windows_at(zone: ZoneInfo, at: datetime) -> dict[Window, tuple[datetime, dat
     }
 
 
+def as_argument(zone: ZoneInfo, at: datetime) -> list[Any]:
+    """The windows that are open at a time, as the scripts take them."""
+    windows: list[Any] = [zone.key]
+    for start, end in windows_at(zone, at).values():
+        windows += [int(start.timestamp()), int(end.timestamp())]
+    return windows
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """Whose calls a job's are. labels: declared ones, with a value of theirs each. zone: of the windows."""
@@ -95,11 +104,7 @@ class Account:
 
     def books(self, lane: Lane, at: datetime | None = None) -> dict[str, Any]:
         """As the scripts take it. at: where the store asked for the windows of this time."""
-        windows: list[Any] | None = None
-        if at is not None:
-            windows = [self.zone]
-            for start, end in windows_at(ZoneInfo(self.zone), at).values():
-                windows += [int(start.timestamp()), int(end.timestamp())]
+        windows = None if at is None else as_argument(ZoneInfo(self.zone), at)
         return {
             "scopes": [spelt(scope) for scope in self.scopes(lane)],
             "series": self._series(lane),

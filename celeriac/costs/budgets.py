@@ -10,8 +10,8 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from celeriac import keys
-from celeriac.connections import Redis, answering
-from celeriac.costs.books import WINDOWS, Window, spelt, unspelt, windows_at
+from celeriac.connections import ALWAYS, Redis, Scripts, answering
+from celeriac.costs.books import HERE, WINDOWS, Window, as_argument, spelt, unspelt
 from celeriac.errors import Invalid, NotFound
 from celeriac.settings import NAME
 
@@ -133,9 +133,10 @@ def _caps(text: str) -> tuple[Cap, ...]:
 class Budgets:
     """All budgets of the deployment. zone: of their windows."""
 
-    def __init__(self, redis: Redis, zone: str) -> None:
+    def __init__(self, redis: Redis, scripts: Scripts, zone: str) -> None:
         self._redis: Any = redis
         self._zone = ZoneInfo(zone)
+        self._use = scripts.load(HERE / "use.lua", ALWAYS)
 
     async def put(self, scope: str, caps: Sequence[Cap], by: str) -> None:
         """Set a scope's caps, all of them. Calls that are being made go on. Raises StoreUnavailable."""
@@ -163,35 +164,25 @@ class Budgets:
 
     async def all(self) -> dict[str, tuple[Use, ...]]:
         """Of each scope that has a budget, its caps and what is used of them. Raises StoreUnavailable."""
-        async with answering():
-            stored = await self._redis.hgetall(keys.spell("budgets"))
-        found = {unspelt(scope.decode()): _caps(text.decode()) for scope, text in sorted(stored.items())}
-        return await self._use(found)
+        return await self._look(None)
 
     async def get(self, scope: str) -> tuple[Use, ...]:
         """Raises NotFound, StoreUnavailable."""
-        async with answering():
-            stored = await self._redis.hget(keys.spell("budgets"), spelt(scope))
-        if stored is None:
+        found = await self._look([spelt(scope)])
+        if scope not in found:
             raise NotFound(f"there is no budget of {scope}", field="scope", remedy="GET /v1/budgets lists them")
-        return (await self._use({scope: _caps(stored.decode())}))[scope]
+        return found[scope]
 
-    async def _use(self, budgets: Mapping[str, Sequence[Cap]]) -> dict[str, tuple[Use, ...]]:
-        async with answering():
-            seconds, micros = await self._redis.time()
-            windows = windows_at(self._zone, datetime.fromtimestamp(seconds + micros / 1e6, UTC))
-            asked = self._redis.pipeline(transaction=False)
-            for scope, caps in budgets.items():
-                for cap in caps:
-                    asked.hmget(_key(scope, cap.window, windows), "settled", "in_doubt", "reserved")
-            sums = iter(await asked.execute())
-        return {
-            scope: tuple(
-                Use(cap, *(int(amount or 0) for amount in next(sums)), *windows.get(cap.window, (None, None)))
-                for cap in caps
-            )
-            for scope, caps in budgets.items()
-        }
+    async def _look(self, scopes: Sequence[str] | None) -> dict[str, tuple[Use, ...]]:
+        said, *rest = await self._use(scopes=scopes, zone=self._zone.key, windows=None)
+        if said == b"windows":
+            at = datetime.fromtimestamp(rest[0] / 1000, UTC)
+            said, *rest = await self._use(scopes=scopes, zone=self._zone.key, windows=as_argument(self._zone, at))
+        found = {}
+        for scope, text, uses in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+            caps = _caps(text.decode())
+            found[unspelt(scope.decode())] = tuple(_use(cap, *use) for cap, use in zip(caps, uses, strict=True))
+        return found
 
     async def changes(self, most: int = 100) -> list[Change]:
         """Of budgets, the newest first. Raises StoreUnavailable."""
@@ -213,10 +204,9 @@ class Budgets:
         return [_alert(id, {n.decode(): v.decode() for n, v in raw.items()}) for id, raw in entries]
 
 
-def _key(scope: str, window: Window, windows: Mapping[Window, tuple[datetime, datetime]]) -> str:
-    if window == "ever":
-        return keys.spell("used", scope=spelt(scope))
-    return keys.spell("use", scope=spelt(scope), window=f"{window}.{int(windows[window][0].timestamp())}")
+def _use(cap: Cap, starts: int, ends: int, settled: bytes, in_doubt: bytes, reserved: bytes) -> Use:
+    since, until = (datetime.fromtimestamp(at, UTC) if at else None for at in (starts, ends))
+    return Use(cap, int(settled), int(in_doubt), int(reserved), since, until)
 
 
 def _when(id: bytes) -> datetime:

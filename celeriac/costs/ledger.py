@@ -160,4 +160,5 @@ def _cell(name: str, value: Any) -> Any:
     return value
 
 
-COLUMNS: Final = tuple(Entry("", *[datetime.fromtimestamp(0, UTC)] * 2, "", "", "", "", 0, "settled", 0, 0, {}).row())
+_NEVER: Final = datetime.fromtimestamp(0, UTC)
+COLUMNS: Final = tuple(Entry("", _NEVER, _NEVER, "", "", "", "", 0, "settled", 0, 0, {}).row())

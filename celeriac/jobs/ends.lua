@@ -58,7 +58,8 @@ local function books_move(id, name, c, was, back, stands, nanos, counts)
   local b, entry = books.read(c.books), id .. ' ' .. name
   if b then
     books.shift(b, SUM[was], back, SUM[stands], nanos)
-    if stands ~= 'released' then books.alert(b) end
+    -- What is said of it must not keep the money from being booked.
+    if stands ~= 'released' then pcall(books.alert, b) end
     if counts then books.count(b, counts) end
   end
   if was == 'doubt' then books.no_doubt(entry) end
@@ -92,7 +93,7 @@ local function call_move(id, name, c, stands, amount, counts)
   call('HSET', K.calls(id), name, books.call_text(c))
   if stands == 'open' then return end
   local b = books_move(id, name, c, before, back, stands, amount, counts)
-  if back and stands ~= 'doubt' then books.wake(b, payers) end
+  if back and stands ~= 'doubt' then pcall(books.wake, b, payers) end
 end
 
 -- The money half of a settlement: by the call's name, once, whoever asks. A call that the store does not know (it lost its

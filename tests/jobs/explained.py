@@ -378,7 +378,7 @@ class Look:
             for name in ("reserved", "in_doubt"):
                 if int(key.value.get(name, 0)) != expected[where][name]:
                     yield f"{where}: {name} is {key.value}, and the calls make {expected[where][name]}"
-            if int(key.value.get("settled", 0)) < 0:
+            if int(key.value.get("cost", 0)) < 0:
                 yield f"{where} has settled less than nothing"
         entries: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for key in self.by["ledger"]:
@@ -396,7 +396,7 @@ class Look:
                 counted = sum(
                     int(sums.split(" ")[COLUMNS.index("cost")]) for sums in series if len(sums.split(" ")) > 2
                 )
-                if counted != int(key.value.get("settled", 0)):
+                if counted != int(key.value.get("cost", 0)):
                     yield f"the usage has {counted}, and all scopes {key.value}"
 
     def books(self) -> Iterator[str]:

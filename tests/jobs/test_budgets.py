@@ -1,0 +1,314 @@
+"""Money of scopes: no admission raises what is used above a cap; who does not fit waits, and goes on by itself."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from redis.exceptions import ResponseError
+
+from celeriac.costs.books import Account, counts, spelt, unspelt
+from celeriac.costs.budgets import Cap
+from celeriac.jobs.journal import Admitted, Full, Settlement
+from celeriac.jobs.model import Claim, Parked, Place
+from celeriac.llm.model import Lane, Usage
+from tests.jobs.conftest import Queue
+
+LANE = Lane("openai", "gpt-5.4-mini")
+HOUR = 3_600_000
+
+
+class Buyers:
+    """Jobs that make calls under budgets."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue, self.calls = queue, 0
+
+    async def caps(self, scope: str, **caps: int) -> None:
+        await self.queue.stores.budgets.put(
+            scope,
+            [Cap(window, nanos, (50, 80, 100)) for window, nanos in caps.items()],  # type: ignore[arg-type]
+            "test",
+        )
+
+    async def job(self, tenant: str = "acme", agent: str = "assistant") -> Claim:
+        return await self.queue.claim(await self.queue.submit(tenant=tenant, agent=agent))
+
+    async def ask(
+        self, claim: Claim, bound: int, lane: Lane = LANE, labels: tuple[tuple[str, str], ...] = (), name: str = ""
+    ) -> Admitted | Full:
+        self.calls += 1
+        self.name = name or f"c{self.calls}"
+        account = Account(claim.tenant, claim.agent, labels)
+        said = await self.queue.stores.journal.admit(claim, self.name, bound, {}, books=partial(account.books, lane))
+        assert isinstance(said, Admitted | Full)
+        return said
+
+    async def settle(self, claim: Claim, name: str, stands: Any, nanos: int = 0, bound: int = 0) -> None:
+        made = Settlement(name, stands, bound, nanos, {}, None, "", counts(Usage(input=1), nanos))
+        await self.queue.stores.journal.settle(claim, made)
+
+    async def buy(self, claim: Claim, bound: int, nanos: int, **facts: Any) -> None:
+        said = await self.ask(claim, bound, **facts)
+        assert isinstance(said, Admitted), said
+        await self.settle(claim, self.name, "settled", nanos)
+
+    async def used(self, scope: str, window: str = "ever") -> tuple[int, int, int]:
+        """Settled, in doubt, reserved."""
+        [use] = [use for use in await self.queue.stores.budgets.get(scope) if use.cap.window == window]
+        return use.settled, use.in_doubt, use.reserved
+
+    async def waits(self, claim: Claim, full: Full) -> None:
+        """The job lets go, as a worker that was told so lets go."""
+        ends = full.ends.timestamp() - self.queue.now / 1000 if full.ends else 300.0
+        lane, wait = f"${full.scope}", timedelta(seconds=max(1.0, ends))
+        parked = await self.queue.jobs.wait_for_lane(claim, lane, wait, most=(full.bound, 0))
+        assert isinstance(parked, Parked)
+
+    async def place(self, claim: Claim) -> str:
+        return str(self.queue.record(claim)["place"])
+
+
+@pytest.fixture
+async def buyers(queue: Queue) -> Buyers:
+    queue.later(1_800_000_000_000)
+    await queue.worker(slots=50)
+    return Buyers(queue)
+
+
+def why(said: Admitted | Full) -> tuple[str, str]:
+    assert isinstance(said, Full)
+    return said.why, unspelt(said.scope)
+
+
+SCOPES = ["all", "tenant:acme", "agent:assistant", "provider:openai", f"model:{LANE}", "label:team=red"]
+
+
+@pytest.mark.parametrize("window", ["hour", "day", "week", "month", "ever"])
+@pytest.mark.parametrize("scope", SCOPES)
+async def test_a_cap_holds_in_each_scope_and_window(buyers: Buyers, scope: str, window: str) -> None:
+    """Settled, in doubt and reserved count alike; what others hold is waited for, what is spent is not."""
+    await buyers.caps(scope, **{window: 100})
+    job = await buyers.job()
+    ask = partial(buyers.ask, job, labels=(("team", "red"),))
+    assert why(await ask(101)) == ("never", scope)
+    assert isinstance(await ask(60, name="a"), Admitted)
+    assert why(await ask(41)) == ("held", scope)
+    await buyers.settle(job, "a", "settled", 30)
+    assert isinstance(await ask(70, name="b"), Admitted)
+    await buyers.settle(job, "b", "doubt")
+    assert why(await ask(1)) == ("spent", scope)
+    assert await buyers.used(scope, window) == (30, 70, 0)
+    await buyers.settle(job, "b", "settled", 69)
+    assert await buyers.used(scope, window) == (99, 0, 0)
+    assert isinstance(await ask(1), Admitted)
+
+
+async def test_others_are_not_in_a_scope(buyers: Buyers) -> None:
+    """Another tenant, agent, provider, model or label pays for itself; everybody is in `all`."""
+    for scope in SCOPES[1:]:
+        await buyers.caps(scope, ever=10)
+    await buyers.caps("all", ever=1000)
+    other = await buyers.job("other", "reviewer")
+    await buyers.buy(other, 500, 500, lane=Lane("anthropic", "claude"), labels=(("team", "blue"),))
+    for scope in SCOPES[1:]:
+        assert await buyers.used(scope) == (0, 0, 0)
+    assert await buyers.used("all") == (500, 0, 0)
+
+
+async def test_what_was_used_before_there_was_a_budget_counts(buyers: Buyers) -> None:
+    """And taking a budget away and setting it again resets nothing. One below use says by how much."""
+    job = await buyers.job()
+    await buyers.buy(job, 100, 80)
+    await buyers.caps("tenant:acme", day=100)
+    assert await buyers.used("tenant:acme", "day") == (80, 0, 0)
+    assert why(await buyers.ask(job, 21)) == ("spent", "tenant:acme")
+    await buyers.queue.stores.budgets.delete("tenant:acme", "test")
+    await buyers.buy(job, 21, 21)
+    await buyers.caps("tenant:acme", day=50)
+    [use] = await buyers.queue.stores.budgets.get("tenant:acme")
+    assert (use.settled, use.left) == (101, 0)
+    assert why(await buyers.ask(job, 1)) == ("spent", "tenant:acme")
+
+
+async def test_a_call_belongs_to_the_window_in_which_it_was_admitted(buyers: Buyers) -> None:
+    """However late its outcome. The next window begins with nothing."""
+    await buyers.caps("all", hour=100)
+    job = await buyers.job()
+    assert isinstance(await buyers.ask(job, 100, name="a"), Admitted)
+    full = await buyers.ask(job, 1)
+    assert isinstance(full, Full)
+    assert full.ends is not None
+    buyers.queue.later(int(full.ends.timestamp() * 1000) - buyers.queue.now)
+    await buyers.queue.fleet.heartbeat("w1", 50, taking=True)
+    assert isinstance(await buyers.ask(job, 100, name="b"), Admitted)
+    await buyers.settle(job, "a", "settled", 70)
+    assert why(await buyers.ask(job, 1)) == ("held", "all")
+    await buyers.settle(job, "b", "settled", 60)
+    assert why(await buyers.ask(job, 41)) == ("spent", "all")
+    assert isinstance(await buyers.ask(job, 40), Admitted)
+
+
+async def test_who_waits_is_woken_by_the_next_settlement_in_turn(buyers: Buyers) -> None:
+    """As many as there is room for, in their order, and whoever comes meanwhile goes behind them."""
+    await buyers.caps("all", day=100)
+    first = await buyers.job()
+    assert isinstance(await buyers.ask(first, 100, name="a"), Admitted)
+    waiting = [await buyers.job() for _ in range(4)]
+    for job in waiting:
+        full = await buyers.ask(job, 30)
+        assert isinstance(full, Full)
+        assert full.why == "held"
+        await buyers.waits(job, full)
+    assert await buyers.place(waiting[0]) == Place.PARKED
+    assert buyers.queue.record(waiting[0])["reason"] == "waiting_budget"
+    await buyers.settle(first, "a", "settled", 10)
+    places = [await buyers.place(job) for job in waiting]
+    assert places == [*[Place.READY] * 3, Place.PARKED]
+    newcomer = await buyers.job()
+    assert why(await buyers.ask(newcomer, 30)) == ("held", "all")
+    assert why(await buyers.ask(newcomer, 1)) == ("held", "all"), "the one in line goes first"
+    await buyers.queue.fleet.upkeep()
+    for job in waiting[:3]:
+        again = await buyers.queue.claim(job.id)
+        await buyers.buy(again, 30, 1)
+        await buyers.queue.finish(again)
+    assert await buyers.place(waiting[3]) in {Place.READY, Place.RUNG}
+
+
+async def test_a_job_that_does_not_fit_any_more_waits_for_the_next_window(buyers: Buyers) -> None:
+    """It says until when, and is woken as there is room: never all at once."""
+    await buyers.caps("all", hour=100)
+    spender = await buyers.job()
+    await buyers.buy(spender, 100, 95)
+    waiting = [await buyers.job() for _ in range(8)]
+    for job in waiting:
+        full = await buyers.ask(job, 40)
+        assert isinstance(full, Full)
+        assert full.why == "spent"
+        await buyers.waits(job, full)
+    found = await buyers.queue.jobs.get(waiting[0].id, "acme")
+    assert found is not None
+    assert full.ends is not None
+    assert (found.reason, found.resume_at) == ("waiting_budget", full.ends)
+    small = await buyers.job()
+    await buyers.buy(small, 5, 5)
+    await buyers.queue.fleet.upkeep()
+    assert [await buyers.place(job) for job in waiting] == [Place.PARKED] * 8
+    buyers.queue.later(int(full.ends.timestamp() * 1000) - buyers.queue.now)
+    await buyers.queue.fleet.heartbeat("w1", 50, taking=True)
+    await buyers.buy(await buyers.job("other"), 1, 1)
+    await buyers.queue.fleet.upkeep()
+    places = [await buyers.place(job) for job in waiting]
+    assert places == [*[Place.RUNG] * 2, *[Place.PARKED] * 6], "99 are left, and each may cost 40"
+
+
+async def test_a_higher_cap_lets_them_go_on(buyers: Buyers) -> None:
+    """Without anybody submitting them again; and so does taking the budget away."""
+    await buyers.caps("tenant:acme", ever=10)
+    first, second = await buyers.job(), await buyers.job()
+    await buyers.buy(first, 10, 10)
+    for job, bound in ((first, 10), (second, 500)):
+        full = await buyers.ask(job, bound)
+        assert isinstance(full, Full)
+        assert full.ends is None
+        if full.why == "spent":
+            await buyers.waits(job, full)
+    await buyers.queue.fleet.upkeep()
+    assert await buyers.place(first) == Place.PARKED
+    await buyers.caps("tenant:acme", ever=20)
+    await buyers.queue.fleet.upkeep()
+    assert await buyers.place(first) == Place.RUNG
+
+
+async def test_a_threshold_is_told_once_in_its_window(buyers: Buyers) -> None:
+    """By what is settled and in doubt; what is reserved may yet come back."""
+    await buyers.caps("all", hour=100)
+    job = await buyers.job()
+    alerts = partial(buyers.queue.stores.budgets.alerts)
+    assert isinstance(await buyers.ask(job, 90, name="a"), Admitted)
+    assert await alerts() == []
+    await buyers.settle(job, "a", "settled", 50)
+    assert isinstance(await buyers.ask(job, 40, name="b"), Admitted)
+    await buyers.settle(job, "b", "doubt")
+    await buyers.buy(job, 5, 1)
+    told = await alerts()
+    assert [(a.scope, a.window, a.percent, a.use, a.cap) for a in told] == [
+        ("all", "hour", 50, 50, 100),
+        ("all", "hour", 80, 90, 100),
+    ]
+    assert await alerts(told[0].id) == told[1:]
+    buyers.queue.later(HOUR)
+    await buyers.queue.fleet.heartbeat("w1", 50, taking=True)
+    await buyers.buy(job, 60, 60)
+    assert [a.percent for a in await alerts(told[1].id)] == [50]
+
+
+@pytest.mark.parametrize("planted", ["budgets", "windows", "used", "use", "promised", "doubts", "ledger", "usage"])
+async def test_a_key_of_the_wrong_type_lets_nothing_through_that_it_guards(buyers: Buyers, planted: str) -> None:
+    """Sums that cannot be read let no call through, and none is half booked; the rest is made anew."""
+    queue = buyers.queue
+    await buyers.caps("all", ever=1000)
+    job = await buyers.job()
+    assert isinstance(await buyers.ask(job, 100, name="a"), Admitted)
+    queue.planted = True
+    day = queue.now // 86_400_000
+    [use] = queue.redis.scan_iter("celeriac:use:all:hour.*")
+    names = {
+        "used": "used:all",
+        "use": use.removeprefix("celeriac:"),
+        "promised": "promised:all",
+        "ledger": f"ledger:{day}",
+    }
+    name = f"celeriac:{names.get(planted, planted)}"
+    queue.redis.delete(name)
+    queue.redis.rpush(name, "nonsense")
+    if planted in {"budgets", "used", "use"}:
+        with pytest.raises(ResponseError):
+            await buyers.ask(job, 100, name="b")
+        assert int(queue.record(job)["reserved"]) == 100
+        assert int(queue.redis.hget("celeriac:used:tenant%3Aacme", "reserved")) == 100
+    else:
+        assert isinstance(await buyers.ask(job, 100, name="b"), Admitted)
+    await buyers.settle(job, "a", "settled", 70)
+    assert int(queue.record(job)["cost"]) == 70, "what was paid is booked, whatever is broken"
+
+
+async def test_the_ledger_and_the_budget_agree(buyers: Buyers) -> None:
+    """Each outcome is an entry, a correction one of its own; their sums are what is settled and in doubt."""
+    job = await buyers.job()
+    await buyers.caps("all", ever=1000)
+    await buyers.buy(job, 10, 7)
+    assert isinstance(await buyers.ask(job, 20, name="b"), Admitted)
+    await buyers.settle(job, "b", "doubt")
+    await buyers.settle(job, "b", "settled", 13)
+    assert isinstance(await buyers.ask(job, 30, name="c"), Admitted)
+    await buyers.settle(job, "c", "released")
+    assert isinstance(await buyers.ask(job, 40, name="d"), Admitted)
+    await buyers.queue.finish(job)
+    now = datetime.now(UTC)
+    day = buyers.queue.now // 86_400_000
+    # Entries have Redis's own time, the test's clock another day.
+    buyers.queue.planted = True
+    buyers.queue.redis.rename(f"celeriac:ledger:{day}", f"celeriac:ledger:{int(now.timestamp()) // 86_400}")
+    found = [
+        e async for e in buyers.queue.stores.ledger.entries(now - timedelta(minutes=5), now + timedelta(minutes=5))
+    ]
+    assert [(e.call, e.stands, e.nanos, e.in_doubt) for e in found] == [
+        ("c1", "settled", 7, 0),
+        ("b", "doubt", 0, 20),
+        ("b", "settled", 13, -20),
+        ("d", "doubt", 0, 40),
+    ]
+    assert await buyers.used("all") == (20, 40, 0)
+    assert {(e.job, e.tenant, e.agent, e.attempt) for e in found} == {(job.id, "acme", "assistant", 1)}
+
+
+async def test_scopes_are_spelt_so_that_no_name_is_another(buyers: Buyers) -> None:
+    """Colons and blanks in a model's name do not make a key of somebody else's."""
+    assert spelt("model:openai/llama3:8b") == "model%3Aopenai%2Fllama3%3A8b"
+    await buyers.caps("model:openai/llama3:8b", ever=5)
+    job = await buyers.job()
+    assert why(await buyers.ask(job, 6, lane=Lane("openai", "llama3:8b"))) == ("never", "model:openai/llama3:8b")
