@@ -156,7 +156,7 @@ async def test_who_waits_is_woken_by_the_next_settlement_in_turn(buyers: Buyers)
     await buyers.caps("all", day=100)
     first = await buyers.job()
     assert isinstance(await buyers.ask(first, 100, name="a"), Admitted)
-    waiting = [await buyers.job() for _ in range(4)]
+    newcomer, *waiting = [await buyers.job() for _ in range(5)]
     for job in waiting:
         full = await buyers.ask(job, 30)
         assert isinstance(full, Full)
@@ -167,7 +167,6 @@ async def test_who_waits_is_woken_by_the_next_settlement_in_turn(buyers: Buyers)
     await buyers.settle(first, "a", "settled", 10)
     places = [await buyers.place(job) for job in waiting]
     assert places == [*[Place.READY] * 3, Place.PARKED]
-    newcomer = await buyers.job()
     assert why(await buyers.ask(newcomer, 30)) == ("held", "all")
     assert why(await buyers.ask(newcomer, 1)) == ("held", "all"), "the one in line goes first"
     await buyers.queue.fleet.upkeep()
