@@ -124,7 +124,7 @@ def test_a_response_that_is_still_made_is_waited_for(house: House, tmp_path: Pat
 
 def test_what_may_not_be_stored_is_bought_again(house: House, tmp_path: Path) -> None:
     """As by default: nobody is asked for it, and the first call stays in doubt."""
-    fleet = Fleet(house, tmp_path, "responses", stored="false")
+    fleet = Fleet(house, tmp_path, "chat", stored="false")
     house.scripted(PARIS | {"delay": 3.0}, PARIS)
     id = fleet.lost_in_the_middle()
     fleet.worker()
