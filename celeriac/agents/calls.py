@@ -30,13 +30,14 @@ from celeriac.errors import (
     LaneClosed,
     ModelError,
     QuotaExhausted,
+    StoreUnavailable,
 )
 from celeriac.gate.lanes import Caps, Tokens, asking, heard, unheard
 from celeriac.jobs.journal import Admitted, Closed, Full, Journal, Settlement, Stands, count_overrun
-from celeriac.jobs.model import Claim
+from celeriac.jobs.model import Claim, Doubt
 from celeriac.jobs.store import new_id
 from celeriac.llm.limits import Limit
-from celeriac.llm.model import Answer, Lane, ModelClient, ModelRequest, Usage
+from celeriac.llm.model import Answer, Lane, LooksUp, ModelClient, ModelRequest, Usage
 from celeriac.logs import get_logger
 
 log = get_logger(__name__)
@@ -47,6 +48,8 @@ LOOK: Final = 0.05
 IN_PLACE: Final = 1.5
 #: Seconds for which a stream is read on that was cut off.
 DRAIN: Final = 2.0
+#: Calls in doubt that one run looks up for one step, where former runs left it some: the newest of them.
+LOOKED_UP: Final = 3
 #: Why a lane may be closed that waiting does not open: who is not asked hears what the one heard who was.
 REFUSED: Final[Mapping[str, type[ModelError]]] = {kind.code: kind for kind in (QuotaExhausted, BadCredentials)}
 ANY: Final = Caps()
@@ -71,8 +74,8 @@ class Lease:
 @dataclass(frozen=True, slots=True)
 class Call:
     """A call that was admitted. waited: seconds until it was, in its slot. asked, bound: what was asked for it and what
-    is booked, in nano-dollars. most, took: tokens that it may use, and is expected to.
-    books: what it is booked under.
+    is booked, in nano-dollars. most, took: tokens that it may use, and is expected to. books: what it is booked under.
+    digest: of its request, where the answer may be kept; else "".
     """
 
     name: str
@@ -83,6 +86,7 @@ class Call:
     most: Tokens
     took: Tokens
     books: str = ""
+    digest: str = ""
 
 
 class Calls:
@@ -126,14 +130,22 @@ class Calls:
         self._open: dict[str, Call] = {}
         self._draining: dict[str, asyncio.Task[Answer]] = {}
         self._answered: dict[str, Settlement] = {}
+        self._doubts = list(claim.doubts[:LOOKED_UP])
+        #: Call -> its provider's own name of the answer that it keeps.
+        self._kept: dict[str, str] = {}
 
     async def answer(self, request: ModelRequest) -> Answer:
         """As any model client. The answer names its call: it is settled with the step that it makes.
 
+        Of a call in doubt whose provider may have kept the answer, that is looked up before another call is made.
         Raises Fenced, Stopped.
         """
+        if self._doubts and (found := await self._found(request)) is not None:
+            return found
         call = await self._admit(new_id(), request)
         self._open[call.name] = call
+        if call.digest:
+            request = replace(request, call=call.name, on_stored=partial(self._keeps, call.name))
         await self._lease.running()
         began = time.monotonic()
         try:
@@ -142,10 +154,67 @@ class Calls:
             settlement = self._failed(call, error, time.monotonic() - began)
             await patiently(lambda: self._journal.settle(self._claim, settlement))
             del self._open[call.name]
-            raise
+            if not (call.digest and error.in_doubt):
+                raise
+            self._doubts.append(self._doubt_of(call, error))
+            if (found := await self._found(request)) is None:
+                raise
+            return found
         del self._open[call.name]
         self._answered[call.name] = self._settled(call, answer)
         return replace(answer, call=call.name)
+
+    async def _keeps(self, name: str, response: str) -> None:
+        """Its provider keeps the answer to this call. Where that cannot be stored, the call is made all the same."""
+        self._kept[name] = response
+        try:
+            await self._journal.note(self._claim, name, response)
+        except StoreUnavailable:
+            log.warning("stored_answer_not_noted", call=name)
+
+    def _doubt_of(self, call: Call, error: ModelError) -> Doubt:
+        response = self._kept.get(call.name, "")
+        return Doubt(call.name, str(call.lane), call.bound, call.digest, response, error.request_id, call.took)
+
+    async def _found(self, request: ModelRequest) -> Answer | None:
+        """The answer to this very question that a call in doubt was given after all. Each is looked up once.
+
+        A step's question may be another one than in the run before: the agent's instructions, tools or schema changed
+        with a deploy, or the conversation was trimmed. What answers that does not answer this, so questions are told
+        apart by their digests. Whoever was asked does not matter: each of the lanes would have done.
+
+        Raises ContentRefused, booked, where the model had declined.
+        """
+        digest = request.digest()
+        for doubt in [doubt for doubt in self._doubts if doubt.digest == digest]:
+            self._doubts.remove(doubt)
+            if not isinstance(self._client, LooksUp):
+                continue
+            provider, _, model = doubt.lane.partition("/")
+            lane, took = Lane(provider, model), doubt.took or (0, 0)
+            looked = replace(request, lane=lane, call=doubt.call, on_text=None, on_stored=None)
+            # Of the tokens that it might have used its lane learns nothing: that was another one's to say.
+            call = Call(doubt.call, lane, 0.0, self.prices.bound(looked), doubt.bound, (0, 0), took)
+            try:
+                answer = await self._client.look_up(looked, doubt.response)
+            except ContentRefused as error:
+                settlement = self._looked_up(doubt, self._failed(call, error, 0.0))
+                await patiently(partial(self._journal.settle, self._claim, settlement))
+                raise
+            if answer is None:
+                continue
+            log.info("stored_answer_found", call=doubt.call, lane=doubt.lane)
+            answer = replace(answer, call=doubt.call, request_id=answer.request_id or doubt.request_id)
+            self._answered[doubt.call] = self._looked_up(doubt, self._settled(call, answer))
+            return answer
+        return None
+
+    @staticmethod
+    def _looked_up(doubt: Doubt, settlement: Settlement) -> Settlement:
+        """How its lane did then was heard when the call came to be in doubt: what it used alone is news."""
+        facts = dict(settlement.facts) | ({"response": doubt.response} if doubt.response else {})
+        news = {"says": "nothing"} | ({} if doubt.took else {"used": None})
+        return replace(settlement, facts=facts, heard=dict(settlement.heard or {}) | news)
 
     async def _streamed(self, call: Call, request: ModelRequest) -> Answer:
         """Tell those who read along of its text. Cut off in the middle, it is read on: see `close`."""
@@ -189,7 +258,10 @@ class Calls:
         lane, began, refusals = request.lane, time.monotonic(), 0
         bound, most = self.prices.bound(request), (most_input(request), request.max_output_tokens)
         self.most = most
-        facts = {"lane": str(lane), "step": self.step}
+        facts: dict[str, Any] = {"lane": str(lane), "step": self.step}
+        digest = request.digest() if request.stored and isinstance(self._client, LooksUp) else ""
+        if digest:
+            facts["digest"] = digest
         door = asking(lane, most, self._caps.get(lane, ANY), request.deadline)
         books = partial(self._account.books, lane) if self._account else None
         while True:
@@ -197,7 +269,9 @@ class Calls:
                 lambda: self._journal.admit(self._claim, name, bound, facts, door, cap=self.cap, books=books)
             )
             if isinstance(said, Admitted):
-                return Call(name, lane, time.monotonic() - began, bound, said.bound, most, said.took, said.books)
+                return Call(
+                    name, lane, time.monotonic() - began, bound, said.bound, most, said.took, said.books, digest
+                )
             if isinstance(said, Full):
                 raise _no_budget(lane, said)
             # Those who wait together are not to ask again together: each was told the wait of one.
@@ -239,7 +313,7 @@ class Calls:
         await self.close()
         while self._open:
             name, call = self._open.popitem()
-            facts = self._facts(call, 0.0, "aborted", "")
+            facts = self._facts(call, 0.0, "aborted", "") | self._to_find(call)
             doubt = Settlement(
                 name, "doubt", call.bound, 0, facts, unheard(call.lane), call.books, counts(None, error=True)
             )
@@ -261,8 +335,16 @@ class Calls:
             facts |= _billed(model, error.usage, price, error.tier)
             return self._at_price(call, price, error.usage, facts, _heard(call, error, error.usage, error.limits))
         stands: Stands = "doubt" if error.in_doubt else "released"
+        if error.in_doubt:
+            facts |= self._to_find(call)
         heard = _heard(call, error, None, error.limits)
         return Settlement(call.name, stands, call.bound, 0, facts, heard, call.books, counts(None, error=True))
+
+    def _to_find(self, call: Call) -> dict[str, str]:
+        """What whoever goes on looks the answer up by."""
+        if not call.digest:
+            return {}
+        return {"digest": call.digest} | ({"response": kept} if (kept := self._kept.get(call.name)) else {})
 
     def _facts(self, call: Call, seconds: float, error: str | None, request_id: str) -> dict[str, Any]:
         return {

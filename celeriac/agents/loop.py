@@ -369,6 +369,7 @@ class Run:
             temperature=agent.temperature,
             deadline=agent.timeout.total_seconds(),
             api=agent.api,
+            stored=agent.stored,
         )
         choice = Choice(
             agent,

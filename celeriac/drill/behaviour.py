@@ -32,7 +32,8 @@ class Behaviour:
     tokens read from a cache, and written to one. output: output tokens billed, None for a count of the words.
     reasoning_apart: OpenAI's APIs leave reasoning out of the output and in the total, as some who speak them do.
     answer_model: the model named in the answer. billed: whether the call goes on the bill; None for what a provider
-    does: every call that it read and did not refuse.
+    does: every call that it read and did not refuse. keeps: what is to be stored is; its answer is there after `delay`,
+    whoever has gone meanwhile. looked_up: the status with which those are answered who look for it.
     """
 
     model: str = ""
@@ -64,6 +65,8 @@ class Behaviour:
     answer_model: str | None = None
     finish: Finish = "end"
     billed: bool | None = None
+    keeps: bool = True
+    looked_up: int = 200
 
     @property
     def is_billed(self) -> bool:

@@ -41,7 +41,7 @@ class ProviderClient:
         return bill
 
     async def state(self) -> dict[str, int]:
-        """seen, in_flight, peak, script."""
+        """seen, in_flight, peak, script, looks, kept."""
         state: dict[str, int] = await self._ask("GET", "/state")
         return state
 

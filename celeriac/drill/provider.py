@@ -8,8 +8,10 @@ benchmark talk to it through `celeriac.drill.process.ProviderProcess`.
     POST /v1/chat/completions, /v1/responses, /v1/messages
     POST /script     a list of behaviours (`celeriac.drill.behaviour`), added to what is left; DELETE drops it
     POST /default    one behaviour for every call that nothing else is said about; DELETE drops it
+    GET  /v1/chat/completions?metadata[name]=value, /v1/responses/{id}: answers that were to be stored
     GET  /bill       what was billed: totals, and with ?lines=1 one line a call; DELETE starts a new one
-    GET  /state      calls seen, in flight, most in flight at once, behaviours left
+    GET  /state      calls seen, in flight, most in flight at once, behaviours left, looks at what is
+                     stored, and how much of it is ready
     GET  /open       the calls in flight, each as a line of the bill
     GET  /requests   the last 100 requests as they came, keys cut to their last four characters
 """
@@ -20,6 +22,7 @@ import argparse
 import asyncio
 import gzip
 import json
+import math
 import random
 import signal
 import sys
@@ -42,6 +45,8 @@ MAX_BYTES = 64 * 1024 * 1024
 ABOUT = 80
 #: What is written at once while an answer is dripped.
 DRIP_BYTES = 1
+#: Answers that are kept for those who look them up.
+KEPT = 10_000
 
 
 @dataclass(slots=True)
@@ -65,6 +70,21 @@ class Line:
     at: float = 0.0
 
 
+@dataclass(slots=True)
+class Kept:
+    """An answer that is stored. ready: when it is made, on the monotonic clock. line: of the bill."""
+
+    api: wire.Api
+    made: dict[str, Any]
+    ready: float
+    todo: Behaviour
+    line: Line
+
+    @property
+    def is_ready(self) -> bool:
+        return time.monotonic() >= self.ready
+
+
 class Provider:
     """Answers calls and keeps the bill. One event loop, no locks."""
 
@@ -77,9 +97,14 @@ class Provider:
         self.seen = 0
         self.in_flight = 0
         self.peak = 0
+        self.looks = 0
+        #: By its own name of the answer.
+        self.kept: dict[str, Kept] = {}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         api = wire.PATHS.get(request.path)
+        if request.method == "GET" and request.path.startswith("/v1/"):
+            return self._look_up(request)
         if api is None or request.method != "POST":
             return await self._admin(request)
         self.seen += 1
@@ -135,6 +160,9 @@ class Provider:
         self.open[name] = line
         if todo.is_billed:  # as a provider would: once it has the request, whether or not anybody waits for the answer
             self.bill.append(line)
+        kept = self._keep(api, name, body, text, tokens, todo, line)
+        if kept is not None and body.get("background") is True:
+            return await self._in_background(request, kept, body, todo, line)
         if todo.delay or todo.jitter:
             await asyncio.sleep(todo.delay + todo.jitter * random.random())  # noqa: S311  # no secret depends on it
         if todo.hang:
@@ -170,6 +198,73 @@ class Provider:
         line.written = True
         return answer
 
+    def _keep(
+        self,
+        api: wire.Api,
+        name: str,
+        body: dict[str, Any],
+        text: str,
+        tokens: wire.Tokens,
+        todo: Behaviour,
+        line: Line,
+    ) -> Kept | None:
+        if body.get("store") is not True or not todo.is_billed or todo.body is not None or not todo.keeps:
+            return None
+        made = wire.answer(api, name, body, text, tokens, todo) | {"metadata": body.get("metadata") or {}}
+        made |= {"request_id": name} if api == "chat" else {"store": True, "background": body.get("background", False)}
+        ready = math.inf if todo.hang else time.monotonic() + todo.delay
+        kept = self.kept[made["id"]] = Kept(api, made, ready, todo, line)
+        if len(self.kept) > KEPT:
+            del self.kept[next(iter(self.kept))]
+        return kept
+
+    async def _in_background(
+        self, request: web.BaseRequest, kept: Kept, body: dict[str, Any], todo: Behaviour, line: Line
+    ) -> web.StreamResponse:
+        """Said at once that it is being made; a stream is told the rest when it is."""
+        head = wire.headers(kept.api, line.id) | todo.headers
+        if todo.reset == "after":
+            return _cut_off(request)
+        if body.get("stream") is not True:
+            return _json(200, wire.in_progress(kept.made), head)
+        first, *rest = wire.events(kept.api, line.id, kept.made, body, todo)
+        answer = web.StreamResponse(headers={**head, "content-type": "text/event-stream"})
+        await answer.prepare(request)
+        await answer.write(first)
+        if todo.reset == "middle":
+            await asyncio.sleep(0.02)
+            return _cut_off(request)
+        await asyncio.sleep(kept.ready - time.monotonic() if kept.ready < math.inf else 3600)
+        for event in rest:
+            await answer.write(event)
+            await asyncio.sleep(todo.pace)
+        await answer.write_eof()
+        line.written = True
+        return answer
+
+    def _look_up(self, request: web.BaseRequest) -> web.Response:
+        """A response says how far it is; a completion is listed once it is made."""
+        self.looks += 1
+        named = self.kept.get(request.path.removeprefix("/v1/responses/"))
+        found = [named] if named is not None and named.api == "responses" else []
+        is_list = request.path == "/v1/chat/completions"
+        if is_list:
+            asked = {key[9:-1]: value for key, value in request.query.items() if key.startswith("metadata[")}
+            found = [
+                kept
+                for kept in self.kept.values()
+                if kept.api == "chat" and kept.is_ready and asked.items() <= kept.made["metadata"].items()
+            ]
+        elif not found:
+            return _json(404, {"error": {"message": "Not found.", "type": "invalid_request_error", "code": None}})
+        for kept in found:
+            if kept.todo.looked_up != 200:
+                failing, facts = replace(kept.todo, status=kept.todo.looked_up), _facts(kept.line.model, "", "")
+                return _json(*wire.error(kept.api, kept.line.id, failing, facts))
+            kept.line.written |= kept.is_ready
+        said = [kept.made if kept.is_ready else wire.in_progress(kept.made) for kept in found]
+        return _json(200, {"object": "list", "data": said, "has_more": False} if is_list else said[0])
+
     async def _admin(self, request: web.BaseRequest) -> web.Response:
         match request.method, request.path:
             case "POST", "/script":
@@ -200,6 +295,7 @@ class Provider:
             case _:
                 return _json(404, {"error": {"message": "no such page", "type": "invalid_request_error"}})
         state = {"seen": self.seen, "in_flight": self.in_flight, "peak": self.peak, "script": len(self.script)}
+        state |= {"looks": self.looks, "kept": sum(kept.is_ready for kept in self.kept.values())}
         return _json(200, state)
 
     def _bill(self, lines: bool) -> dict[str, Any]:

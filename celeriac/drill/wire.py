@@ -188,6 +188,11 @@ def answer(
     return made
 
 
+def in_progress(made: dict[str, Any]) -> dict[str, Any]:
+    """A response before it is made."""
+    return made | {"status": "in_progress", "output": [], "usage": None, "incomplete_details": None}
+
+
 def events(api: Api, name: str, made: dict[str, Any], body: dict[str, Any], behaviour: Behaviour) -> Iterator[bytes]:
     """The same answer as a stream of events, in words."""
     make = {"chat": _chat_events, "responses": _responses_events, "messages": _messages_events}[api]
@@ -245,7 +250,7 @@ def _responses_events(made: dict[str, Any], body: dict[str, Any]) -> Iterator[tu
     def event(kind: str, **facts: Any) -> tuple[str, dict[str, Any]]:
         return kind, {"type": kind, **facts}
 
-    yield event("response.created", response=made | {"status": "in_progress", "output": [], "usage": None})
+    yield event("response.created", response=in_progress(made))
     for number, item in enumerate(made["output"]):
         for part in item.get("content", ()):
             for piece in _pieces(part.get("text", "")):

@@ -1,7 +1,7 @@
 -- Claim: a worker takes a job whose bell is out, whatever bell it came by. The same claim again gets the same answer.
 -- What makes no sense is set aside: it would be claimed and handed back for ever.
 -- a: id, worker, nonce, spoilt (whether the caller made nothing of the answer), keep. Answers {"run", record (HGETALL),
--- context version, turns, journal}, {"ended", record} where this run is to tell Celery of the end, {"nothing", place, bells}
+-- context version, turns, journal, doubts (call, how it is kept, ...)}, {"ended", record} where this run is to tell Celery of the end, {"nothing", place, bells}
 -- or {"gone"}.
 if not call('ZSCORE', K.workers(), a.worker) then return {'gone'} end
 local r, bells = read(a.id), {}
@@ -14,12 +14,21 @@ local NO_VERSION = -1 -- that no context is at: it takes no turn
 
 -- All that the run is given, read before anything is written.
 local function look()
-  local retries, attempts, created, request_id, read_version, read_born, steps =
-    get(a.id, 'retries', 'attempts', 'created', 'request_id', 'read_version', 'read_born', 'steps')
+  local retries, attempts, created, request_id, read_version, read_born, steps, in_doubt =
+    get(a.id, 'retries', 'attempts', 'created', 'request_id', 'read_version', 'read_born', 'steps', 'in_doubt')
   assert(retries and attempts and created and are_counts(retries, attempts, created, read_version, steps), 'no number')
   assert(request_id and call('HEXISTS', K.job(a.id), 'spec') == 1, 'no request')
   call('HLEN', K.calls(a.id))
-  local given = {version = 0, turns = {}, journal = call('LRANGE', K.journal(a.id), 0, -1)}
+  local given = {version = 0, turns = {}, journal = call('LRANGE', K.journal(a.id), 0, -1), doubts = {}}
+  -- Calls in doubt for the step that is to be made, whose providers may have kept the answer: it is looked up there.
+  local all = (tonumber(in_doubt or '') or 0) > 0 and call('HGETALL', K.calls(a.id)) or {}
+  for i = 1, #all, 2 do
+    local facts = string.match(all[i + 1], '^doubt %d+ %d+ %d+ (.*"digest":.*)$')
+    if facts and tonumber(string.match(facts, '"step":(%d+)')) == #given.journal + 1 then
+      given.doubts[#given.doubts + 1] = all[i]
+      given.doubts[#given.doubts + 1] = all[i + 1]
+    end
+  end
   if r.context then
     local version, messages, bytes, born =
       unpack(call('HMGET', K.context(r.tenant, r.context), 'version', 'messages', 'bytes', 'born'))
@@ -82,4 +91,4 @@ end
 if r.context and not given.known then
   call('HSET', K.job(a.id), 'read_version', given.version, 'read_born', given.born or '')
 end
-return {'run', call('HGETALL', K.job(a.id)), given.version, given.turns, given.journal}
+return {'run', call('HGETALL', K.job(a.id)), given.version, given.turns, given.journal, given.doubts}

@@ -107,6 +107,7 @@ class Journal:
         self._admit = scripts.load(HERE / "admit.lua", NEW_WORK, before=lanes)
         self._settle = scripts.load(HERE / "settle.lua", ALWAYS, before=lanes, durable=True)
         self._say = scripts.load(HERE / "say.lua", NEW_WORK)
+        self._note = scripts.load(HERE / "note.lua", ALWAYS)
 
     async def admit(
         self,
@@ -219,6 +220,13 @@ class Journal:
         )
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
+
+    async def note(self, claim: Claim, call: str, response: str) -> None:
+        """The provider keeps the answer to a call under this name. It needs no lease: whoever goes on looks there.
+
+        Raises StoreUnavailable.
+        """
+        await self._note(id=claim.id, call=call, response=orjson.dumps(response).decode())
 
     async def settle(self, claim: Claim, settlement: Settlement) -> None:
         """Book what became of a call. It needs no lease, and counts once, however often it is said."""

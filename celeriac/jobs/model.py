@@ -201,6 +201,24 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """A call in doubt whose provider may have kept its answer.
+
+    lane: as it is written. bound: in nano-dollars. digest: of its request. response: the provider's own name
+    of the answer, request_id: of the request, "" where nobody knows. took: input and output tokens that it was expected
+    to use; None where nobody knows that any more.
+    """
+
+    call: str
+    lane: str
+    bound: int
+    digest: str
+    response: str = ""
+    request_id: str = ""
+    took: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A call of a tool that somebody has to allow. call: its name in the job. arguments: JSON that a model wrote."""
 
@@ -283,7 +301,8 @@ class Claim:
 
     worker: changes where the store lost history and knows the worker under a new name. record: as it is stored.
     journal: the steps so far, this run's included. spec, turns, journal: still packed. What cannot be read is the run's
-    to end, not the claim's: it is held already. retries: how often it was parked to be tried again.
+    to end, not the claim's: it is held already. retries: how often it was parked to be tried again. doubts: calls for
+    the step that is to be made now, the newest first.
     """
 
     id: str
@@ -300,6 +319,7 @@ class Claim:
     context_version: int = 0
     turns: tuple[bytes, ...] = ()
     journal: tuple[bytes, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
     record: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from celeriac.jobs.model import (
     Asked,
     Call,
     Claim,
+    Doubt,
     Ended,
     Ending,
     Finding,
@@ -385,7 +387,7 @@ class JobStore:
         if said == b"ended":
             job = _job(job_id, b"", [record.get(name) for name in SHOWN])
             return Untold(job) if job is not None else None
-        _, version, turns, journal = rest
+        _, version, turns, journal, doubts = rest
         try:
             return Claim(
                 id=job_id,
@@ -402,6 +404,7 @@ class JobStore:
                 context_version=version,
                 turns=tuple(turns),
                 journal=tuple(journal),
+                doubts=_doubts(doubts) if doubts else (),
                 record=record,
             )
         except (KeyError, ValueError):
@@ -565,9 +568,23 @@ def _calls(flat: Sequence[bytes]) -> tuple[Call, ...]:
     for name, text in zip(flat[::2], flat[1::2], strict=True):
         stands, _, nanos, at, facts = text.split(b" ", 4)
         told = orjson.loads(facts)
-        told.pop("took", None)  # what its lane expects of it
+        for ours in ("took", "digest"):  # what its lane expects of it, and how its question is known again
+            told.pop(ours, None)
         calls.append(Call(name.decode(), stands.decode(), int(nanos), _time(at), told))
     return tuple(sorted(calls, key=lambda call: (call.at, call.id)))
+
+
+def _doubts(flat: Sequence[bytes]) -> tuple[Doubt, ...]:
+    """The newest first: names of calls sort by the time they were made. What makes no sense is nobody's to look up."""
+    found = []
+    for name, text in sorted(zip(flat[::2], flat[1::2], strict=True), reverse=True):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            _, bound, _, _, facts = text.split(b" ", 4)
+            told = orjson.loads(facts)
+            took = (int(told["took"][0]), int(told["took"][1])) if "took" in told else None
+            names = told.get("response", ""), told.get("request_id", "")
+            found.append(Doubt(name.decode(), told["lane"], int(bound), told["digest"], *names, took=took))
+    return tuple(found)
 
 
 def _usage(calls: Sequence[Call]) -> dict[str, int] | None:

@@ -71,7 +71,8 @@ class Adapter(ABC):
     async def _read_from(self, response: httpx2.Response, request: ModelRequest, limit: asyncio.Timeout) -> Answer:
         # Here, and not where errors are raised: no variable of their frames may hold what was answered.
         if request.on_text is None:
-            return self._read(json_object(response.content), request)
+            made = json_object(response.content)
+            return self._read(await self._finished(made, request) if request.stored else made, request)
         return self._read(await self._gathered(response, request, limit), request)
 
     async def _gathered(
@@ -91,6 +92,9 @@ class Adapter(ABC):
                 text = gatherer.take(event.event, json_object(event.data.encode()))
                 if text and request.on_text is not None:
                     request.on_text(text)
+                if gatherer.kept_as and request.on_stored is not None:
+                    await request.on_stored(gatherer.kept_as)
+                    request = replace(request, on_stored=None)
                 if gatherer.is_whole:
                     break
             made = gatherer.whole()
@@ -118,6 +122,10 @@ class Adapter(ABC):
         same JSON (40 ms of CPU for 200 messages, 1.2 this way), and reading the answer into the SDK's classes costs up
         to a quarter of a call and does not notice what is wrong with it.
         """
+
+    async def _finished(self, made: dict[str, Any], request: ModelRequest) -> dict[str, Any]:
+        """The body of an answer that may be stored, once it is there. Raises NotAnAnswer."""
+        return made
 
     @abstractmethod
     def _gatherer(self, request: ModelRequest) -> Gatherer:

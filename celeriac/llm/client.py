@@ -12,7 +12,7 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from celeriac.errors import BadCredentials, Misconfigured
-from celeriac.llm.model import BUILT_IN, Answer, Endpoint, ModelClient, ModelRequest
+from celeriac.llm.model import BUILT_IN, Answer, Endpoint, LooksUp, ModelClient, ModelRequest
 from celeriac.llm.scripted import Echo
 from celeriac.llm.transport import open_http
 from celeriac.settings import Settings
@@ -41,6 +41,10 @@ class Models:
                 f"no key is set for {lane.provider}", provider=lane.provider, model=lane.model, asked=False
             )
         return await client.answer(request)
+
+    async def look_up(self, request: ModelRequest, response: str) -> Answer | None:
+        client = self._clients.get(request.lane.provider)
+        return await client.look_up(request, response) if isinstance(client, LooksUp) else None
 
 
 @asynccontextmanager

@@ -5,9 +5,10 @@ Texts stay out of every `repr`: error reporters and debuggers print the variable
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import orjson
 
@@ -118,6 +119,10 @@ class ModelRequest:
     max_output_tokens: always sent; reasoning counts. deadline: seconds the whole call may take, from the first byte
     sent to the last byte read. api: which of OpenAI's two APIs; others ignore it. on_text: is told the text piece by
     piece as it comes; where it is given the answer is asked for as a stream, and is the same in the end.
+
+    stored: the provider may keep question and answer, where it can: one that got lost is looked up then, by `call`, the
+    name under which the call is booked. on_stored: is told the provider's own name of the answer, where that is needed
+    to find it, as soon as there is one.
     """
 
     lane: Lane
@@ -130,6 +135,17 @@ class ModelRequest:
     deadline: float = 120.0
     api: Literal["chat", "responses"] = "chat"
     on_text: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
+    stored: bool = False
+    call: str = field(default="", compare=False)
+    on_stored: Callable[[str], Awaitable[None]] | None = field(default=None, repr=False, compare=False)
+
+    def digest(self) -> str:
+        """The same for the same question, whichever lane is asked. Another release may make another one of it."""
+        asked = (
+            *(self.instructions, self.messages, self.tools, self.schema),
+            *(self.max_output_tokens, self.temperature, self.api),
+        )
+        return hashlib.sha256(orjson.dumps(asked, default=dict)).hexdigest()[:32]
 
     def texts(self) -> Iterator[str]:
         """All that the model is given to read; the images are no text."""
@@ -239,4 +255,17 @@ class ModelClient(Protocol):
 
     async def answer(self, request: ModelRequest) -> Answer:
         """Ask once. Raises a `ModelError`, and nothing else, where there is no usable answer."""
+        ...
+
+
+@runtime_checkable
+class LooksUp(Protocol):
+    """A model client of whom an answer can be had that was asked for before, and kept."""
+
+    async def look_up(self, request: ModelRequest, response: str) -> Answer | None:
+        """The answer that the call of the request's name was given; None where there is none to be had, or not in time.
+
+        response: the provider's own name of it, "" where nobody knows that. It is no call: nothing is billed for it.
+        Raises ContentRefused, with its usage, where the model had declined.
+        """
         ...

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 import httpx2
@@ -11,13 +13,37 @@ import openai
 
 from celeriac.errors import BadAnswer, ContentRefused, LocalFault, ModelError, ModelTimeout, ProviderFailed, Unreachable
 from celeriac.llm.adapter import Adapter, Declined, post
-from celeriac.llm.failures import kind_of
+from celeriac.llm.failures import failure, kind_of, request_id
 from celeriac.llm.images import Image
 from celeriac.llm.model import Answer, Message, ModelRequest, StopReason, ToolSpec
-from celeriac.llm.reading import NotAnAnswer, billed_model, member, openai_usage, stopped, tier, tool_calls
+from celeriac.llm.reading import (
+    NotAnAnswer,
+    billed_model,
+    json_object,
+    kept_as,
+    member,
+    openai_usage,
+    stopped,
+    tier,
+    tool_calls,
+)
 from celeriac.llm.streams import ChatGatherer, Gatherer, ResponsesGatherer
+from celeriac.llm.transport import Wire, current_wire
+from celeriac.logs import get_logger
+
+log = get_logger(__name__)
 
 URL = "https://api.openai.com/v1"
+
+#: Under this key the metadata of what is stored name its call.
+CALL: Final = "celeriac_call"
+#: A response that is still being made.
+UNFINISHED: Final = ("queued", "in_progress")
+#: Seconds before a response is looked at first, and at most between two looks.
+FIRST_LOOK: Final = 0.25
+LONGEST_LOOK: Final = 4.0
+#: How often a completion is looked for, and how often in a row a look at a response may fail.
+LOOKS: Final = 4
 
 STOP: Mapping[str, StopReason] = {
     "stop": "end",
@@ -33,6 +59,9 @@ class OpenAI(Adapter):
     OpenAI is sent `max_completion_tokens` (its reasoning models refuse the older name), `store=false` and the service
     tier. Everybody else is sent `max_tokens` and nothing that is OpenAI's own: it is the one name that llama.cpp, vLLM,
     Ollama, Mistral and the others all take, some refuse fields they do not know, and none stores chat completions.
+
+    What may be stored is, whoever is asked: chat completions under the name of their call, by which they are looked up,
+    and responses, made in the background, under a name that the provider gives them before it makes them.
     """
 
     status_error = openai.APIStatusError
@@ -90,9 +119,11 @@ class OpenAI(Adapter):
             body["temperature"] = request.temperature
         if request.on_text is not None and self._asks_for_usage:
             body["stream_options"] = {"include_usage": True}
+        kept = {"store": True, "metadata": {CALL: request.call}} if request.stored else {}
         if not self._own:
-            return body | {"max_tokens": request.max_output_tokens}
-        return body | {"max_completion_tokens": request.max_output_tokens, "store": False, "service_tier": "default"}
+            return body | {"max_tokens": request.max_output_tokens} | kept
+        own = {"max_completion_tokens": request.max_output_tokens, "store": False, "service_tier": "default"}
+        return body | own | kept
 
     def _responses(self, request: ModelRequest) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -109,7 +140,88 @@ class OpenAI(Adapter):
             body["text"] = {"format": {"type": "json_schema", **_format(request.schema)}}
         if request.temperature is not None:
             body["temperature"] = request.temperature
+        if request.stored:
+            body |= {"store": True, "background": True, "metadata": {CALL: request.call}}
         return body | {"service_tier": "default"} if self._own else body
+
+    async def _finished(self, made: dict[str, Any], request: ModelRequest) -> dict[str, Any]:
+        if request.api != "responses" or made.get("status") not in UNFINISHED or not (response := kept_as(made)):
+            return made
+        if request.on_stored is not None:
+            await request.on_stored(response)
+        return await self._awaited(made, response)
+
+    async def _awaited(self, made: dict[str, Any], response: str) -> dict[str, Any]:
+        """The same response, finished; the caller's deadline is the end of it.
+
+        Raises NotAnAnswer, and nothing that says what became of the call: that it cannot be looked at proves nothing.
+        """
+        wait, failed = FIRST_LOOK, 0
+        while made.get("status") in UNFINISHED:
+            await asyncio.sleep(wait)
+            wait = min(LONGEST_LOOK, wait * 1.5)
+            try:
+                made, failed = await self._get(f"/responses/{response}"), 0
+            except (openai.OpenAIError, httpx2.HTTPError, NotAnAnswer) as error:
+                failed += 1
+                status = getattr(error, "status_code", 500)
+                if failed == LOOKS or (status < 500 and status not in (408, 429)):
+                    break
+        else:
+            return made
+        raise NotAnAnswer("it could not be looked at any more")
+
+    async def _get(self, path: str, **query: Any) -> dict[str, Any]:
+        # The wire of the call says how far that got, and not how far this did.
+        token = current_wire.set(Wire())
+        try:
+            response = await self._sdk.get(path, cast_to=httpx2.Response, options={"params": query})
+            return json_object(response.content)
+        finally:
+            current_wire.reset(token)
+
+    async def look_up(self, request: ModelRequest, response: str) -> Answer | None:
+        """As `LooksUp` has it, within the request's deadline. What fails here is logged, and None."""
+        refused: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout(request.deadline):
+                made = await (
+                    self._response(response) if request.api == "responses" else self._completion(request.call)
+                )
+            if made is not None:
+                named = request_id({"x-request-id": str(made.get("request_id") or "")})
+                return replace(self._read(made, request), request_id=named)
+            why = "unknown there"
+        except Declined as error:
+            # With its usage it is settled like an answer.
+            if error.kind is ContentRefused and not error.in_doubt:
+                refused = error.facts
+            why = error.kind.code
+        except NotAnAnswer as error:
+            why = str(error)
+        except Exception as error:  # whatever it is, the call stays in doubt as it was
+            why = type(error).__name__
+        if refused:
+            raise failure(ContentRefused, request.lane, Wire(), in_doubt=False, **refused)
+        log.info("stored_answer_not_found", call=request.call, lane=str(request.lane), why=why)
+        return None
+
+    async def _response(self, response: str) -> dict[str, Any] | None:
+        return await self._awaited({"status": UNFINISHED[0]}, response) if response else None
+
+    async def _completion(self, call: str) -> dict[str, Any] | None:
+        """It is listed as soon as it is whole, which may be a moment after its connection broke."""
+        wait = 2 * FIRST_LOOK
+        for look in range(LOOKS):
+            if look:
+                await asyncio.sleep(wait)
+                wait *= 2
+            found = await self._get("/chat/completions", metadata={CALL: call})
+            for made in member(found, "data", list):
+                # Some who speak this API know no such filter, and list the answers to others.
+                if isinstance(made, dict) and (made.get("metadata") or {}).get(CALL) == call:
+                    return made
+        return None
 
 
 def is_openai(url: str) -> bool:

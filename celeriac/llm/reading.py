@@ -17,6 +17,7 @@ SLACK = 10
 HIDDEN = 4096
 
 _MODEL = re.compile(r"[\w.:/@+-]{1,200}")
+_KEPT = re.compile(r"[\w-]{1,200}", re.ASCII)
 _TOOL = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 
 
@@ -82,6 +83,12 @@ def stopped(reason: StopReason, calls: Sequence[ToolCall]) -> StopReason:
     if reason == "tool" and not calls:
         raise NotAnAnswer("it wants tools called, and names none")
     return "tool" if calls and reason != "length" else reason
+
+
+def kept_as(made: object) -> str:
+    """The provider's own name of an answer; "" where it is none that could stand in an address."""
+    said = made.get("id") if isinstance(made, dict) else None
+    return said if isinstance(said, str) and _KEPT.fullmatch(said) else ""
 
 
 def tier(of: object) -> str:

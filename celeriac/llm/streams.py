@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from celeriac.llm.reading import NotAnAnswer, member
+from celeriac.llm.reading import NotAnAnswer, kept_as, member
 
 DONE: Final = "[DONE]"
 SHORT: Final = "the stream ended before the answer was complete"
@@ -26,6 +26,9 @@ class ErrorInStream(Exception):
 
 
 class Gatherer(Protocol):
+    #: the provider's own name of the answer, where it can be looked up by that; "" before
+    kept_as: str
+
     @property
     def is_whole(self) -> bool:
         """Whether nothing is to come any more, whatever the connection does."""
@@ -43,6 +46,7 @@ class Gatherer(Protocol):
 class ChatGatherer:
     """Chat Completions: chunks with pieces of one choice, the usage in a chunk of its own."""
 
+    kept_as = ""
     is_whole = False  # the usage comes behind the end, and then a word
 
     def __init__(self) -> None:
@@ -104,6 +108,7 @@ class ResponsesGatherer:
 
     def __init__(self) -> None:
         self._made: dict[str, Any] | None = None
+        self.kept_as = ""
 
     @property
     def is_whole(self) -> bool:
@@ -116,6 +121,8 @@ class ResponsesGatherer:
         if kind == "response.output_text.delta":
             text: str = member(data, "delta", str)
             return text
+        if kind == "response.created":
+            self.kept_as = kept_as(data.get("response"))
         if kind in ("response.completed", "response.incomplete", "response.failed"):
             self._made = member(data, "response", dict)
         return ""
@@ -128,6 +135,8 @@ class ResponsesGatherer:
 
 class MessagesGatherer:
     """Anthropic's Messages: a message without content, its blocks piece by piece, and what came of it."""
+
+    kept_as = ""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] | None = None

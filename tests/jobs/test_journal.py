@@ -7,10 +7,12 @@ from datetime import timedelta
 
 import pytest
 
+from celeriac import keys
 from celeriac.connections import pack, unpack
 from celeriac.errors import Fenced, Invalid, Stopped
 from celeriac.jobs.journal import MOST_NANOS, Journal, Settlement
-from celeriac.jobs.model import Claim, JobError, State
+from celeriac.jobs.model import Claim, Doubt, JobError, State
+from tests.conftest import Valkey
 from tests.jobs.conftest import Queue
 
 
@@ -237,3 +239,69 @@ async def test_what_a_job_cost_is_kept_however_it_ends(queue: Queue, claim: Clai
         claim, state=State.FAILED, answer=None, error=JobError("timeout", "no"), settlement=settled(40)
     )
     assert (ended.cost_nanos, ended.in_doubt_nanos) == (40, 7)
+
+
+async def test_whoever_goes_on_is_told_which_answers_may_have_been_kept(
+    queue: Queue, claim: Claim, journal: Journal
+) -> None:
+    """Of calls in doubt for the step that is to be made alone, the newest first, and under which name."""
+    asked = {"lane": "openai/x", "step": 1, "digest": "d1"}
+    await journal.admit(claim, "c0", 100, asked)
+    await journal.note(claim, "c0", "resp_0")
+    await journal.commit(claim, 0, {"text": "one"}, settled(40, call="c0"))
+    await journal.admit(claim, "c1", 100, asked | {"step": 1})
+    await journal.admit(claim, "c2", 100, {"lane": "openai/x", "step": 2})
+    await journal.admit(claim, "c3", 100, asked | {"step": 2})
+    await journal.admit(claim, "c4", 200, asked | {"step": 2, "lane": "other/y", "digest": "d2"})
+    await journal.admit(claim, "c5", 100, asked | {"step": 2})
+    await journal.settle(claim, Settlement("c5", "released", 100, 0, asked | {"step": 2}))
+    await journal.note(claim, "c3", 'resp_"3"')
+    assert claim.doubts == ()
+    await queue.given_up()
+    await queue.worker("w2")
+    second = await queue.claim(claim.id, "w2")
+    assert second.doubts == (
+        Doubt("c4", "other/y", 200, "d2", took=(0, 0)),
+        Doubt("c3", "openai/x", 100, "d1", response='resp_"3"', took=(0, 0)),
+    )
+    assert {call.id: call.facts.get("digest") for call in (await queue.job(claim.id)).calls} == dict.fromkeys(
+        ["c0", "c1", "c2", "c3", "c4", "c5"]
+    ), "it is nothing for callers"
+    await journal.commit(second, 1, {"text": "two"}, settled(40, call="c3"))
+    await queue.jobs.give_back(second)
+    assert (await queue.claim(claim.id, "w2")).doubts == ()
+
+
+async def test_the_name_of_an_answer_is_noted_once_and_while_it_may_be_looked_up(
+    queue: Queue, claim: Claim, journal: Journal
+) -> None:
+    """Also by a run that has lost its job: it is true all the same. Nothing else of the call changes."""
+    asked = {"lane": "openai/x", "step": 1, "digest": "d1"}
+    await journal.admit(claim, "c1", 100, asked)
+    await queue.given_up()
+    await queue.worker("w2")
+    for name in ("resp_1", "resp_2"):
+        await journal.note(claim, "c1", name)
+    second = await queue.claim(claim.id, "w2")
+    assert [doubt.response for doubt in second.doubts] == ["resp_1"]
+    assert await sums(queue, second) == (0, 100, 0)
+    await journal.settle(second, settled(40))
+    before = queue.everything()
+    await journal.note(claim, "c1", "resp_3")
+    await journal.note(claim, "c9", "resp_3")
+    assert queue.everything() == before
+
+
+@pytest.mark.parametrize(
+    "spoilt", ["doubt 100 100 1 nonsense", 'doubt 1 1 1 {"digest":1', 'doubt 1 1 1 {"digest":"d"}']
+)
+async def test_a_call_that_makes_no_sense_is_not_looked_up(
+    queue: Queue, claim: Claim, journal: Journal, valkey: Valkey, spoilt: str
+) -> None:
+    """And holds up nothing."""
+    await journal.admit(claim, "c1", 100, {"lane": "openai/x", "step": 1, "digest": "d1"})
+    await queue.jobs.give_back(claim)
+    queue.planted = True
+    spoilt = spoilt.replace("{", '{"step":1,')
+    valkey.client().hset(keys.spell("calls", id=claim.id), "c2", spoilt)
+    assert [doubt.call for doubt in (await queue.claim(claim.id)).doubts] == ["c1"]

@@ -64,6 +64,7 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     run = claims[jobs[0].id]
     assert run.attempt == 1
     await queue.stores.journal.admit(run, "c1", 9, {})
+    await queue.stores.journal.note(run, "c1", "resp_1")
     await queue.stores.journal.say(run, "c1", 1, 0, "one")
     await queue.stores.journal.commit(run, 0, {"text": "one"}, Settlement("c1", "settled", 9, 4, {}), told={"step": 1})
     await queue.stores.journal.admit(run, "c2", 9, {})

@@ -118,9 +118,10 @@ def test_a_file_becomes_agents(tmp_path: Path) -> None:
     """With defaults where it says nothing."""
     agent = registry(tmp_path, GOOD + 'timeout_seconds = 2.5\nqueue = "slow"\napi = "responses"\n')["writer"]
     assert agent.lanes == (Lane("openai", "gpt-5.4"), Lane("anthropic", "claude-haiku-5-5"))
-    assert (agent.timeout, agent.queue, agent.api, agent.max_output_tokens) == (
-        timedelta(seconds=2.5), "slow", "responses", 1024,
+    assert (agent.timeout, agent.queue, agent.api, agent.max_output_tokens, agent.stored) == (
+        timedelta(seconds=2.5), "slow", "responses", 1024, False,
     )  # fmt: skip
+    assert registry(tmp_path, GOOD + "stored = true\n")["writer"].stored
 
 
 def test_an_unknown_agent_names_those_that_there_are(tmp_path: Path) -> None:
@@ -136,6 +137,7 @@ def test_an_unknown_agent_names_those_that_there_are(tmp_path: Path) -> None:
         ("", 1, "names no agent"),
         ("[agents]\n", 1, "names no agent"),
         ("[agents.a\n", 1, "Expected"),
+        (GOOD + 'stored = "yes"\n', 4, r"agents\.writer\.stored: Input should be a valid boolean"),
         ("\n[agent.a]\n" + GOOD, 2, r"no table \[agent\]"),
         ("\n\n[agents.a]\nlanes = ['openai/x']\n", 3, r"agents\.a\.description: Field required"),
         (GOOD + "\nmax_words = 5\n", 5, "no such key; known are description, instructions"),
