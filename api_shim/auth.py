@@ -55,3 +55,20 @@ async def tenant(request: Request) -> str:
 
 #: For every route that belongs to a tenant.
 Tenant = Annotated[str, Depends(tenant)]
+
+
+def is_operator(request: Request, tenant: str) -> bool:
+    """Whether this tenant's key may look at everybody's money. Without keys everybody is the same, and may."""
+    shim = request.app.state.settings.shim
+    return not shim.api_keys or tenant in shim.operators
+
+
+async def operator(request: Request, tenant: Tenant) -> str:
+    """The tenant, if it is an operator; else 403."""
+    if not is_operator(request, tenant):
+        raise HTTPException(403, f"This is for operators: CELERIAC_SHIM__OPERATORS does not name {tenant}")
+    return tenant
+
+
+#: For routes that change what concerns all tenants.
+Operator = Annotated[str, Depends(operator)]

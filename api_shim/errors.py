@@ -149,11 +149,16 @@ async def invalid(request: Request, error: Exception) -> Response:
     return problem(request, 400 if malformed else 422, "The request is not valid", detail, code, errors=found)
 
 
+#: Of errors that have no type of their own.
+CODES: Final = {
+    401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 408: "too_slow",
+    413: "too_large",
+}  # fmt: skip
+
+
 async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
-    code = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 408: "too_slow", 413: "too_large"}.get(
-        error.status_code, "refused"
-    )
+    code = CODES.get(error.status_code, "refused")
     more: dict[str, Any] = {}
     if error.status_code == 400:  # FastAPI's own, for a body that no JSON reader takes
         message = "the body cannot be read as JSON"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
@@ -17,9 +18,11 @@ from pydantic import (
 )
 
 from celeriac.contexts.store import Context
+from celeriac.costs.books import Window
+from celeriac.costs.budgets import Use
 from celeriac.costs.money import usd
 from celeriac.jobs.model import Call, Job, State, rfc_3339
-from celeriac.jobs.request import Asked, Wire
+from celeriac.jobs.request import Asked, Dollars, Wire
 from celeriac.llm.images import Image
 from celeriac.llm.model import Message
 from celeriac.settings import Name
@@ -254,6 +257,47 @@ class ContextMessage(BaseModel):
     images: list[ContextImage] | None = Field(None, description="Those of a message that has any.")
 
 
+class CapIn(Wire):
+    """What a scope may cost in one window."""
+
+    window: Window = Field(
+        description="`ever`, or one that begins by the deployment's clock, `CELERIAC_COSTS__TIME_ZONE`."
+    )
+    cap_usd: Dollars = Field(description='Dollars as text, "250.00"; "0" stops all calls.')
+    alert_at: list[Annotated[int, Field(strict=True, ge=1, le=1000)]] = Field(
+        default=[80, 100],
+        max_length=10,
+        description="Percents of the cap that are told once a window, by what is settled and in doubt.",
+    )
+
+
+class BudgetIn(Wire):
+    """All caps of a scope: those that it had are replaced."""
+
+    caps: list[CapIn] = Field(min_length=1, max_length=5, description="One for each window.")
+
+
+class CapOut(BaseModel):
+    window: Window
+    cap_usd: str
+    alert_at: list[int]
+    settled_usd: str = Field(description="Paid for calls that were admitted in the window.")
+    in_doubt_usd: str = Field(description="What may have been billed besides, at most.")
+    reserved_usd: str = Field(description="What calls may cost, at most, that are being made.")
+    left_usd: str = Field(description="What may still be admitted.")
+    starts_at: datetime | None = Field(None, description="Of the window that is open now.")
+    ends_at: datetime | None = None
+
+
+class BudgetOut(BaseModel):
+    scope: str
+    caps: list[CapOut]
+
+
+class BudgetsOut(BaseModel):
+    budgets: list[BudgetOut]
+
+
 class ContextOut(BaseModel):
     id: str
     version: int = Field(description="How often it was changed.")
@@ -388,3 +432,23 @@ def _image_out(image: Image) -> dict[str, Any]:
         return {"at": image.at, "url": image.url, "media_type": None, "bytes": None}
     media_type, data = image.data
     return {"at": image.at, "url": None, "media_type": media_type, "bytes": len(data.rstrip("=")) * 3 // 4}
+
+
+def budget_out(scope: str, uses: Sequence[Use]) -> dict[str, Any]:
+    return {
+        "scope": scope,
+        "caps": [
+            {
+                "window": use.cap.window,
+                "cap_usd": usd(use.cap.nanos),
+                "alert_at": list(use.cap.alert_at),
+                "settled_usd": usd(use.settled),
+                "in_doubt_usd": usd(use.in_doubt),
+                "reserved_usd": usd(use.reserved),
+                "left_usd": usd(use.left),
+                "starts_at": use.starts and rfc_3339(use.starts),
+                "ends_at": use.ends and rfc_3339(use.ends),
+            }
+            for use in uses
+        ],
+    }

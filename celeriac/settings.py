@@ -187,6 +187,10 @@ class ShimSettings(Section):
         default_factory=dict,
         description="Tenant to key. With none, everybody is the tenant `default`: for one machine only.",
     )
+    operators: Names = Field(
+        (),
+        description="Tenants whose key may change budgets and look at everybody's money. Without API keys, everybody.",
+    )
     redis_connections: int = Field(10, gt=0, description="More let more requests reach Redis at once.")
 
 
@@ -386,6 +390,8 @@ class Settings(BaseSettings):
                     f"CELERIAC_SHIM__API_KEYS: the key of {tenant} has white space, control characters or others than "
                     "ASCII, which clients send in different ways or not at all; make one of visible ASCII characters"
                 )
+        for tenant in sorted({*self.shim.operators} - self.shim.api_keys.keys()):
+            yield f"CELERIAC_SHIM__OPERATORS: {tenant} has no key in CELERIAC_SHIM__API_KEYS"
         for queue in filter(is_reserved, self.worker.queues):
             yield f"CELERIAC_WORKER__QUEUES: {queue} is Celeriac's own; workers serve it by themselves"
 

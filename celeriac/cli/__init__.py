@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from celeriac.cli.budgets import budgets, ledger
 from celeriac.cli.jobs import jobs
 from celeriac.cli.lanes import lanes
 from celeriac.errors import Misconfigured, NotStarted, StoreUnavailable
@@ -43,6 +44,8 @@ def main() -> None:
 
 main.add_command(jobs)
 main.add_command(lanes)
+main.add_command(budgets)
+main.add_command(ledger)
 
 
 @main.command()
