@@ -173,7 +173,7 @@ class Calls:
         lane, began, refusals = request.lane, time.monotonic(), 0
         bound, most = self.prices.bound(request), (most_input(request), request.max_output_tokens)
         self.most = most
-        facts = {"lane": str(lane), "step": self.step}
+        facts = {"lane": str(lane), "step": self.step, "attempt": self._claim.attempt}
         door = asking(lane, most, self._caps.get(lane, ANY), request.deadline)
         while True:
             said = await self.insist(lambda: self._journal.admit(self._claim, name, bound, facts, door, cap=self.cap))
@@ -244,6 +244,7 @@ class Calls:
         return {
             "lane": str(call.lane),
             "step": self.step,
+            "attempt": self._claim.attempt,
             "waited": round(call.waited, 3),
             "seconds": round(seconds, 3),
             "error": error,

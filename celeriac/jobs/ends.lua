@@ -63,6 +63,7 @@ end
 -- anything from "released".
 local function call_move(id, name, c, stands, amount)
   local was = SUM[c.stands]
+  call('HINCRBY', K.job(id), 'revision', 1)
   -- Redis does not take "-0" for a number: a model may be free.
   local back = was and c.amount ~= '0' and '-' .. c.amount
   if back then call('HINCRBY', K.job(id), was, back) end
@@ -70,6 +71,7 @@ local function call_move(id, name, c, stands, amount)
   for _, ancestor in ipairs((ancestors_of(id))) do
     local above = ancestor[1]
     if call('EXISTS', K.job(above)) == 1 then
+      call('HINCRBY', K.job(above), 'revision', 1)
       if back then call('HINCRBY', K.job(above), 'below_' .. was, back) end
       if SUM[stands] then call('HINCRBY', K.job(above), 'below_' .. SUM[stands], amount) end
     end
