@@ -20,6 +20,8 @@ from api_shim.routers import agents, budgets, contexts, jobs, probes
 from api_shim.schemas import Problem
 from celeriac.agents.registry import read_agents
 from celeriac.connections import patiently
+from celeriac.costs.prices import Prices
+from celeriac.costs.receipts import Signing
 from celeriac.errors import Misconfigured
 from celeriac.logs import get_logger
 from celeriac.settings import Settings
@@ -80,8 +82,9 @@ async def _stop_readers(stores: Stores, closing: asyncio.Event) -> None:
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application. Reads the agents now: a wrong file stops the start. Raises Misconfigured."""
+    """The application. Reads the agents and prices now: a wrong file stops the start. Raises Misconfigured."""
     registry = read_agents(settings.agents_file)
+    prices = Prices(*([settings.prices_file] if settings.prices_file else []))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -107,6 +110,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.store_checked = False
     app.state.registry = registry
     app.state.keys = Keys(settings.shim.api_keys)
+    app.state.prices = prices
+    app.state.signing = Signing(settings.costs.receipt_keys, settings.costs.signs_with)
     app.state.closing = asyncio.Event()
     app.state.broker = None if settings.broker_is_store else probes.Broker(settings)
     app.state.metrics = CollectorRegistry()

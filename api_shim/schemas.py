@@ -214,6 +214,105 @@ class JobOut(BaseModel):
     request_id: str = ""
 
 
+class SumsOut(BaseModel):
+    """In dollars as text, exact to the nano-dollar."""
+
+    cost_usd: str = Field(description="What was settled.")
+    in_doubt_usd: str = Field(description="What calls without a known outcome may have cost at most.")
+    reserved_usd: str = Field(description="What calls under way may cost at most.")
+    unlisted_cost_usd: str = Field(
+        description="The part of `cost_usd` that is not listed: the store lost the calls, or has forgotten the jobs."
+    )
+    unlisted_in_doubt_usd: str = Field(description="The same of `in_doubt_usd`.")
+
+
+class OwnSumsOut(SumsOut):
+    calls: int
+    usage: dict[str, int] = Field(description="Tokens by class, of all settled calls.")
+
+
+class LineOut(BaseModel):
+    """One call, also one that failed."""
+
+    call_id: str
+    attempt: int | None = Field(description="Which run of the job made it, the first is 1.")
+    step: int = Field(description="Which step of the job it was made for.")
+    lane: str = Field(description="The provider that was asked, and the model that it was asked for.")
+    model: str | None = Field(description="The model that was billed.")
+    stands: Literal["open", "settled", "doubt", "released"] = Field(
+        description="`open`: no outcome yet. `settled`: paid. `doubt`: it may have been billed. `released`: it was not."
+    )
+    error: str | None
+    started_at: str
+    waited_seconds: str | None = Field(description="How long it waited, in its slot, until its lane might be asked.")
+    seconds: str | None = Field(description="From asking to having the answer, or the error.")
+    request_id: str = Field(description="The provider's own name of the request.")
+    tier: str = Field(description="The service tier that the provider says it billed.")
+    usage: dict[str, int] | None = Field(description="Tokens, as `usage` of the job has them.")
+    price_source: str | None = Field(description="Where its price stood.")
+    estimated: bool = Field(description="The model's price is not known: it is that of its provider's dearest one.")
+    overrun: bool = Field(description="It cost more than `bound_usd`.")
+    late: bool = Field(description="Its answer was booked after it had been given up.")
+    cost_usd: str | None = Field(description="What was settled; null for a call that is not.")
+    cost_by_class_usd: dict[str, str] | None = Field(
+        description="What each class of its tokens cost: together `cost_usd`, exactly. Null where today's prices do "
+        "not make that: they have changed since, or go by how many tokens there are."
+    )
+    bound_usd: str = Field(description="Its highest possible price, as it was booked before it was sent.")
+
+
+class ChildOut(BaseModel):
+    """A job that this one asked for. All but `job_id` is null once its record has aged out."""
+
+    job_id: str
+    agent: str | None
+    state: State | None
+    revision: int | None
+    final: bool | None
+    cost_usd: str | None = Field(description="Its own, as on its own receipt.")
+    in_doubt_usd: str | None
+    children_cost_usd: str | None = Field(description="What those cost that work for it.")
+    children_in_doubt_usd: str | None
+
+
+class ChildSumsOut(SumsOut):
+    """Of all that work for the job, at any depth. Their calls are lines of their own receipts, and of no other."""
+
+    jobs: list[ChildOut] = Field(description="Those that it asked for itself.")
+
+
+class SignatureOut(BaseModel):
+    algorithm: Literal["HMAC-SHA256"]
+    key: str = Field(description="The name of the key.")
+    value: str = Field(
+        description="In hexadecimal: of the receipt by RFC 8785, with this `signature` in it but for its `value`."
+    )
+
+
+class ReceiptOut(BaseModel):
+    format: Literal["celeriac-receipt/1"]
+    job_id: str
+    tenant: str
+    agent: str
+    parent_id: str | None = Field(description="The job that asked for it.")
+    state: State
+    submitted_at: str
+    ended_at: str | None
+    currency: Literal["USD"]
+    revision: int = Field(
+        description="How often its sums were changed, its own or its children's: of two receipts of a job the one with "
+        "the higher revision is the later one."
+    )
+    final: bool = Field(
+        description="The job and all that work for it have ended, and nothing of them is under way or in doubt. It is "
+        "false again once one of them is retried."
+    )
+    own: OwnSumsOut = Field(description="What the job itself cost: add up these, and no call is counted twice.")
+    lines: list[LineOut] = Field(description="Its own calls, oldest first.")
+    children: ChildSumsOut
+    signature: SignatureOut | None = Field(description="Null where the deployment has no key to sign with.")
+
+
 class RetriedOut(JobOut):
     fresh: bool = Field(
         description="False: it goes on after its stored `steps`. True: it starts from the beginning, because you asked "

@@ -170,6 +170,8 @@ Secrets = Annotated[dict[Name, SecretStr], NoDecode, BeforeValidator(_json)]
 SENDABLE = re.compile(r"[\x21-\x7e]*")
 #: In prod a shorter API key is refused: it can be guessed.
 SHORTEST_KEY = 16
+#: A key that signs can be guessed by whoever holds one receipt, at any speed.
+SHORTEST_SIGNING_KEY = 32
 
 
 class Section(BaseModel):
@@ -286,6 +288,17 @@ class CostSettings(Section):
         description="Whether a lane is left alone, until an operator opens it, once a call of it cost more than its "
         "bound.",
     )
+    receipt_keys: Secrets = Field(
+        default_factory=dict,
+        description="Name to key: receipts are signed with one of them, and verified with any. With none they are not "
+        "signed. Keep an old key for as long as its receipts are to be verified.",
+    )
+    receipt_key: Name | None = Field(None, description="The name of the key that signs. Default: the only one.")
+
+    @property
+    def signs_with(self) -> str | None:
+        """The name of the key that signs receipts, None for none."""
+        return self.receipt_key or next(iter(self.receipt_keys), None)
 
 
 class FetchSettings(Section):
@@ -392,6 +405,14 @@ class Settings(BaseSettings):
                 )
         for tenant in sorted({*self.shim.operators} - self.shim.api_keys.keys()):
             yield f"CELERIAC_SHIM__OPERATORS: {tenant} has no key in CELERIAC_SHIM__API_KEYS"
+        keys, current = self.costs.receipt_keys, self.costs.receipt_key
+        if current is None and len(keys) > 1:
+            yield f"CELERIAC_COSTS__RECEIPT_KEY: is to name the key that signs ({', '.join(sorted(keys))})"
+        if current is not None and current not in keys:
+            yield f"CELERIAC_COSTS__RECEIPT_KEY: CELERIAC_COSTS__RECEIPT_KEYS has no key {current}"
+        for name, key in keys.items():
+            if not key.get_secret_value():
+                yield f"CELERIAC_COSTS__RECEIPT_KEYS: the key {name} is empty"
         for queue in filter(is_reserved, self.worker.queues):
             yield f"CELERIAC_WORKER__QUEUES: {queue} is Celeriac's own; workers serve it by themselves"
 
@@ -401,6 +422,12 @@ class Settings(BaseSettings):
         for tenant, key in self.shim.api_keys.items():
             if len(key.get_secret_value()) < SHORTEST_KEY:
                 yield f"CELERIAC_SHIM__API_KEYS: the key of {tenant} is shorter than {SHORTEST_KEY} characters"
+        for name, key in self.costs.receipt_keys.items():
+            if len(key.get_secret_value()) < SHORTEST_SIGNING_KEY:
+                yield (
+                    f"CELERIAC_COSTS__RECEIPT_KEYS: the key {name} is shorter than {SHORTEST_SIGNING_KEY} characters; "
+                    "`openssl rand -hex 32` makes one"
+                )
         if self.drill_without:
             yield "CELERIAC_DRILL_WITHOUT: is set in prod: jobs would be lost"
         if self.scripted:

@@ -17,6 +17,7 @@ from api_shim.schemas import (
     JobRequest,
     JobsOut,
     Problem,
+    ReceiptOut,
     ResumeRequest,
     RetriedManyOut,
     RetriedOut,
@@ -27,6 +28,7 @@ from api_shim.schemas import (
     json_of,
 )
 from api_shim.streams import reading
+from celeriac.accounts import receipt
 from celeriac.agents.registry import Registry
 from celeriac.errors import Conflict, Invalid, NotFound
 from celeriac.jobs.model import Accepted, Job, State, as_retried
@@ -296,6 +298,21 @@ async def _ended(stores: Stores, job_id: str, tenant: str, seconds: float, closi
             return await stores.jobs.get(job_id, tenant)
         finally:
             stop.cancel()
+
+
+@router.get("/{job_id}/receipt", response_model=ReceiptOut, responses=MISSING)
+async def get_receipt(job_id: JobId, request: Request, tenant: Tenant) -> Response:
+    """Each call that the job made, also those that failed, what it cost, and what those cost that it asked for.
+
+    Signed where `CELERIAC_COSTS__RECEIPT_KEYS` is set; docs/money.md says how it is verified.
+    """
+    stores: Stores = request.app.state.stores
+    account = await stores.jobs.account(job_id, tenant)
+    if account is None:
+        raise _missing(job_id)
+    # In a thread: the first one reads the table of prices.
+    made = await asyncio.to_thread(receipt, account, request.app.state.prices)
+    return _json(request.app.state.signing.signed(made))
 
 
 LastEvent = Annotated[

@@ -258,7 +258,7 @@ class Calls:
         lane, began, refusals = request.lane, time.monotonic(), 0
         bound, most = self.prices.bound(request), (most_input(request), request.max_output_tokens)
         self.most = most
-        facts: dict[str, Any] = {"lane": str(lane), "step": self.step}
+        facts: dict[str, Any] = {"lane": str(lane), "step": self.step, "attempt": self._claim.attempt}
         digest = request.digest() if request.stored and isinstance(self._client, LooksUp) else ""
         if digest:
             facts["digest"] = digest
@@ -350,6 +350,7 @@ class Calls:
         return {
             "lane": str(call.lane),
             "step": self.step,
+            "attempt": self._claim.attempt,
             "waited": round(call.waited, 3),
             "seconds": round(seconds, 3),
             "error": error,

@@ -12,6 +12,7 @@ import click
 from celeriac.cli.budgets import budgets, ledger
 from celeriac.cli.jobs import jobs
 from celeriac.cli.lanes import lanes
+from celeriac.cli.receipts import receipts
 from celeriac.errors import Misconfigured, NotStarted, StoreUnavailable
 
 
@@ -46,6 +47,7 @@ main.add_command(jobs)
 main.add_command(lanes)
 main.add_command(budgets)
 main.add_command(ledger)
+main.add_command(receipts)
 
 
 @main.command()

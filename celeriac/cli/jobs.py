@@ -226,6 +226,8 @@ def _facts(job: Job) -> dict[str, Any]:
 
     facts = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
     del facts["answer"], facts["calls"], facts["approvals"]
+    # The receipt has them.
+    del facts["reserved_nanos"], facts["children_reserved_nanos"], facts["revision"]
     nanos, in_doubt = facts.pop("cost_nanos"), facts.pop("in_doubt_nanos")
     return facts | {"cost_usd": None if nanos is None else usd(nanos), "in_doubt_usd": usd(in_doubt)}
 

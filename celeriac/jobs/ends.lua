@@ -76,6 +76,7 @@ end
 local function call_move(id, name, c, stands, amount, counts)
   local before = c.stands
   local was = SUM[before]
+  call('HINCRBY', K.job(id), 'revision', 1)
   -- Redis does not take "-0" for a number: a model may be free.
   local back = was and c.amount ~= '0' and '-' .. c.amount
   if back then call('HINCRBY', K.job(id), was, back) end
@@ -85,6 +86,7 @@ local function call_move(id, name, c, stands, amount, counts)
     local above = ancestor[1]
     if call('EXISTS', K.job(above)) == 1 then
       payers[#payers + 1] = above
+      call('HINCRBY', K.job(above), 'revision', 1)
       if back then call('HINCRBY', K.job(above), 'below_' .. was, back) end
       if SUM[stands] then call('HINCRBY', K.job(above), 'below_' .. SUM[stands], amount) end
     end

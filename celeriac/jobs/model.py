@@ -191,6 +191,7 @@ class Call:
 
     stands: "open" (admitted, no outcome yet), "settled", "doubt" (it may have been billed) or "released" (it was not).
     nanos: nano-dollars, the highest possible price until it is settled. facts: lane, seconds, error, request_id, ...
+    bound: the highest possible price, as it was admitted.
     """
 
     id: str
@@ -198,6 +199,7 @@ class Call:
     nanos: int
     at: datetime
     facts: Mapping[str, Any]
+    bound: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +247,9 @@ class Job:
     asked for it. children: those that it asked for, and what all that work for it cost. context_appended: False where
     the context was deleted while the job ran. crashes: how often its worker died with it since it last made a step;
     dead: it died too often and is kept for replay. stream: somebody may read along. reason, resume_at: why it is
-    parked, and until when. attempts: runs so far. replays: how often it was started anew.
+    parked, and until when. attempts: runs so far. replays: how often it was started anew. reserved_nanos: of calls
+    under way, children_reserved_nanos: of those of all that work for it. revision: how often any of these sums, its own
+    or its children's, was changed; it only grows.
     """
 
     id: str
@@ -285,6 +289,28 @@ class Job:
     replays: int = 0
     stopping: bool = False
     stream: bool = False
+    reserved_nanos: int = 0
+    children_reserved_nanos: int = 0
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A job that another one asked for. job: None where its record has aged out. at_work: it, or one that works for it
+    at any depth, has not ended.
+    """
+
+    id: str
+    job: Job | None
+    at_work: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A job with its calls, and those that it asked for, as all of them stood in one moment."""
+
+    job: Job
+    children: tuple[Child, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,10 @@ from celeriac.jobs.model import (
     PRIORITIES,
     SEEN_AS,
     Accepted,
+    Account,
     Asked,
     Call,
+    Child,
     Claim,
     Doubt,
     Ended,
@@ -54,7 +56,7 @@ SHOWN: Final = (
     "place", "state", "tenant", "agent", "queue", "priority", "created", "attempts", "context", "metadata",
     "request_id", "started", "ended", "error", "model", "usage", "cost", "in_doubt", "appended", "deadline", "reason",
     "resume_at", "steps", "crashes", "dead", "replays", "stop", "stream", "parent", "below_cost",
-    "below_in_doubt",
+    "below_in_doubt", "reserved", "below_reserved", "revision",
 )  # fmt: skip
 WHOLE: Final = (*SHOWN, "answer", "checked", "asked")
 
@@ -148,6 +150,7 @@ class JobStore:
         self._resume = scripts.load(HERE / "resume.lua", ALWAYS)
         self._told = scripts.load(HERE / "told.lua", ALWAYS)
         self._get = scripts.load(HERE / "get.lua", READ)
+        self._account = scripts.load(HERE / "account.lua", READ)
         self._list = scripts.load(HERE / "list.lua", READ)
 
     async def submit(self, job: NewJob) -> Accepted:
@@ -318,6 +321,17 @@ class JobStore:
         waits_for, values, calls, children = await self._get(id=job_id, fields=WHOLE)
         job = _job(job_id, waits_for, values, _calls(calls), tuple(sorted(id.decode() for id in children)))
         return job if job is not None and tenant in (None, job.tenant) else None
+
+    async def account(self, job_id: str, tenant: str | None) -> Account | None:
+        """The job with its calls and the jobs that it asked for; None where this tenant has no such job."""
+        values, calls, below = await self._account(id=job_id, fields=SHOWN)
+        children = [
+            Child(id.decode(), _readable(id.decode(), b"", row) if row else None, bool(at_work))
+            for id, row, at_work in below
+        ]
+        found = tuple(sorted(children, key=lambda child: child.id))
+        job = _job(job_id, b"", values, _calls(calls), tuple(child.id for child in found))
+        return Account(job, found) if job is not None and tenant in (None, job.tenant) else None
 
     async def list(
         self,
@@ -566,11 +580,12 @@ def _calls(flat: Sequence[bytes]) -> tuple[Call, ...]:
     """Oldest first."""
     calls = []
     for name, text in zip(flat[::2], flat[1::2], strict=True):
-        stands, _, nanos, at, facts = text.split(b" ", 4)
+        stands, bound, nanos, at, facts = text.split(b" ", 4)
         told = orjson.loads(facts)
-        for ours in ("took", "digest"):  # what its lane expects of it, and how its question is known again
+        # What its lane expects of it, how its question is known again, and under what it is booked.
+        for ours in ("took", "digest", "books"):
             told.pop(ours, None)
-        calls.append(Call(name.decode(), stands.decode(), int(nanos), _time(at), told))
+        calls.append(Call(name.decode(), stands.decode(), int(nanos), _time(at), told, int(bound)))
     return tuple(sorted(calls, key=lambda call: (call.at, call.id)))
 
 
@@ -668,4 +683,7 @@ def _job(
         replays=int(r["replays"] or 0),
         stopping=r["stop"] is not None,
         stream=r["stream"] is not None,
+        reserved_nanos=int(r["reserved"] or 0),
+        children_reserved_nanos=int(r["below_reserved"] or 0),
+        revision=int(r["revision"] or 0),
     )

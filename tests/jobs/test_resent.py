@@ -70,6 +70,9 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     await queue.stores.journal.admit(run, "c2", 9, {})
     ended = await queue.end(run, turn=TURN, settlement=Settlement("c2", "settled", 9, 5, {}))
     assert (ended.state, ended.cost_nanos, ended.appended) == (State.SUCCEEDED, 9, True)
+    account = await queue.jobs.account(run.id, "default")
+    assert account is not None
+    assert (account.job.revision, len(account.job.calls)) == (4, 2)
     assert isinstance(await queue.jobs.park(claims[jobs[3].id], "retry", timedelta(seconds=5)), Parked)
     await queue.jobs.give_back(claims[jobs[4].id])
     assert await queue.jobs.cancel(claims[jobs[5].id].id, "default") == State.RUNNING

@@ -245,6 +245,57 @@ def test_prod_refuses_what_is_unsafe(unsafe: dict[str, str], said: str, monkeypa
     assert line.startswith(said)
 
 
+SIGNING = "CELERIAC_COSTS__RECEIPT_KEYS"
+LONG = "0123456789abcdef0123456789abcdef"
+
+
+def test_a_key_alone_signs_receipts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several the one that is named; without any nobody signs."""
+    assert load_settings().costs.signs_with is None
+    monkeypatch.setenv(SIGNING, '{"2025-07": "x"}')
+    assert load_settings().costs.signs_with == "2025-07"
+    monkeypatch.setenv(SIGNING, '{"2025-07": "x", "2026-11": "y"}')
+    monkeypatch.setenv("CELERIAC_COSTS__RECEIPT_KEY", "2026-11")
+    assert load_settings().costs.signs_with == "2026-11"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {SIGNING: '{"a": "s3cret-1", "b": "s3cret-2"}'},
+            "CELERIAC_COSTS__RECEIPT_KEY: is to name the key that signs (a, b)",
+        ),
+        (
+            {SIGNING: '{"a": "s3cret-1"}', "CELERIAC_COSTS__RECEIPT_KEY": "b"},
+            "CELERIAC_COSTS__RECEIPT_KEY: CELERIAC_COSTS__RECEIPT_KEYS has no key b",
+        ),
+        ({SIGNING: '{"a": ""}'}, "CELERIAC_COSTS__RECEIPT_KEYS: the key a is empty"),
+        (
+            {SIGNING: '{"a": "s3cret-0123456789abcdef"}', "CELERIAC_SHIM__API_KEYS": GOOD_KEYS, "CELERIAC_ENV": "prod"},
+            "CELERIAC_COSTS__RECEIPT_KEYS: the key a is shorter than 32 characters",
+        ),
+    ],
+)
+def test_keys_that_sign_nothing_or_badly_are_refused(
+    given: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without repeating them. In prod a short one can be guessed by whoever holds a receipt."""
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    [line] = refusal()
+    assert line.startswith(said)
+    assert "s3cret" not in line
+
+
+def test_prod_signs_with_a_long_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 32 characters: as many as the digest has bytes."""
+    for name, value in {"CELERIAC_ENV": "prod", "CELERIAC_SHIM__API_KEYS": GOOD_KEYS}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(SIGNING, f'{{"a": "{LONG}"}}')
+    assert load_settings().costs.signs_with == "a"
+
+
 def test_credentials_from_anywhere_are_refused_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any page could then act for whoever visits it."""
     monkeypatch.setenv("CELERIAC_SHIM__CORS_ORIGINS", "*")
