@@ -101,13 +101,14 @@ class JobErrorOut(BaseModel):
 
 
 class UsageOut(BaseModel):
-    """Tokens; each billed token is in exactly one of the first four."""
+    """Tokens; each billed token is in exactly one of the first four. The others are parts of these."""
 
     input_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = Field(0, description="How many of output_tokens were spent on reasoning.")
+    cache_write_1h_tokens: int = Field(0, description="How many of cache_write_tokens are kept for an hour.")
 
 
 class AttemptOut(BaseModel):

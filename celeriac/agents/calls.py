@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -60,7 +60,7 @@ class Lease:
 @dataclass(frozen=True, slots=True)
 class Call:
     """A call that was admitted. waited: seconds until it was, in its slot. bound: in nano-dollars. most, took: tokens
-    that it may use, and is expected to.
+    that it may use, and is expected to. sent: as of when it is priced, before and after.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Call:
     bound: int
     most: Tokens
     took: Tokens
+    sent: datetime
 
 
 class Calls:
@@ -167,14 +168,16 @@ class Calls:
     async def _admit(self, name: str, request: ModelRequest) -> Call:
         """Wait here for a moment if the lane may not be asked. For longer, another is asked, or the job lets go."""
         lane, began, refusals = request.lane, time.monotonic(), 0
+        self.prices.check(lane)
         bound, most = self.prices.bound(request), (most_input(request), request.max_output_tokens)
         self.most = most
         facts = {"lane": str(lane), "step": self.step}
         door = asking(lane, most, self._caps.get(lane, ANY), request.deadline)
+        sent = datetime.now(UTC)
         while True:
             said = await self.insist(lambda: self._journal.admit(self._claim, name, bound, facts, door, cap=self.cap))
             if isinstance(said, Admitted):
-                return Call(name, lane, time.monotonic() - began, bound, most, said.took)
+                return Call(name, lane, time.monotonic() - began, bound, most, said.took, sent)
             # Those who wait together are not to ask again together: each was told the wait of one.
             refusals += 1
             wait = max(LOOK * 2**refusals, said.wait.total_seconds()) * random.uniform(0.75, 1.5)  # noqa: S311
@@ -219,9 +222,7 @@ class Calls:
             await patiently(partial(self._journal.settle, self._claim, doubt))
 
     def _settled(self, call: Call, answer: Answer) -> Settlement:
-        price = self.prices.price(answer.lane, answer.model, answer.usage)
-        if price.estimated:
-            log.warning("price_estimated", lane=str(answer.lane), model=answer.model, source=price.source)
+        price = self._price(call, answer.model, answer.usage, answer.tier, answer.region)
         facts = self._facts(call, answer.seconds, None, answer.request_id)
         facts |= _billed(answer.model, answer.usage, price, answer.tier)
         return self._at_price(call, price, facts, _heard(call, None, answer.usage, answer.limits))
@@ -230,11 +231,25 @@ class Calls:
         facts = self._facts(call, seconds, error.code, error.request_id)
         if isinstance(error, ContentRefused) and error.usage is not None:
             model = error.billed_model or call.lane.model
-            price = self.prices.price(call.lane, model, error.usage)
+            price = self._price(call, model, error.usage, error.tier, error.region)
             facts |= _billed(model, error.usage, price, error.tier)
             return self._at_price(call, price, facts, _heard(call, error, error.usage, error.limits))
         stands: Stands = "doubt" if error.in_doubt else "released"
         return Settlement(call.name, stands, call.bound, 0, facts, _heard(call, error, None, error.limits))
+
+    def _price(self, call: Call, model: str, usage: Usage, tier: str, region: str) -> Price:
+        price = self.prices.price(call.lane, model, usage, call.sent, tier=tier, region=region)
+        if price.estimated:
+            log.warning(
+                "price_estimated",
+                lane=str(call.lane),
+                model=model,
+                tier=tier,
+                region=region,
+                row=price.row,
+                source=price.source,
+            )
+        return price
 
     def _facts(self, call: Call, seconds: float, error: str | None, request_id: str) -> dict[str, Any]:
         return {
@@ -277,4 +292,8 @@ def _billed(model: str, usage: Usage, price: Price, tier: str) -> dict[str, Any]
         "usage": usage.as_dict(),
         "estimated": price.estimated,
         "price_source": price.source,
+        "price_row": price.row,
+        "price_date": price.date,
+        "price_tier": price.tier,
+        "region": price.region,
     }

@@ -11,6 +11,7 @@ import click
 
 from celeriac.cli.jobs import jobs
 from celeriac.cli.lanes import lanes
+from celeriac.cli.prices import prices
 from celeriac.errors import Misconfigured, NotStarted, StoreUnavailable
 
 
@@ -43,6 +44,7 @@ def main() -> None:
 
 main.add_command(jobs)
 main.add_command(lanes)
+main.add_command(prices)
 
 
 @main.command()

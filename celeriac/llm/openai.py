@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -16,8 +15,7 @@ from celeriac.llm.images import Image
 from celeriac.llm.model import Answer, Message, ModelRequest, StopReason, ToolSpec
 from celeriac.llm.reading import NotAnAnswer, billed_model, member, openai_usage, stopped, tier, tool_calls
 from celeriac.llm.streams import ChatGatherer, Gatherer, ResponsesGatherer
-
-URL = "https://api.openai.com/v1"
+from celeriac.llm.terms import OPENAI_URL, is_openai, region_of
 
 STOP: Mapping[str, StopReason] = {
     "stop": "end",
@@ -58,11 +56,12 @@ class OpenAI(Adapter):
         asks_for_usage: bool = True,
     ) -> None:
         # The URL is always given: else the SDK would take OPENAI_BASE_URL from the environment, past our settings.
-        self._sdk = openai.AsyncOpenAI(api_key=key, base_url=base_url or URL, max_retries=0, http_client=http)
+        self._sdk = openai.AsyncOpenAI(api_key=key, base_url=base_url or OPENAI_URL, max_retries=0, http_client=http)
         # And whose call it is, from OPENAI_CUSTOM_HEADERS, OPENAI_ORG_ID and the like: no argument says "none".
         self._sdk._custom_headers = {}
         self._sdk.organization = self._sdk.project = self._sdk.admin_api_key = None
-        self._own = is_openai(base_url or URL) if own is None else own
+        self._own = is_openai(base_url or OPENAI_URL) if own is None else own
+        self.region = region_of(base_url or OPENAI_URL)
         self._asks_for_usage = asks_for_usage
 
     async def _ask(self, request: ModelRequest) -> httpx2.Response:
@@ -110,12 +109,6 @@ class OpenAI(Adapter):
         if request.temperature is not None:
             body["temperature"] = request.temperature
         return body | {"service_tier": "default"} if self._own else body
-
-
-def is_openai(url: str) -> bool:
-    """Whether OpenAI itself answers there, Azure included."""
-    host = urlsplit(url).hostname or ""
-    return host == "api.openai.com" or host.endswith((".api.openai.com", ".openai.azure.com"))
 
 
 def _function(tool: ToolSpec) -> dict[str, Any]:
@@ -200,7 +193,8 @@ def read_responses(made: dict[str, Any], request: ModelRequest) -> Answer:
         kind = kind_of(500, {"error": made.get("error")})
         if kind is not ContentRefused:
             raise Declined(kind, in_doubt=True)
-        raise Declined(kind, in_doubt=usage is None, usage=usage, billed_model=billed_model(made, request.lane.model))
+        model = billed_model(made, request.lane.model)
+        raise Declined(kind, in_doubt=usage is None, usage=usage, billed_model=model, tier=tier(made))
     items = member(made, "output", list)
     usage = openai_usage(made, request, sides=("input", "output"))
     model = billed_model(made, request.lane.model)
