@@ -222,7 +222,7 @@ class Calls:
             await patiently(partial(self._journal.settle, self._claim, doubt))
 
     def _settled(self, call: Call, answer: Answer) -> Settlement:
-        price = self._price(call, answer.model, answer.usage, answer.tier, answer.region)
+        price = self._price(call, answer.lane, answer.model, answer.usage, tier=answer.tier, region=answer.region)
         facts = self._facts(call, answer.seconds, None, answer.request_id)
         facts |= _billed(answer.model, answer.usage, price, answer.tier)
         return self._at_price(call, price, facts, _heard(call, None, answer.usage, answer.limits))
@@ -231,18 +231,18 @@ class Calls:
         facts = self._facts(call, seconds, error.code, error.request_id)
         if isinstance(error, ContentRefused) and error.usage is not None:
             model = error.billed_model or call.lane.model
-            price = self._price(call, model, error.usage, error.tier, error.region)
+            price = self._price(call, call.lane, model, error.usage, tier=error.tier, region=error.region)
             facts |= _billed(model, error.usage, price, error.tier)
             return self._at_price(call, price, facts, _heard(call, error, error.usage, error.limits))
         stands: Stands = "doubt" if error.in_doubt else "released"
         return Settlement(call.name, stands, call.bound, 0, facts, _heard(call, error, None, error.limits))
 
-    def _price(self, call: Call, model: str, usage: Usage, tier: str, region: str) -> Price:
-        price = self.prices.price(call.lane, model, usage, call.sent, tier=tier, region=region)
+    def _price(self, call: Call, lane: Lane, model: str, usage: Usage, *, tier: str, region: str) -> Price:
+        price = self.prices.price(lane, model, usage, call.sent, tier=tier, region=region)
         if price.estimated:
             log.warning(
                 "price_estimated",
-                lane=str(call.lane),
+                lane=str(lane),
                 model=model,
                 tier=tier,
                 region=region,

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from celeriac.cli.over import table
+from celeriac.llm.model import CLASSES
 
 if TYPE_CHECKING:
     from celeriac.costs.prices import Listed, Prices
 
-CLASSES = ("input", "cache_read", "cache_write", "cache_write_1h", "output", "reasoning")
 HEAD = ("MODEL", "TIER", "ABOVE", "INPUT", "READ", "WRITE", "WRITE 1H", "OUTPUT", "REASONING", "DATE", "SOURCE")
 #: How the price of a model is said not to be its own.
 ESTIMATES = {"model": ", an estimate: this snapshot is not known", "dearest": ", an estimate: the dearest known"}
