@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from celeriac.costs import overrides
 from celeriac.costs.prices import Prices
 from celeriac.errors import Misconfigured
-from celeriac.llm.model import Lane, Message, ModelRequest, Usage
+from celeriac.llm.model import CLASSES, Lane, Message, ModelRequest, Usage
 
+ROOT = Path(__file__).parents[2]
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 MINI, OURS = Lane("openai", "gpt-5-mini"), Lane("openai", "ours")
 
@@ -281,3 +284,17 @@ def test_the_bound_is_that_of_the_region_that_is_sent() -> None:
     request = ModelRequest(Lane("anthropic", "claude-sonnet-4-6"), (Message("user", "x" * 1000),))
     bounds = [Prices(pinned={"anthropic": region}).bound(request) for region in ("global", "us")]
     assert bounds[1] * 10 == bounds[0] * 11
+
+
+def test_the_example_in_the_docs_is_one(tmp_path: Path) -> None:
+    """As it stands there, with every key that there is."""
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "money.md").read_text(), re.DOTALL)
+    file = tmp_path / "ours.toml"
+    file.write_text(text)
+    found = overrides.read(file)
+    assert {name: len(rows) for name, rows in found.items()} == {
+        ("openai", "gpt-5-mini"): 1,
+        ("anthropic", "claude-x"): 2,
+    }
+    keys = set(re.findall(r"^(\w+) =", text, re.MULTILINE))
+    assert keys | {"steps", "tiers"} >= {*CLASSES, *overrides.OTHERS} - {"cache_write"}
