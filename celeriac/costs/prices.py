@@ -196,13 +196,11 @@ class Prices:
 
     def _most(self, row: Row, lane: Lane, tokens: int, output: int) -> int:
         region = self._pinned.get(lane.provider)
-        if region is None:
-            tier, factor = (
-                row.ceiling,
-                max(regions.dearest(lane.provider, lane.model), *row.regions.values(), regions.NONE),
-            )
-        else:
+        if region is not None:
             tier, (factor, _) = row.tiers[""], self._factor(lane.provider, lane.model, region, row)
+        else:
+            factors = (regions.NONE, regions.dearest(lane.provider, lane.model), *row.regions.values())
+            tier, factor = row.ceiling, max(factors)
         return tier.times(factor).most(tokens, output, row.fee)
 
     def _listed_for(self, lane: Lane, model: str, slot: int) -> Listed:
