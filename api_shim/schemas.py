@@ -104,13 +104,14 @@ class JobErrorOut(BaseModel):
 
 
 class UsageOut(BaseModel):
-    """Tokens; each billed token is in exactly one of the first four."""
+    """Tokens; each billed token is in exactly one of the first four. The others are parts of these."""
 
     input_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = Field(0, description="How many of output_tokens were spent on reasoning.")
+    cache_write_1h_tokens: int = Field(0, description="How many of cache_write_tokens are kept for an hour.")
 
 
 class AttemptOut(BaseModel):
@@ -249,7 +250,10 @@ class LineOut(BaseModel):
     request_id: str = Field(description="The provider's own name of the request.")
     tier: str = Field(description="The service tier that the provider says it billed.")
     usage: dict[str, int] | None = Field(description="Tokens, as `usage` of the job has them.")
-    price_source: str | None = Field(description="Where its price stood.")
+    region: str = Field(description="Where its model ran, as far as its price depends on that.")
+    price_source: str | None = Field(description="The file where its price stood, or the library with its version.")
+    price_row: str | None = Field(description="Under which name it stood there.")
+    price_date: str | None = Field(description="Since when, or as of when, that price holds.")
     estimated: bool = Field(description="The model's price is not known: it is that of its provider's dearest one.")
     overrun: bool = Field(description="It cost more than `bound_usd`.")
     late: bool = Field(description="Its answer was booked after it had been given up.")

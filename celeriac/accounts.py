@@ -13,10 +13,10 @@ from functools import lru_cache
 from typing import Any, Final
 
 from celeriac.costs.money import shares, usd
-from celeriac.costs.prices import CLASSES, Prices
+from celeriac.costs.prices import Prices
 from celeriac.costs.receipts import FORMAT, TOTALS, sum_usage
 from celeriac.jobs.model import Account, Call, Child, Job, rfc_3339
-from celeriac.llm.model import Lane, Usage
+from celeriac.llm.model import CLASSES, Lane, Usage
 
 MILLION: Final = 1_000_000
 
@@ -83,7 +83,10 @@ def _line(call: Call, prices: Prices) -> dict[str, Any]:
         "request_id": facts.get("request_id", ""),
         "tier": facts.get("tier", ""),
         "usage": facts.get("usage"),
+        "region": facts.get("region", ""),
         "price_source": facts.get("price_source"),
+        "price_row": facts.get("price_row"),
+        "price_date": facts.get("price_date"),
         "estimated": facts.get("estimated", False),
         "overrun": facts.get("overrun", False),
         "late": facts.get("late", False),
@@ -141,7 +144,8 @@ def by_class(call: Call, prices: Prices) -> Mapping[str, int] | None:
         return None
     used = Usage.from_dict(usage)
     hour = call.at.replace(minute=0, second=0, microsecond=0)
-    rates = _rates(prices, Lane(provider, model), billed, hour)
+    terms = str(call.facts.get("tier", "")), str(call.facts.get("region", ""))
+    rates = _rates(prices, Lane(provider, model), billed, hour, *terms)
     exact = {name: Fraction(rates[name] * getattr(used, name), MILLION) for name in CLASSES}
     try:
         return shares(call.nanos, exact)
@@ -150,9 +154,12 @@ def by_class(call: Call, prices: Prices) -> Mapping[str, int] | None:
 
 
 @lru_cache(1024)
-def _rates(prices: Prices, lane: Lane, model: str, at: datetime) -> Mapping[str, int]:
+def _rates(prices: Prices, lane: Lane, model: str, at: datetime, tier: str, region: str) -> Mapping[str, int]:
     """Nano-dollars for a million tokens of each class, and of no other."""
-    return {name: prices.price(lane, model, Usage(**{name: MILLION}), at).nanos for name in CLASSES}
+    return {
+        name: prices.price(lane, model, Usage(**{name: MILLION}), at, tier=tier, region=region).nanos
+        for name in CLASSES
+    }
 
 
 def _seconds(seconds: float | None) -> str | None:

@@ -22,9 +22,11 @@ from celeriac.agents.runner import Runner
 from celeriac.agents.toolbox import Toolbox
 from celeriac.agents.tools import Tool, find_tool
 from celeriac.costs.prices import Prices
-from celeriac.errors import Misconfigured
+from celeriac.errors import Misconfigured, PriceUnknown
 from celeriac.jobs.lease import Fleet
 from celeriac.llm.client import Models, open_models
+from celeriac.llm.model import Endpoint
+from celeriac.llm.terms import ANTHROPIC_URL, OPENAI_URL, is_anthropic, is_openai, region_of
 from celeriac.logs import get_logger
 from celeriac.settings import Settings
 from celeriac.stores import Stores, check_redis, open_fleet, open_stores
@@ -51,11 +53,11 @@ async def open_worker(settings: Settings, concurrency: int) -> AsyncIterator[Wor
     """Everything a worker process needs, open while inside, on the event loop that runs its jobs.
 
     concurrency: jobs in flight at once. Raises Misconfigured for a wrong agents or prices file, an agent that no
-    configured provider can answer or whose tools cannot be had, or a Redis that cannot keep the promises;
-    StoreUnavailable.
+    configured provider can answer, whose tools cannot be had, or whose price nobody knows where that is refused, or a
+    Redis that cannot keep the promises; StoreUnavailable.
     """
     registry = read_agents(settings.agents_file)
-    prices = Prices(*([settings.prices_file] if settings.prices_file else []))
+    prices = open_prices(settings, registry)
     connections = settings.worker.redis_connections or max(8, concurrency // 32)
     stores = open_stores(settings, connections=connections, name="celeriac-worker")
     fleet, line = open_fleet(settings, stores, name="celeriac-lease")
@@ -64,6 +66,7 @@ async def open_worker(settings: Settings, concurrency: int) -> AsyncIterator[Wor
         async with open_models(settings, concurrency, registry.providers) as models:
             check_lanes(registry, models)
             registry = registry.asking(models.providers)
+            check_prices(registry, prices)
             chord_ttl = settings.jobs.chord_ttl
             async with open_toolboxes(registry) as toolboxes, Checker() as checker:
                 outputs = open_outputs(registry, checker)
@@ -82,6 +85,48 @@ async def open_worker(settings: Settings, concurrency: int) -> AsyncIterator[Wor
     finally:
         await stores.close()
         await line.aclose()
+
+
+def open_prices(settings: Settings, registry: Registry) -> Prices:
+    """Raises Misconfigured for a file of prices that cannot be used."""
+    return Prices(
+        *([settings.prices_file] if settings.prices_file else []),
+        data=settings.prices_data_file,
+        refuses_unknown=settings.prices_unknown_models == "refuse",
+        pinned=pinned(settings, registry.providers),
+    )
+
+
+def pinned(settings: Settings, providers: Mapping[str, Endpoint]) -> dict[str, str]:
+    """Where the models of those run who are sent the tier and the region of each call: OpenAI and Anthropic themselves.
+    A gateway is sent neither, whatever it is called.
+    """
+    addresses = {name: (end.api, end.base_url) for name, end in providers.items()}
+    addresses["openai"] = "openai", settings.openai_base_url or OPENAI_URL
+    addresses["anthropic"] = "anthropic", settings.anthropic_base_url or ANTHROPIC_URL
+    own = {}
+    for name, (api, url) in addresses.items():
+        if api == "openai" and is_openai(url):
+            own[name] = region_of(url)
+        elif api == "anthropic" and is_anthropic(url):
+            own[name] = settings.anthropic_region
+    return own
+
+
+def check_prices(registry: Registry, prices: Prices) -> None:
+    """Raises Misconfigured for agents whose lanes have no known price, where such models are refused."""
+    mistakes = []
+    for agent in registry:
+        for lane in agent.lanes:
+            try:
+                prices.check(lane)
+            except PriceUnknown:
+                mistakes.append(
+                    f"agent {agent.name}: nobody knows what {lane} costs, and CELERIAC_PRICES_UNKNOWN_MODELS=refuse: "
+                    "name its price in CELERIAC_PRICES_FILE"
+                )
+    if mistakes:
+        raise Misconfigured("\n".join(mistakes))
 
 
 @asynccontextmanager

@@ -31,6 +31,7 @@
         ├── LaneClosed               not asked: the fleet leaves this lane alone, or its rate is used up
         ├── BudgetFull               not asked: a cap has no room for the call
         │   └── LaneBudgetFull         the cap of its model or its provider: another lane may have room
+        ├── PriceUnknown             not asked: nobody knows what it costs, and such models are refused
         ├── BadAnswer                an answer that is not one
         ├── BadCredentials           401, 403
         ├── BadModelRequest          400, 413, 422: asking again does not help
@@ -271,6 +272,10 @@ class LaneBudgetFull(BudgetFull):
     next_lane = True
 
 
+class PriceUnknown(ModelError):
+    code = "price_unknown"
+
+
 class BadAnswer(ModelError):
     code = "bad_answer"
     again = 1
@@ -297,19 +302,27 @@ class UnknownModel(BadModelRequest):
 
 class ContentRefused(ModelError):
     """usage: what the refusal cost (`celeriac.llm.model.Usage`); the caller settles it. None if nothing was run, or,
-    with `in_doubt`, if the provider did not say. billed_model, tier: what it was billed as, as in an answer.
+    with `in_doubt`, if the provider did not say. billed_model, tier, region: what it was billed as, as in an answer.
     """
 
     code = "content_refused"
     next_lane = False
 
     def __init__(
-        self, message: str = "", *, usage: Any = None, billed_model: str = "", tier: str = "", **facts: Any
+        self,
+        message: str = "",
+        *,
+        usage: Any = None,
+        billed_model: str = "",
+        tier: str = "",
+        region: str = "",
+        **facts: Any,
     ) -> None:
         super().__init__(message, **facts)
         self.usage = usage
         self.billed_model = billed_model
         self.tier = tier
+        self.region = region
 
 
 class LocalFault(ModelError):

@@ -354,6 +354,13 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe event logged.")
     agents_file: Path = Field(SHIPPED_AGENTS, description="The agents of this deployment. Default: those we ship.")
     prices_file: Path | None = Field(None, description="Prices that override the built-in table, as TOML.")
+    prices_data_file: Path | None = Field(
+        None, description="A newer table of prices, in genai-prices' own JSON. What it lacks is in the built-in one."
+    )
+    prices_unknown_models: Literal["estimate", "refuse"] = Field(
+        "estimate",
+        description="A model whose price nobody knows: `estimate` takes its provider's dearest, `refuse` does not ask.",
+    )
     openai_api_key: SecretStr | None = Field(
         None, validation_alias=AliasChoices(PREFIX + "OPENAI_API_KEY", "OPENAI_API_KEY"), description="OpenAI's key."
     )
@@ -364,6 +371,9 @@ class Settings(BaseSettings):
         description="Anthropic's key.",
     )
     anthropic_base_url: BaseUrl | None = Field(None, description="Default: Anthropic's own endpoint.")
+    anthropic_region: Literal["global", "us"] = Field(
+        "global", description="Where Anthropic runs models that let it be chosen; `us` costs a tenth more."
+    )
     scripted: bool = Field(
         False, description="Answer from a script and ask no model: free and the same every time. Refused in prod."
     )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
@@ -74,8 +74,8 @@ class Lease:
 @dataclass(frozen=True, slots=True)
 class Call:
     """A call that was admitted. waited: seconds until it was, in its slot. asked, bound: what was asked for it and what
-    is booked, in nano-dollars. most, took: tokens that it may use, and is expected to. books: what it is booked under.
-    digest: of its request, where the answer may be kept; else "".
+    is booked, in nano-dollars. most, took: tokens that it may use, and is expected to. sent: as of when it is priced,
+    before and after. books: what it is booked under. digest: of its request, where the answer may be kept; else "".
     """
 
     name: str
@@ -85,6 +85,7 @@ class Call:
     bound: int
     most: Tokens
     took: Tokens
+    sent: datetime
     books: str = ""
     digest: str = ""
 
@@ -194,7 +195,7 @@ class Calls:
             lane, took = Lane(provider, model), doubt.took or (0, 0)
             looked = replace(request, lane=lane, call=doubt.call, on_text=None, on_stored=None)
             # Of the tokens that it might have used its lane learns nothing: that was another one's to say.
-            call = Call(doubt.call, lane, 0.0, self.prices.bound(looked), doubt.bound, (0, 0), took)
+            call = Call(doubt.call, lane, 0.0, self.prices.bound(looked), doubt.bound, (0, 0), took, datetime.now(UTC))
             try:
                 answer = await self._client.look_up(looked, doubt.response)
             except ContentRefused as error:
@@ -256,6 +257,7 @@ class Calls:
     async def _admit(self, name: str, request: ModelRequest) -> Call:
         """Wait here for a moment if the lane may not be asked. For longer, another is asked, or the job lets go."""
         lane, began, refusals = request.lane, time.monotonic(), 0
+        self.prices.check(lane)
         bound, most = self.prices.bound(request), (most_input(request), request.max_output_tokens)
         self.most = most
         facts: dict[str, Any] = {"lane": str(lane), "step": self.step, "attempt": self._claim.attempt}
@@ -264,13 +266,14 @@ class Calls:
             facts["digest"] = digest
         door = asking(lane, most, self._caps.get(lane, ANY), request.deadline)
         books = partial(self._account.books, lane) if self._account else None
+        sent = datetime.now(UTC)
         while True:
             said = await self.insist(
                 lambda: self._journal.admit(self._claim, name, bound, facts, door, cap=self.cap, books=books)
             )
             if isinstance(said, Admitted):
                 return Call(
-                    name, lane, time.monotonic() - began, bound, said.bound, most, said.took, said.books, digest
+                    name, lane, time.monotonic() - began, bound, said.bound, most, said.took, sent, said.books, digest
                 )
             if isinstance(said, Full):
                 raise _no_budget(lane, said)
@@ -320,9 +323,7 @@ class Calls:
             await patiently(partial(self._journal.settle, self._claim, doubt))
 
     def _settled(self, call: Call, answer: Answer) -> Settlement:
-        price = self.prices.price(answer.lane, answer.model, answer.usage)
-        if price.estimated:
-            log.warning("price_estimated", lane=str(answer.lane), model=answer.model, source=price.source)
+        price = self._price(call, answer.lane, answer.model, answer.usage, tier=answer.tier, region=answer.region)
         facts = self._facts(call, answer.seconds, None, answer.request_id)
         facts |= _billed(answer.model, answer.usage, price, answer.tier)
         return self._at_price(call, price, answer.usage, facts, _heard(call, None, answer.usage, answer.limits))
@@ -331,7 +332,7 @@ class Calls:
         facts = self._facts(call, seconds, error.code, error.request_id)
         if isinstance(error, ContentRefused) and error.usage is not None:
             model = error.billed_model or call.lane.model
-            price = self.prices.price(call.lane, model, error.usage)
+            price = self._price(call, call.lane, model, error.usage, tier=error.tier, region=error.region)
             facts |= _billed(model, error.usage, price, error.tier)
             return self._at_price(call, price, error.usage, facts, _heard(call, error, error.usage, error.limits))
         stands: Stands = "doubt" if error.in_doubt else "released"
@@ -345,6 +346,20 @@ class Calls:
         if not call.digest:
             return {}
         return {"digest": call.digest} | ({"response": kept} if (kept := self._kept.get(call.name)) else {})
+
+    def _price(self, call: Call, lane: Lane, model: str, usage: Usage, *, tier: str, region: str) -> Price:
+        price = self.prices.price(lane, model, usage, call.sent, tier=tier, region=region)
+        if price.estimated:
+            log.warning(
+                "price_estimated",
+                lane=str(lane),
+                model=model,
+                tier=tier,
+                region=region,
+                row=price.row,
+                source=price.source,
+            )
+        return price
 
     def _facts(self, call: Call, seconds: float, error: str | None, request_id: str) -> dict[str, Any]:
         return {
@@ -366,16 +381,17 @@ class Calls:
             log.error("call_over_its_bound", lane=facts["lane"], bound_nanos=call.bound, nanos=price.nanos)
             facts["overrun"] = True
             heard |= {"over": -(-1000 * price.nanos // max(1, call.asked)), "strict": self._strict}
-        saved = self._saved(call.lane, facts["model"], usage, price)
+        saved = self._saved(call, facts["model"], usage, price)
         counted = counts(usage, price.nanos, saved, error=facts["error"] is not None)
         return Settlement(call.name, "settled", call.bound, price.nanos, facts, heard, call.books, counted)
 
-    def _saved(self, lane: Lane, model: str, usage: Usage, price: Price) -> int:
+    def _saved(self, call: Call, model: str, usage: Usage, price: Price) -> int:
         """Nano-dollars that the tokens read from a cache would have cost more."""
         if not usage.cache_read:
             return 0
         uncached = replace(usage, input=usage.input + usage.cache_read, cache_read=0)
-        return max(0, self.prices.price(lane, model, uncached).nanos - price.nanos)
+        dearer = self.prices.price(call.lane, model, uncached, call.sent, tier=price.tier, region=price.region)
+        return max(0, dearer.nanos - price.nanos)
 
 
 def _heard(call: Call, error: ModelError | None, usage: Usage | None, limits: Sequence[Limit]) -> dict[str, Any]:
@@ -424,4 +440,8 @@ def _billed(model: str, usage: Usage, price: Price, tier: str) -> dict[str, Any]
         "usage": usage.as_dict(),
         "estimated": price.estimated,
         "price_source": price.source,
+        "price_row": price.row,
+        "price_date": price.date,
+        "price_tier": price.tier,
+        "region": price.region,
     }

@@ -12,6 +12,7 @@ import click
 from celeriac.cli.budgets import budgets, ledger
 from celeriac.cli.jobs import jobs
 from celeriac.cli.lanes import lanes
+from celeriac.cli.prices import prices
 from celeriac.cli.receipts import receipts
 from celeriac.errors import Misconfigured, NotStarted, StoreUnavailable
 
@@ -48,6 +49,7 @@ main.add_command(lanes)
 main.add_command(budgets)
 main.add_command(ledger)
 main.add_command(receipts)
+main.add_command(prices)
 
 
 @main.command()

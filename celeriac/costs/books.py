@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, get_args
 from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo
 
-from celeriac.llm.model import Lane, Usage
+from celeriac.llm.model import CLASSES, Lane, Usage
 from celeriac.settings import CostSettings
 
 HERE: Final = Path(__file__).parent
@@ -29,11 +29,7 @@ OTHER: Final = "other"
 COLUMNS: Final = (
     "calls",
     "errors",
-    "input_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
+    *CLASSES,
     "cost",
     "saved",
 )
@@ -130,6 +126,5 @@ def labels_of(declared: Mapping[str, tuple[str, ...]], metadata: Mapping[str, st
 
 def counts(usage: Usage | None, nanos: int = 0, saved: int = 0, *, error: bool = False) -> list[int]:
     """What a call adds to its series, by `COLUMNS`."""
-    usage = usage or Usage()
-    tokens = (usage.input, usage.cache_read, usage.cache_write, usage.output, usage.reasoning)
-    return [1, int(error), *tokens, nanos, saved]
+    tokens = (usage or Usage()).classes()
+    return [1, int(error), *(tokens[name] for name in CLASSES), nanos, saved]

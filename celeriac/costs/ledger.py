@@ -18,6 +18,7 @@ import orjson
 from celeriac import keys
 from celeriac.connections import Redis, answering
 from celeriac.costs.money import usd
+from celeriac.llm.model import Usage
 
 DAY: Final = timedelta(days=1)
 PAGE: Final = 1000
@@ -45,9 +46,9 @@ class Entry:
     facts: Mapping[str, Any]
 
     def row(self) -> dict[str, Any]:
-        """Flat, as it is exported; amounts as dollars in text."""
+        """Flat, as it is exported; amounts as dollars in text. Each billed token is in one class: see docs/money.md."""
         facts = self.facts
-        usage: Mapping[str, int] = facts.get("usage") or {}
+        usage = Usage.from_dict(facts.get("usage") or {})
         provider, _, model = str(facts.get("lane", "")).partition("/")
         return {
             "id": self.id,
@@ -70,20 +71,14 @@ class Entry:
             "late": bool(facts.get("late")),
             "error": facts.get("error") or "",
             "seconds": facts.get("seconds"),
-            **{f"{name}": usage.get(name, 0) for name in TOKENS},
+            **{f"{name}_tokens": count for name, count in usage.classes().items()},
+            "region": facts.get("region", ""),
             "price_source": facts.get("price_source", ""),
+            "price_row": facts.get("price_row", ""),
+            "price_date": facts.get("price_date", ""),
             "cost_usd": usd(self.nanos),
             "in_doubt_usd": usd(self.in_doubt),
         }
-
-
-TOKENS: Final = (
-    "input_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-)
 
 
 def _rfc_3339(at: datetime) -> str:

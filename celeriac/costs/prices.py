@@ -1,111 +1,143 @@
 """What a call cost: exact, in nano-dollars, rounded up once.
 
 The table is `genai-prices`, behind overrides from files. A model that neither knows is never free: it costs what the
-provider's dearest known model costs, and says that it is an estimate.
+provider's dearest known model costs, and says that it is an estimate. So does a tier or a region that nobody knows.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import re
 import time
-import tomllib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
 
-from celeriac.costs.money import nanos
-from celeriac.errors import Misconfigured
-from celeriac.llm.model import Lane, ModelRequest, Usage
+from celeriac.costs import overrides, regions
+from celeriac.costs.library import Table
+from celeriac.costs.overrides import Override
+from celeriac.costs.rows import Row, Tier
+from celeriac.errors import PriceUnknown
+from celeriac.llm.model import BUILT_IN, Lane, ModelRequest, Usage
 
 SHIPPED: Final = Path(__file__).parent / "prices.toml"
-#: Token classes of an override, in dollars per million tokens.
-CLASSES: Final = ("input", "cache_read", "cache_write", "output")
+#: Seconds for which the row of a model is not looked up anew. Prices change at midnight, some at half past an hour.
+SLOT: Final = 1800
 #: Tokens that providers put around a message, and before the first one: roles, separators, templates. Generous, since
 #: the bound has to be true; it lasts only as long as the call.
 PER_MESSAGE: Final = 32
 UNSEEN: Final = 512
 #: What is added where there are tools: up to 530 tokens with Anthropic's models, as its documentation of tool use says.
 TOOLS_UNSEEN: Final = 1024
+#: Who is sent the tier and the region of each call, and which region: what they bill is known beforehand.
+PINNED: Final[Mapping[str, str]] = dict.fromkeys(BUILT_IN, "")
+
+_DAY: Final = re.compile(r"[-@]20\d\d(-?)(0[1-9]|1[0-2])\1(0[1-9]|[12]\d|3[01])$|-latest$")
+
+#: How well a model's price is known: its own; that of the model that it is a newer snapshot of; the dearest's.
+Known = Literal["own", "model", "dearest"]
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """nanos: what the call cost in nano-dollars. source: where the price stood. estimated: the model was not known."""
+    """nanos: what the call cost in nano-dollars. source: the file where the price stands, or the library with its
+    version. row: under which name it stands there, as provider/model. date: since when, or as of when, as 2026-11-30,
+    "" where nobody says. tier, region: that were priced. estimated: the model, the tier or the region was not known.
+    """
 
     nanos: int
     source: str
     estimated: bool = False
+    row: str = ""
+    date: str = ""
+    tier: str = "standard"
+    region: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Dollars per million tokens, by class."""
+class _Terms:
+    """Everything of a price but the tokens."""
 
-    source: str
-    dollars: Mapping[str, Decimal]
+    row: Row
+    tier: str
+    prices: Tier
+    region: str
+    estimated: bool
 
-    def price(self, usage: Usage) -> Decimal:
-        """In dollars."""
-        tokens = {name: getattr(usage, name) for name in CLASSES}
-        return sum((self.dollars[name] * count for name, count in tokens.items()), Decimal(0)) / 1_000_000
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A row as it is in force at one moment. known: as `Known` says. since: of an override that has a day."""
+
+    row: Row
+    known: Known
+    since: str = ""
 
 
 class Prices:
-    """Prices as known at start. files: overrides, the last one wins; model names may hold `*`."""
+    """Prices as known at start. overriding: files, the last one wins; model names may hold `*`.
 
-    def __init__(self, *files: Path) -> None:
-        self._rows: dict[tuple[str, str], Row] = {}
-        for file in (SHIPPED, *files):
-            for name, row in read(file).items():
+    data: a table in the library's format, looked at before the one that it ships. refuses_unknown: whether a model that
+    nobody knows the price of may not be asked. pinned: by provider, where its models run, for those who are sent the
+    tier and the region of each call; whoever is not may bill any tier that there is. Raises Misconfigured.
+    """
+
+    def __init__(
+        self,
+        *overriding: Path,
+        data: Path | None = None,
+        refuses_unknown: bool = False,
+        pinned: Mapping[str, str] = PINNED,
+    ) -> None:
+        self._overrides: dict[tuple[str, str], overrides.Overrides] = {}
+        for file in (SHIPPED, *overriding):
+            for name, found in overrides.read(file).items():
                 # To the end, even if it was named before: among patterns the later one wins.
-                self._rows.pop(name, None)
-                self._rows[name] = row
-        self._dearest: dict[str, Any] = {}
-        #: id of the library's prices -> those prices, and the same as a row where they are flat.
-        self._flat: dict[int, tuple[Any, Row | None]] = {}
+                self._overrides.pop(name, None)
+                self._overrides[name] = found
+        self._newer = (Table.read(data),) if data else ()
+        self._refuses_unknown = refuses_unknown
+        self._pinned = dict(pinned)
         self._bound_of = lru_cache(4096)(self._bound_for)
+        self._terms_of = lru_cache(4096)(self._terms_for)
+        self._dearest_of = lru_cache(64)(self._dearest_for)
+        self._listed = lru_cache(4096)(self._listed_for)
 
     @cached_property
-    def _table(self) -> Any:
-        # Imported late: 0.2 s that only a process which prices calls should spend.
-        from genai_prices.data_snapshot import get_snapshot
+    def tables(self) -> tuple[Table, ...]:
+        return (*self._newer, Table.shipped())
 
-        return get_snapshot()
+    def price(
+        self, lane: Lane, model: str, usage: Usage, at: datetime | None = None, *, tier: str = "", region: str = ""
+    ) -> Price:
+        """The price of one call. model, tier, region: as its provider named them in its answer. at: when it was sent.
 
-    def price(self, lane: Lane, model: str, usage: Usage, at: datetime | None = None) -> Price:
-        """The price of one call. model: as the provider named it in its answer. at: when it was sent."""
-        if row := self._row(lane.provider, model):
-            return Price(nanos(row.price(usage)), row.source)
-        at = at or datetime.now(UTC)
-        found, prices, known = self._found(lane, model, at)
-        row = self._as_row(prices)
-        dollars = row.price(usage) if row else _dollars(prices, usage)
-        return Price(nanos(dollars), f"genai-prices {found.id}", estimated=not known)
-
-    def _found(self, lane: Lane, model: str, at: datetime) -> tuple[Any, Any, bool]:
-        """The library's model, its prices, and whether it is the one: else a snapshot's own model, or the dearest."""
-        for name in (model, lane.model) if model.startswith(f"{lane.model}-") else (model,):
-            try:
-                _, found = self._table.find_provider_model(name, None, lane.provider, None)
-            except LookupError:
-                continue
-            prices = found.get_prices(at)
-            # What is priced by the second or the picture has no price of a token, and is not free for that.
-            if prices.input_mtok is not None and prices.output_mtok is not None:
-                return found, prices, name == model
-        dearest = self._dearest_of(lane.provider, at)
-        return dearest, dearest.get_prices(at), False
+        Of several prices that follow each other, the one in force then counts.
+        """
+        moment = time.time() if at is None else at.timestamp()
+        terms = self._terms_of(lane, model, tier, region, int(moment // SLOT))
+        row = terms.row
+        return Price(
+            terms.prices.nanos(usage, row.fee),
+            row.source,
+            terms.estimated,
+            row.name,
+            terms.prices.date,
+            terms.tier,
+            terms.region,
+        )
 
     def bound(self, request: ModelRequest) -> int:
         """The highest price that the call can have, in nano-dollars: it is booked before the call is sent.
 
-        Every byte a token, at the dearest class of input, and the whole output limit. A model may be billed under a
-        longer name than it was asked for; what then costs more than the bound is an overrun, and booked as such.
+        Every byte a token, at the dearest class of input that it can cause, and the whole output limit; at the tier and
+        in the region that it is sent with, the dearest where it is sent with none. A model may be billed under a longer
+        name than it was asked for; what then costs more than the bound is an overrun, and booked as such.
         """
         # Looked up for each call, and the same for many: tokens are rounded up by at most a sixteenth, prices are those
         # of the hour.
@@ -113,52 +145,118 @@ class Prices:
         step = max(1, 1 << tokens.bit_length() - 5)
         return self._bound_of(request.lane, -(-tokens // step) * step, request.max_output_tokens, hour)
 
+    def check(self, lane: Lane) -> None:
+        """Raises PriceUnknown for a model that may not be asked because nobody knows its price."""
+        if self._refuses_unknown and self.listed(lane).known == "dearest":
+            raise PriceUnknown(
+                f"{lane} was not asked: nobody knows what it costs; name its price in CELERIAC_PRICES_FILE",
+                provider=lane.provider,
+                model=lane.model,
+                asked=False,
+            )
+
+    def listed(self, lane: Lane, at: datetime | None = None) -> Listed:
+        """The row of a lane's model."""
+        return self._listed(lane, lane.model, _slot(at))
+
+    def overrides(self) -> Iterator[tuple[str, Override]]:
+        """Of the files, ours included, by provider/model; those to come too."""
+        for (provider, model), found in self._overrides.items():
+            for override in reversed(found):
+                yield f"{provider}/{model}", override
+
     def window(self, lane: Lane) -> int | None:
         """The tokens that fit into one call, input and output together; None where that is not known."""
-        try:
-            _, found = self._table.find_provider_model(lane.model, None, lane.provider, None)
-        except LookupError:
-            return None
-        window: int | None = found.context_window
-        return window
-
-    def _bound_for(self, lane: Lane, tokens: int, output: int, _hour: int) -> int:
-        return max(
-            self.price(lane, lane.model, Usage(**{name: tokens}, output=output)).nanos
-            for name in ("input", "cache_read", "cache_write")
-        )
-
-    def _as_row(self, prices: Any) -> Row | None:
-        """What a million tokens of each class cost, None where that depends on how many there are.
-
-        The library needs 75 us a call to find that out anew.
-        """
-        if id(prices) not in self._flat:
-            flat = all(isinstance(price, Decimal) for price in vars(prices).values() if price is not None)
-            if flat and not _dollars(prices, Usage()):
-                row = Row("", {name: _dollars(prices, Usage(**{name: 1_000_000})) for name in CLASSES})
-            else:
-                row = None
-            self._flat[id(prices)] = prices, row
-        return self._flat[id(prices)][1]
-
-    def _row(self, provider: str, model: str) -> Row | None:
-        exact = self._rows.get((provider, model))
-        if exact is not None:
-            return exact
-        for (whose, pattern), row in reversed(self._rows.items()):
-            if whose == provider and "*" in pattern and fnmatch.fnmatchcase(model.lower(), pattern.lower()):
-                return row
+        for table in self.tables:
+            if found := table.find(lane.provider, lane.model):
+                window: int | None = found.context_window
+                return window
         return None
 
-    def _dearest_of(self, provider: str, at: datetime) -> Any:
-        if provider not in self._dearest:
-            probe = Usage(input=1_000_000, output=1_000_000)
-            models = [m for p in self._table.providers if p.id == provider for m in p.models]
-            if not models:  # a provider without prices is priced as the dearest of all
-                models = [m for p in self._table.providers if p.id in {"openai", "anthropic"} for m in p.models]
-            self._dearest[provider] = max(models, key=lambda model: _dollars(model.get_prices(at), probe))
-        return self._dearest[provider]
+    def _terms_for(self, lane: Lane, model: str, tier: str, region: str, slot: int) -> _Terms:
+        listed = self._listed(lane, model, slot)
+        row = listed.row
+        name, prices, knows_tier = row.tier(tier)
+        factor, knows_region = self._factor(lane.provider, model, region, row)
+        exact = listed.known == "own" and knows_tier and knows_region
+        return _Terms(row, name, prices.times(factor), region, not exact)
+
+    @staticmethod
+    def _factor(provider: str, model: str, region: str, row: Row) -> tuple[Decimal, bool]:
+        if region in row.regions:
+            return row.regions[region], True
+        factor, known = regions.factor(provider, model, region)
+        return (factor, True) if known else (max(factor, *row.regions.values(), regions.NONE), False)
+
+    def _bound_for(self, lane: Lane, tokens: int, output: int, hour: int) -> int:
+        return max(
+            self._most(self._listed(lane, lane.model, slot).row, lane, tokens, output)
+            for slot in range(hour * 3600 // SLOT, (hour + 1) * 3600 // SLOT)
+        )
+
+    def _most(self, row: Row, lane: Lane, tokens: int, output: int) -> int:
+        region = self._pinned.get(lane.provider)
+        if region is not None:
+            tier, (factor, _) = row.tiers[""], self._factor(lane.provider, lane.model, region, row)
+        else:
+            factors = (regions.NONE, regions.dearest(lane.provider, lane.model), *row.regions.values())
+            tier, factor = row.ceiling, max(factors)
+        return tier.times(factor).most(tokens, output, row.fee)
+
+    def _listed_for(self, lane: Lane, model: str, slot: int) -> Listed:
+        at = datetime.fromtimestamp(slot * SLOT, UTC)
+        # The model of the day has the price of the model; and so has the one that is asked for as the latest.
+        undated = _undated(model)
+        names = list(dict.fromkeys((model, undated, lane.model if _undated(lane.model) == undated else model)))
+        if override := self._override(lane.provider, names, at):
+            return Listed(override.row, "own", str(override.since or ""))
+        for name in names:
+            for table in self.tables:
+                found = table.find(lane.provider, name)
+                if found and table.prices_a_token(found, at):
+                    return Listed(table.row(lane.provider, found, at), "own" if name == model else "model")
+        return Listed(self._dearest_of(lane.provider, slot * SLOT // 86400), "dearest")
+
+    def _override(self, provider: str, names: list[str], at: datetime) -> Override | None:
+        for name in names:
+            if found := _in_force(self._overrides.get((provider, name), ()), at):
+                return found
+        for (whose, pattern), candidates in reversed(self._overrides.items()):
+            if whose != provider or "*" not in pattern:
+                continue
+            if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for name in names) and (
+                found := _in_force(candidates, at)
+            ):
+                return found
+        return None
+
+    def _dearest_for(self, provider: str, day: int) -> Row:
+        """Of the provider's known models; of OpenAI's and Anthropic's where none of its models is in the table."""
+        at = datetime.fromtimestamp(day * 86400, UTC)
+        for providers in ((provider,), BUILT_IN):
+            models = [
+                (table, name, model)
+                for name in providers
+                for table in self.tables
+                for model in table.models(name)
+                if table.prices_a_token(model, at)
+            ]
+            if models:
+                break
+        table, name, model = max(models, key=lambda found: found[0].probe(found[2], at))
+        return table.row(name, model, at)
+
+
+def _in_force(candidates: overrides.Overrides, at: datetime) -> Override | None:
+    return next((found for found in candidates if found.since is None or found.since <= at.date()), None)
+
+
+def _undated(model: str) -> str:
+    return _DAY.sub("", model)
+
+
+def _slot(at: datetime | None) -> int:
+    return int((time.time() if at is None else at.timestamp()) // SLOT)
 
 
 def most_input(request: ModelRequest) -> int:
@@ -180,49 +278,3 @@ def _bytes(text: str) -> int:
         return len(text)
     raw = len(text.encode(errors="replace"))
     return max(raw, len(unicodedata.normalize("NFKC", text).encode(errors="replace")))
-
-
-def _dollars(prices: Any, usage: Usage) -> Decimal:
-    from genai_prices import Usage as Counted
-
-    # There the input is the whole prompt and the cached classes are parts of it; ours are disjoint.
-    counted = Counted(
-        input_tokens=usage.input + usage.cache_read + usage.cache_write,
-        cache_read_tokens=usage.cache_read,
-        cache_write_tokens=usage.cache_write,
-        output_tokens=usage.output,
-    )
-    total: Decimal = prices.calc_price(counted)["total_price"]
-    return total
-
-
-def read(file: Path) -> dict[tuple[str, str], Row]:
-    """Overrides from a TOML file: `[provider."model"]` with dollars per million tokens as strings.
-
-    `input` and `output` are required; `cache_read` and `cache_write` cost what `input` costs unless named. Raises
-    Misconfigured naming the file, the entry and the remedy.
-    """
-    try:
-        tables = tomllib.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise Misconfigured(f"{file}: {why}; CELERIAC_PRICES_FILE names the prices of this deployment") from error
-    rows = {}
-    for provider, models in tables.items():
-        for model, given in models.items() if isinstance(models, dict) else [("", models)]:
-            where = f'{file}: [{provider}."{model}"]'
-            if not isinstance(given, dict) or not {"input", "output"} <= given.keys() <= set(CLASSES):
-                raise Misconfigured(f"{where}: give input and output, and if they differ cache_read and cache_write")
-            rows[provider, model] = Row(file.name, {name: _amount(where, name, given) for name in CLASSES})
-    return rows
-
-
-def _amount(where: str, name: str, given: Mapping[str, Any]) -> Decimal:
-    text = given.get(name, given["input"])
-    try:
-        amount = Decimal(text) if isinstance(text, str) else None
-    except InvalidOperation:
-        amount = None
-    if amount is None or not amount.is_finite() or amount < 0:
-        raise Misconfigured(f'{where}: {name} is {text!r}; write dollars per million tokens as text, as "0.25"')
-    return amount

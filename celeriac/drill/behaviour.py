@@ -28,10 +28,11 @@ class Behaviour:
     its length is announced in full. pad: so many spaces follow the body. gzip: the body is compressed, whatever the
     request accepts. drip: seconds between the bytes of the body. pace: seconds between the events of a stream.
     error_in_stream: the status whose error a stream ends with, after its first piece of text. usage: replaces what the
-    answer says about tokens; "missing" leaves it out, a mapping replaces single fields. cached, cache_written: input
-    tokens read from a cache, and written to one. output: output tokens billed, None for a count of the words.
-    reasoning_apart: OpenAI's APIs leave reasoning out of the output and in the total, as some who speak them do.
-    answer_model: the model named in the answer. billed: whether the call goes on the bill; None for what a provider
+    answer says about tokens; "missing" leaves it out, a mapping replaces single fields. also: fields that are added to
+    it, as the API spells them. tier: the service tier that the answer names, None for the ordinary one. cached,
+    cache_written: input tokens read from a cache, and written to one. output: output tokens billed, None for a count of
+    the words. reasoning_apart: OpenAI's APIs leave reasoning out of the output and in the total, as some who speak them
+    do. answer_model: the model named in the answer. billed: whether the call goes on the bill; None for what a provider
     does: every call that it read and did not refuse. keeps: what is to be stored is; its answer is there after `delay`,
     whoever has gone meanwhile. looked_up: the status with which those are answered who look for it.
     """
@@ -57,6 +58,8 @@ class Behaviour:
     hang: bool = False
     reset: Reset | None = None
     usage: Any = None
+    also: dict[str, Any] = field(default_factory=dict)
+    tier: str | None = None
     cached: int = 0
     cache_written: int = 0
     output: int | None = None

@@ -184,7 +184,11 @@ def answer(
     make = {"chat": _chat, "responses": _responses, "messages": _messages}[api]
     made = make(name, model, text, behaviour)
     if behaviour.usage != "missing":
-        made["usage"] = None if behaviour.usage == "null" else usage(api, tokens, behaviour)
+        made["usage"] = None if behaviour.usage == "null" else usage(api, tokens, behaviour) | behaviour.also
+    if behaviour.tier is not None:
+        of = made.get("usage") if api == "messages" else made
+        if isinstance(of, dict):
+            of["service_tier"] = behaviour.tier
     return made
 
 

@@ -107,7 +107,7 @@ def unheard(lane: Lane) -> dict[str, Any]:
 def _counted(lane: Lane, usage: Usage) -> Tokens:
     """Tokens that count for the provider's rates: Anthropic leaves out those read from its cache, OpenAI does not."""
     cached = 0 if lane.provider == "anthropic" else usage.cache_read
-    return usage.input + usage.cache_write + cached, usage.output
+    return usage.input + usage.written + cached, usage.made
 
 
 def _says(error: ModelError | None) -> Says:

@@ -605,7 +605,8 @@ def _doubts(flat: Sequence[bytes]) -> tuple[Doubt, ...]:
 def _usage(calls: Sequence[Call]) -> dict[str, int] | None:
     """Of all calls that were paid, those that a run lost in between included."""
     paid = [call.facts["usage"] for call in calls if call.stands == "settled" and call.facts.get("usage")]
-    return {name: sum(usage[name] for usage in paid) for name in paid[0]} if paid else None
+    names = dict.fromkeys(name for usage in paid for name in usage)
+    return {name: sum(usage.get(name, 0) for usage in paid) for name in names} if paid else None
 
 
 def _readable(job_id: str, *row: Any) -> Job | None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 
 import httpx2
 
-from celeriac.errors import BadAnswer, ModelError
+from celeriac.errors import BadAnswer, ContentRefused, ModelError
 from celeriac.llm.failures import broken, failure, kind_of, refused, request_id
 from celeriac.llm.limits import limits
 from celeriac.llm.model import Answer, ModelRequest
@@ -35,6 +35,8 @@ class Adapter(ABC):
     status_error: ClassVar[type[Exception]]
     #: everything else that it may raise -> what it means
     errors: ClassVar[Mapping[type[BaseException], type[ModelError]]]
+    #: where its address says that models run; an answer may know better
+    region: str = ""
 
     async def answer(self, request: ModelRequest) -> Answer:
         wire, began = Wire(), time.monotonic()
@@ -45,6 +47,7 @@ class Adapter(ABC):
                 answer = await self._read_from(response, request, limit)
             return replace(
                 answer,
+                region=answer.region or self.region,
                 request_id=request_id(wire.headers),
                 seconds=time.monotonic() - began,
                 limits=limits(wire.headers),
@@ -57,7 +60,8 @@ class Adapter(ABC):
             failed = failure(BadAnswer, request.lane, wire, in_doubt=True, why=str(error))
         except Declined as error:
             # With its usage it is settled like an answer; without, nobody knows.
-            failed = failure(error.kind, request.lane, wire, in_doubt=error.in_doubt, **error.facts)
+            facts = {"region": self.region, **error.facts} if error.kind is ContentRefused else error.facts
+            failed = failure(error.kind, request.lane, wire, in_doubt=error.in_doubt, **facts)
         except Exception as error:
             failed = self._translated(error, request, wire)
         finally:

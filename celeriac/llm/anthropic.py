@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import anthropic
 import httpx2
@@ -14,11 +13,20 @@ from celeriac.errors import BadAnswer, ContentRefused, LocalFault, ModelError, M
 from celeriac.llm.adapter import Adapter, Declined, post
 from celeriac.llm.images import Image
 from celeriac.llm.model import Answer, Message, ModelRequest, StopReason, ToolCall
-from celeriac.llm.reading import NotAnAnswer, anthropic_usage, billed_model, member, stopped, tier, tool_calls
+from celeriac.llm.reading import (
+    NotAnAnswer,
+    anthropic_region,
+    anthropic_tier,
+    anthropic_usage,
+    billed_model,
+    member,
+    stopped,
+    tool_calls,
+)
 from celeriac.llm.shape import closed
 from celeriac.llm.streams import Gatherer, MessagesGatherer
+from celeriac.llm.terms import ANTHROPIC_URL, is_anthropic, runs_where_it_is_told
 
-URL = "https://api.anthropic.com"
 #: Before a schema that the provider's own field does not take.
 IN_WORDS = "Answer with one JSON object, and nothing else, that is valid against this JSON schema: "
 
@@ -32,7 +40,10 @@ STOP: Mapping[str, StopReason] = {
 
 
 class Anthropic(Adapter):
-    """own: whether Anthropic itself is at the other end, None to tell by the URL; only then is the tier sent."""
+    """own: whether Anthropic itself is at the other end, None to tell by the URL; only then are tier and region sent.
+
+    region: where models have to run, `global` for anywhere; those that do not let it be chosen are not told.
+    """
 
     status_error = anthropic.APIStatusError
     errors: ClassVar[Mapping[type[BaseException], type[ModelError]]] = {
@@ -46,16 +57,23 @@ class Anthropic(Adapter):
     }
 
     def __init__(
-        self, http: httpx2.AsyncClient, *, key: str, base_url: str | None = None, own: bool | None = None
+        self,
+        http: httpx2.AsyncClient,
+        *,
+        key: str,
+        base_url: str | None = None,
+        own: bool | None = None,
+        region: str = "global",
     ) -> None:
         # The URL is always given: else the SDK would take ANTHROPIC_BASE_URL from the environment, past our settings.
         # Spans are ours to make; its own would name the call a second time.
         self._sdk = anthropic.AsyncAnthropic(
-            api_key=key, base_url=base_url or URL, max_retries=0, http_client=http, open_telemetry=False
+            api_key=key, base_url=base_url or ANTHROPIC_URL, max_retries=0, http_client=http, open_telemetry=False
         )
         # And headers, the key among them, from ANTHROPIC_CUSTOM_HEADERS: no argument says "none".
         self._sdk._custom_headers = {}
-        self._own = urlsplit(base_url or URL).hostname == "api.anthropic.com" if own is None else own
+        self._own = is_anthropic(base_url or ANTHROPIC_URL) if own is None else own
+        self._region = region
 
     async def _ask(self, request: ModelRequest) -> httpx2.Response:
         return await post(self._sdk, anthropic.AsyncStream, "/v1/messages", self._body(request), request)
@@ -84,15 +102,20 @@ class Anthropic(Adapter):
             body["system"] = "\n\n".join(instructions)
         if request.temperature is not None:
             body["temperature"] = request.temperature
-        return body | {"service_tier": "standard_only"} if self._own else body
+        if not self._own:
+            return body
+        if runs_where_it_is_told(request.lane.model):
+            body["inference_geo"] = self._region
+        return body | {"service_tier": "standard_only"}
 
     def _read(self, made: dict[str, Any], request: ModelRequest) -> Answer:
         blocks = member(made, "content", list)
         reason = member(made, "stop_reason", str)
         usage = anthropic_usage(made, request)
-        model, billed_tier = billed_model(made, request.lane.model), tier(made["usage"])
+        model = billed_model(made, request.lane.model)
+        billed_tier, region = anthropic_tier(made["usage"]), anthropic_region(made["usage"])
         if reason == "refusal":
-            raise Declined(ContentRefused, usage=usage, billed_model=model, tier=billed_tier)
+            raise Declined(ContentRefused, usage=usage, billed_model=model, tier=billed_tier, region=region)
         if reason not in STOP:
             raise NotAnAnswer("an unknown reason to stop")
         text = "".join(member(block, "text", str) for block in blocks if member(block, "type", str) == "text")
@@ -101,7 +124,8 @@ class Anthropic(Adapter):
             for block in blocks
             if block["type"] == "tool_use"
         )
-        return Answer(text, usage, request.lane, model, stopped(STOP[reason], calls), tier=billed_tier, calls=calls)
+        stop = stopped(STOP[reason], calls)
+        return Answer(text, usage, request.lane, model, stop, tier=billed_tier, region=region, calls=calls)
 
 
 def messages(said: Sequence[Message]) -> list[dict[str, Any]]:

@@ -74,7 +74,8 @@ async def open_models(
             # Imported here, in a thread: the two SDKs cost 1.5 s and 100 MB, and few processes need both.
             adapters: Any = await asyncio.to_thread(import_module, f"celeriac.llm.{api}")
             kind = adapters.OpenAI if api == "openai" else adapters.Anthropic
-            facts = {} if api == "anthropic" else {"asks_for_usage": name not in silent}
+            region = {"region": settings.anthropic_region}
+            facts: dict[str, Any] = region if api == "anthropic" else {"asks_for_usage": name not in silent}
             clients[name] = kind(http, key=key, base_url=base_url, **facts)
         if settings.env == "dev":
             clients["scripted"] = Echo()

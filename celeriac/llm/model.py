@@ -18,6 +18,12 @@ from celeriac.llm.limits import Limit
 #: The providers that a deployment has without naming them.
 BUILT_IN: Final = ("openai", "anthropic")
 
+#: The disjoint classes of billed tokens, as `Usage` has them.
+CLASSES: Final = ("input", "cache_read", "cache_write", "cache_write_1h", "output", "reasoning")
+#: Those of them that are read, and those that are made.
+READ: Final = CLASSES[:4]
+MADE: Final = CLASSES[4:]
+
 #: A tool's message is the result of a call that the assistant wanted made.
 Role = Literal["user", "assistant", "tool"]
 #: Why the model stopped: it was done, it met the output limit, or it wants a tool.
@@ -170,16 +176,21 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens in disjoint classes: each billed token is in exactly one of the first four.
+    """Tokens in disjoint classes: each billed token is in exactly one of the six.
 
-    reasoning: how many of `output` were spent on reasoning; a part, not a class of its own.
+    input: neither read from a cache nor written to one. cache_read: read from one. cache_write: written to one for five
+    minutes, or for as long as its provider keeps it without being asked (OpenAI names no time). output: what was said,
+    without what was thought. reasoning: what was thought. cache_write_1h: written for an hour.
+
+    As it is stored and as callers see it (`as_dict`) some classes are sums: see there.
     """
 
     input: int = 0
     cache_read: int = 0
     cache_write: int = 0
     output: int = 0
-    reasoning: int = field(default=0, compare=False)
+    reasoning: int = 0
+    cache_write_1h: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -188,25 +199,61 @@ class Usage:
             self.cache_write + other.cache_write,
             self.output + other.output,
             self.reasoning + other.reasoning,
+            self.cache_write_1h + other.cache_write_1h,
         )
 
     @property
+    def written(self) -> int:
+        """To a cache, for however long."""
+        return self.cache_write + self.cache_write_1h
+
+    @property
+    def prompt(self) -> int:
+        """All that the model read, from wherever: what long-context prices go by."""
+        return self.input + self.cache_read + self.cache_write + self.cache_write_1h
+
+    @property
+    def made(self) -> int:
+        """All that the model made, said or thought."""
+        return self.output + self.reasoning
+
+    @property
     def total(self) -> int:
-        return self.input + self.cache_read + self.cache_write + self.output
+        return self.prompt + self.made
+
+    def classes(self) -> dict[str, int]:
+        """The six disjoint classes, as the ledger has them."""
+        return {name: getattr(self, name) for name in CLASSES}
 
     def as_dict(self) -> dict[str, int]:
-        """As it is stored, and as callers see it."""
-        return {
+        """As it is stored with a step, and as callers see it.
+
+        The first four add up to all billed tokens: `cache_write_tokens` is what was written for however long, and
+        `output_tokens` what was said and thought. The others are parts of these: `reasoning_tokens` of the output, and
+        `cache_write_1h_tokens` of what was written. It is left out where it is 0: a release that does not know it reads
+        the same steps.
+        """
+        said = {
             "input_tokens": self.input,
             "cache_read_tokens": self.cache_read,
-            "cache_write_tokens": self.cache_write,
-            "output_tokens": self.output,
+            "cache_write_tokens": self.written,
+            "output_tokens": self.made,
             "reasoning_tokens": self.reasoning,
         }
+        return said | {"cache_write_1h_tokens": self.cache_write_1h} if self.cache_write_1h else said
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, int]) -> Usage:
-        return cls(**{name.removesuffix("_tokens"): count for name, count in stored.items()})
+        """Of `as_dict`. Of a class that it does not know, the tokens are in one of the sums."""
+        reasoning, hour = stored.get("reasoning_tokens", 0), stored.get("cache_write_1h_tokens", 0)
+        return cls(
+            stored.get("input_tokens", 0),
+            stored.get("cache_read_tokens", 0),
+            stored.get("cache_write_tokens", 0) - hour,
+            stored.get("output_tokens", 0) - reasoning,
+            reasoning,
+            hour,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,11 +276,11 @@ class Attempt:
 class Answer:
     """A model's answer.
 
-    model: the name the provider billed, which may be longer than the one asked for. tier: the service tier that it says
-    it billed, "" if it says nothing. call: the name under which the call is booked, if it is. seconds: from asking to
-    having read the answer. attempts: the calls that failed before this one, oldest first, where a wrapper asked more
-    than once. limits: of the provider's rates, as it says them. calls: tools that the model wants called before it goes
-    on.
+    model: the name the provider billed, which may be longer than the one asked for. tier, region: the service tier that
+    it says it billed, and where the model ran, as it or its address says; "" if neither does. call: the name under
+    which the call is booked, if it is. seconds: from asking to having read the answer. attempts: the calls that failed
+    before this one, oldest first, where a wrapper asked more than once. limits: of the provider's rates, as it says
+    them. calls: tools that the model wants called before it goes on.
     """
 
     text: str = field(repr=False)
@@ -244,6 +291,7 @@ class Answer:
     request_id: str = ""
     seconds: float = 0.0
     tier: str = ""
+    region: str = ""
     call: str = ""
     attempts: tuple[Attempt, ...] = ()
     limits: tuple[Limit, ...] = ()

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Final
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -28,12 +27,11 @@ from celeriac.llm.reading import (
     tool_calls,
 )
 from celeriac.llm.streams import ChatGatherer, Gatherer, ResponsesGatherer
+from celeriac.llm.terms import OPENAI_URL, is_openai, region_of
 from celeriac.llm.transport import Wire, current_wire
 from celeriac.logs import get_logger
 
 log = get_logger(__name__)
-
-URL = "https://api.openai.com/v1"
 
 #: Under this key the metadata of what is stored name its call.
 CALL: Final = "celeriac_call"
@@ -87,11 +85,12 @@ class OpenAI(Adapter):
         asks_for_usage: bool = True,
     ) -> None:
         # The URL is always given: else the SDK would take OPENAI_BASE_URL from the environment, past our settings.
-        self._sdk = openai.AsyncOpenAI(api_key=key, base_url=base_url or URL, max_retries=0, http_client=http)
+        self._sdk = openai.AsyncOpenAI(api_key=key, base_url=base_url or OPENAI_URL, max_retries=0, http_client=http)
         # And whose call it is, from OPENAI_CUSTOM_HEADERS, OPENAI_ORG_ID and the like: no argument says "none".
         self._sdk._custom_headers = {}
         self._sdk.organization = self._sdk.project = self._sdk.admin_api_key = None
-        self._own = is_openai(base_url or URL) if own is None else own
+        self._own = is_openai(base_url or OPENAI_URL) if own is None else own
+        self.region = region_of(base_url or OPENAI_URL)
         self._asks_for_usage = asks_for_usage
 
     async def _ask(self, request: ModelRequest) -> httpx2.Response:
@@ -224,12 +223,6 @@ class OpenAI(Adapter):
         return None
 
 
-def is_openai(url: str) -> bool:
-    """Whether OpenAI itself answers there, Azure included."""
-    host = urlsplit(url).hostname or ""
-    return host == "api.openai.com" or host.endswith((".api.openai.com", ".openai.azure.com"))
-
-
 def _function(tool: ToolSpec) -> dict[str, Any]:
     return {"name": tool.name, "description": tool.description, "parameters": tool.schema}
 
@@ -312,7 +305,8 @@ def read_responses(made: dict[str, Any], request: ModelRequest) -> Answer:
         kind = kind_of(500, {"error": made.get("error")})
         if kind is not ContentRefused:
             raise Declined(kind, in_doubt=True)
-        raise Declined(kind, in_doubt=usage is None, usage=usage, billed_model=billed_model(made, request.lane.model))
+        model = billed_model(made, request.lane.model)
+        raise Declined(kind, in_doubt=usage is None, usage=usage, billed_model=model, tier=tier(made))
     items = member(made, "output", list)
     usage = openai_usage(made, request, sides=("input", "output"))
     model = billed_model(made, request.lane.model)

@@ -92,12 +92,29 @@ def kept_as(made: object) -> str:
 
 
 def tier(of: object) -> str:
-    said = of.get("service_tier") if isinstance(of, dict) else None
+    return _word(of, "service_tier")
+
+
+def anthropic_tier(usage: dict[str, Any]) -> str:
+    """The fast mode is a price of its own, beside the service tiers."""
+    return "fast" if usage.get("speed") == "fast" else tier(usage)
+
+
+def anthropic_region(usage: dict[str, Any]) -> str:
+    """Where the model ran, "" where that makes no difference or nobody says it."""
+    said = _word(usage, "inference_geo")
+    return "" if said == "not_available" else said
+
+
+def _word(of: object, name: str) -> str:
+    said = of.get(name) if isinstance(of, dict) else None
     return said if isinstance(said, str) and _MODEL.fullmatch(said) else ""
 
 
 def openai_usage(made: dict[str, Any], request: ModelRequest, *, sides: tuple[str, str]) -> Usage:
-    """OpenAI's counts overlap: its input holds what was cached. sides: what the API calls input and output."""
+    """OpenAI's counts overlap: its input holds what was read from a cache and written to one, its output what was
+    thought. sides: what the API calls input and output.
+    """
     usage = member(made, "usage", dict)
     whole, output = count(usage, f"{sides[0]}_tokens", needed=True), count(usage, f"{sides[1]}_tokens", needed=True)
     # Some who speak this API leave reasoning out of the output and put it in the total only: it is billed all the same.
@@ -107,31 +124,53 @@ def openai_usage(made: dict[str, Any], request: ModelRequest, *, sides: tuple[st
     if read + written > whole:
         raise NotAnAnswer("more tokens cached than there were")
     reasoning = count(usage.get(f"{sides[1]}_tokens_details"), "reasoning_tokens")
-    return checked(Usage(whole - read - written, read, written, output, reasoning), request)
+    return checked(Usage(whole - read - written, read, written, _said(output, reasoning), reasoning), request)
 
 
 def anthropic_usage(made: dict[str, Any], request: ModelRequest) -> Usage:
-    """Anthropic's counts are disjoint as they come."""
+    """Anthropic's input comes disjoint; its output holds what was thought, and the tokens written to a cache are a
+    total with its parts by lifetime beside it.
+
+    What the parts leave unnamed is written for as long as the longest that they do name: it is never booked too low. A
+    total alone is of five minutes. An hour has to be asked for, which no request of ours does, and Anthropic itself
+    always names it: to take the dearer one would book what nobody billed.
+    """
     usage = member(made, "usage", dict)
+    output = count(usage, "output_tokens", needed=True)
+    reasoning = count(usage.get("output_tokens_details"), "thinking_tokens")
+    parts = usage.get("cache_creation")
+    five, hour = count(parts, "ephemeral_5m_input_tokens"), count(parts, "ephemeral_1h_input_tokens")
+    written = count(usage, "cache_creation_input_tokens")
+    if usage.get("cache_creation_input_tokens") is None:
+        written = five + hour
+    if five + hour > written:
+        raise NotAnAnswer("more tokens written to the cache by lifetime than in all")
+    if hour:
+        hour = written - five
     return checked(
         Usage(
             input=count(usage, "input_tokens", needed=True),
             cache_read=count(usage, "cache_read_input_tokens"),
-            cache_write=count(usage, "cache_creation_input_tokens"),
-            output=count(usage, "output_tokens", needed=True),
-            reasoning=count(usage.get("output_tokens_details"), "thinking_tokens"),
+            cache_write=written - hour,
+            cache_write_1h=hour,
+            output=_said(output, reasoning),
+            reasoning=reasoning,
         ),
         request,
     )
 
 
+def _said(output: int, reasoning: int) -> int:
+    if reasoning > output:
+        raise NotAnAnswer("more tokens of reasoning than of output")
+    return output - reasoning
+
+
 def checked(usage: Usage, request: ModelRequest) -> Usage:
     """The same usage, if this request can have caused it."""
     said = sum(len(text.encode(errors="replace")) for text in request.texts()) + request.image_tokens()
-    if usage.input + usage.cache_read + usage.cache_write > SLACK * (said + HIDDEN):
+    if usage.prompt > SLACK * (said + HIDDEN):
         raise NotAnAnswer("more input tokens than the request can have")
-    if usage.output > SLACK * request.max_output_tokens:
+    if usage.made > SLACK * request.max_output_tokens:
         raise NotAnAnswer("more output tokens than were allowed")
-    if usage.reasoning > usage.output:
-        raise NotAnAnswer("more tokens of reasoning than of output")
     return usage

@@ -17,7 +17,8 @@ from celeriac.errors import BadCredentials, ContentRefused
 from celeriac.llm.anthropic import Anthropic
 from celeriac.llm.client import open_models
 from celeriac.llm.model import Lane, Message, ModelRequest, Usage
-from celeriac.llm.openai import OpenAI, is_openai
+from celeriac.llm.openai import OpenAI
+from celeriac.llm.terms import is_openai, region_of, runs_where_it_is_told
 from celeriac.llm.transport import open_http
 from celeriac.settings import Settings
 
@@ -91,6 +92,82 @@ async def test_anthropic_itself_is_sent_the_tier(http: httpx2.AsyncClient, provi
     assert "service_tier" not in await sent(provider)
 
 
+async def test_anthropic_itself_is_told_where_to_run(http: httpx2.AsyncClient, provider: ProviderProcess) -> None:
+    """Else the workspace's own default decides what a call costs; models that refuse the field are not sent it."""
+    own = Anthropic(http, key=KEY, base_url=provider.url, own=True)
+    for model, region in (("claude-opus-4-6", "global"), ("claude-fable-5-2", "global"), ("claude-haiku-4-5", None)):
+        await own.answer(ModelRequest(Lane("anthropic", model), TALK))
+        assert (await sent(provider)).get("inference_geo") == region, model
+    here = Anthropic(http, key=KEY, base_url=provider.url, own=True, region="us")
+    await here.answer(ModelRequest(Lane("anthropic", "claude-opus-4-6"), TALK))
+    assert (await sent(provider))["inference_geo"] == "us"
+    await Anthropic(http, key=KEY, base_url=provider.url).answer(ModelRequest(Lane("anthropic", "claude-opus-5"), TALK))
+    assert "inference_geo" not in await sent(provider)
+
+
+@pytest.mark.parametrize(
+    ("model", "takes_it"),
+    [
+        ("claude-opus-4-6", True),
+        ("claude-sonnet-4-6-20260218", True),
+        ("claude-haiku-5-5", True),
+        ("claude-fable-5", True),
+        ("claude-opus-4-5-20251101", False),
+        ("claude-sonnet-4-20250514", False),
+        ("claude-3-5-haiku-latest", False),
+        ("small", False),
+    ],
+)
+def test_only_models_that_take_a_region_are_told_one(model: str, takes_it: bool) -> None:
+    """The date behind a name is no version."""
+    assert runs_where_it_is_told(model) is takes_it
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_tier_and_the_region_are_those_of_the_answer(sdk: Case, stream: bool) -> None:
+    """What was asked for may not be what was had, and each has a price of its own."""
+    also = {"inference_geo": "us"} if sdk.name == "messages" else {}
+    await sdk.meets(text="a b", tier="priority", also=also)
+    answer = await sdk.answer(on_text=(lambda piece: None) if stream else None)
+    assert (answer.tier, answer.region) == ("priority", "us" if also else "")
+
+
+async def test_the_fast_mode_is_a_tier(http: httpx2.AsyncClient, provider: ProviderProcess) -> None:
+    """Anthropic says `standard` of its tier, and bills twice as much."""
+    sdk = Case("messages", adapter("messages", http, provider.url), provider)
+    await sdk.meets(text="a", also={"speed": "fast", "inference_geo": "not_available"})
+    answer = await sdk.answer()
+    assert (answer.tier, answer.region) == ("fast", "")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tokens_written_for_an_hour_are_told_apart(
+    http: httpx2.AsyncClient, provider: ProviderProcess, stream: bool
+) -> None:
+    """They cost two thirds more than those that are kept for five minutes."""
+    sdk = Case("messages", adapter("messages", http, provider.url), provider)
+    parts = {"ephemeral_5m_input_tokens": 2, "ephemeral_1h_input_tokens": 4}
+    await sdk.meets(text="a", cache_written=6, also={"cache_creation": parts})
+    answer = await sdk.answer(text="words " * 40, on_text=(lambda piece: None) if stream else None)
+    assert (answer.usage.cache_write, answer.usage.cache_write_1h) == (2, 4)
+
+
+async def test_a_refusal_is_priced_where_it_was_made(sdk: Case) -> None:
+    """In its tier and region, as an answer is."""
+    also = {"inference_geo": "us"} if sdk.name == "messages" else {}
+    await sdk.meets(finish="refusal", tier="flex", also=also)
+    with pytest.raises(ContentRefused) as caught:
+        await sdk.answer()
+    assert (caught.value.tier, caught.value.region) == ("flex", "us" if also else "")
+
+
+def test_openais_region_is_in_its_address() -> None:
+    """It does not say it in its answer."""
+    assert region_of("https://eu.api.openai.com/v1") == "eu"
+    assert region_of("https://api.openai.com/v1") == region_of("http://127.0.0.1:8081/v1") == ""
+    assert region_of("https://eu.api.openai.com.evil.example/v1") == ""
+
+
 @pytest.mark.parametrize(
     ("url", "own"),
     [
@@ -145,10 +222,11 @@ async def test_usage_equals_the_bill_with_caching_and_reasoning(sdk: Case) -> No
     await sdk.meets(text="a b c", cached=5, cache_written=6, reasoning=4)
     answer = await sdk.answer(text="words " * 40)
     line = (await sdk.provider.bill(lines=True))["lines"][-1]
-    assert answer.usage == Usage(line["input"], line["cache_read"], line["cache_write"], line["output"])
+    thought = 0 if sdk.name == "messages" else 4
+    said = line["output"] - thought
+    assert answer.usage == Usage(line["input"], line["cache_read"], line["cache_write"], said, thought)
     assert (answer.usage.cache_read, answer.usage.cache_write) == (5, 6)
-    assert answer.usage.output == 7
-    assert answer.usage.reasoning == (0 if sdk.name == "messages" else 4)
+    assert answer.usage.made == answer.usage.as_dict()["output_tokens"] == 7
     assert (answer.request_id, line["written"]) == (line["id"], True)
 
 
@@ -157,7 +235,8 @@ async def test_reasoning_that_only_the_total_shows_is_output(sdk: Case) -> None:
     await sdk.meets(text="a b c", reasoning=40, reasoning_apart=True)
     answer = await sdk.answer()
     line = (await sdk.provider.bill(lines=True))["lines"][-1]
-    assert answer.usage.output == line["output"] == 43
+    assert answer.usage.made == line["output"] == 43
+    assert answer.usage.reasoning == (0 if sdk.name == "messages" else 40)
 
 
 @pytest.mark.parametrize("fault", ["refusal", "filter"])

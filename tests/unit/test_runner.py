@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from celeriac.agents import runner as module
 from celeriac.agents.agent import Agent
 from celeriac.agents.registry import Registry, read_agents
 from celeriac.agents.runner import Runner
-from celeriac.costs.prices import Prices
+from celeriac.costs.prices import Price, Prices
 from celeriac.drill.proxy import Proxy
 from celeriac.errors import BadCredentials, ModelError, QuotaExhausted, RateLimited
 from celeriac.gate.lanes import Caps, asking, heard, spelt
@@ -25,7 +26,7 @@ from celeriac.jobs.journal import Settlement
 from celeriac.jobs.model import AGENT_UNKNOWN, Claim, NewJob, State
 from celeriac.jobs.store import new_id, new_nonce
 from celeriac.llm.client import Models
-from celeriac.llm.model import Lane, ModelClient, ModelRequest
+from celeriac.llm.model import Answer, Lane, ModelClient, ModelRequest, Usage
 from celeriac.llm.scripted import Scripted
 from celeriac.settings import SHIPPED_AGENTS, load_settings
 from celeriac.stores import Stores, open_fleet, open_stores
@@ -45,8 +46,10 @@ async def runs(proxy: Proxy) -> AsyncIterator[Stores]:
     await line.aclose()
 
 
-def runner(runs: Stores, model: ModelClient, registry: Registry | None = None, **facts: Any) -> Runner:
-    made = Runner(runs, registry or read_agents(SHIPPED_AGENTS), model, Prices(), **facts)
+def runner(
+    runs: Stores, model: ModelClient, registry: Registry | None = None, prices: Prices | None = None, **facts: Any
+) -> Runner:
+    made = Runner(runs, registry or read_agents(SHIPPED_AGENTS), model, prices or Prices(), **facts)
     made.worker = "w1"
     made.lease.renewed()
     return made
@@ -460,3 +463,78 @@ async def test_a_chords_member_does_not_wait_longer_than_the_chord(runs: Stores,
         assert summary is not None
         assert summary.state == state
         await runs.jobs.cancel(job.id, None)
+
+
+async def test_a_model_that_nobody_can_price_is_not_asked_where_that_is_refused(runs: Stores) -> None:
+    """Nothing is booked, and the job says why; another lane of its agent is asked."""
+    strict, model = Prices(refuses_unknown=True), Scripted("Paris", "Paris")
+    job = NewJob(new_id(), "default", "assistant", "celeriac", (("user", "hi"),), model="openai/no-such-model")
+    id = (await runs.jobs.submit(job)).id
+    summary = await runner(runs, model, prices=strict).run(id)
+    assert summary is not None
+    assert summary.error is not None
+    assert (summary.state, summary.error.code, model.requests) == (State.FAILED, "price_unknown", [])
+    found = await runs.jobs.get(id, "default")
+    assert found is not None
+    assert (found.calls, found.in_doubt_nanos) == ((), 0)
+    agents = read_agents(SHIPPED_AGENTS)
+    lanes = (Lane("openai", "no-such-model"), Lane("openai", "gpt-5-mini"))
+    registry = Registry({agent.name: replace(agent, lanes=lanes) for agent in agents}, {}, {}, {})
+    summary = await runner(runs, model, registry, prices=strict).run(await submitted(runs))
+    assert summary is not None
+    assert (summary.state, [str(request.lane) for request in model.requests]) == (
+        State.SUCCEEDED,
+        ["openai/gpt-5-mini"],
+    )
+
+
+async def test_an_estimate_is_alerted_and_kept_with_its_call(runs: Stores, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tier that nobody knows: which row was taken, and what the answer said."""
+    lane = Lane("openai", "gpt-5.4")
+    answer = Answer("Paris", Usage(10, output=1), lane, "gpt-5.4-2026-03-05", tier="scale", region="eu")
+    id = await submitted(runs)
+    await runner(runs, Scripted(answer)).run(id)
+    job = await runs.jobs.get(id, "default")
+    assert job is not None
+    (call,) = job.calls
+    assert {
+        name: call.facts[name] for name in ("estimated", "tier", "price_tier", "region", "price_row", "price_date")
+    } == {
+        "estimated": True,
+        "tier": "scale",
+        "price_tier": "scale",
+        "region": "eu",
+        "price_row": "openai/gpt-5.4",
+        "price_date": "",
+    }
+    assert call.facts["price_source"].startswith("genai-prices ")
+    assert call.nanos == (10 * 5000 + 30_000) * 11 // 10
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "price_estimated" in line]
+    assert "scale" in line
+
+
+class Noting(Prices):
+    """Remembers as of when it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: list[datetime | None] = []
+
+    def price(self, lane: Lane, model: str, usage: Usage, at: datetime | None = None, **terms: str) -> Price:
+        self.at.append(at)
+        return super().price(lane, model, usage, at, **terms)
+
+
+async def test_a_call_is_priced_as_of_when_it_was_sent(runs: Stores) -> None:
+    """Its answer may come after a price has changed; its bound was that of before."""
+    sent: list[datetime] = []
+
+    def answer(_: ModelRequest) -> str:
+        sent.append(datetime.now(UTC))
+        return "Paris"
+
+    prices = Noting()
+    await runner(runs, Scripted(answer), prices=prices).run(await submitted(runs))
+    (at,) = prices.at
+    assert at is not None
+    assert at <= sent[0]
