@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,11 +29,13 @@ from hypothesis.stateful import (
 
 from celeriac.connections import unpack
 from celeriac.contexts.store import decode_turns, encode_turn
+from celeriac.costs.books import Account, counts
+from celeriac.costs.budgets import Cap
 from celeriac.errors import Conflict, CostLimit, Fenced, Stopped
-from celeriac.jobs.journal import Settlement
+from celeriac.jobs.journal import Full, Settlement
 from celeriac.jobs.model import REPLAYABLE, Asked, Claim, JobError, Parent, Parked, State
 from celeriac.jobs.store import new_id
-from celeriac.llm.model import Message
+from celeriac.llm.model import Lane, Message
 from celeriac.settings import load_settings
 from celeriac.stores import open_fleet, open_stores
 from tests.conftest import Valkey
@@ -41,8 +44,9 @@ from tests.jobs.explained import Look, faults
 
 QUEUES = ("celeriac", "slow")
 #: Ways in which a run ends.
-HOW = ("succeeded", "failed", "park", "retry", "children", "approval", "give_back")
-PARKS = frozenset({"park", "retry", "children", "approval"})
+HOW = ("succeeded", "failed", "park", "retry", "children", "approval", "budget", "give_back")
+PARKS = frozenset({"park", "retry", "children", "approval", "budget"})
+LANE = Lane("openai", "x")
 #: Jobs that one may ask for.
 MOST = 3
 LISTS = (*QUEUES, "celeriac.suspects", "slow.suspects")
@@ -95,7 +99,7 @@ class Machine(RuleBasedStateMachine):
         fleet, self.line = open_fleet(settings, stores, name="test", clock=CLOCK)
         self.queue = Queue(stores, fleet, self.valkey.client(), self.bells)
         self.redis, self.jobs_store, self.journal = self.queue.redis, stores.jobs, stores.journal
-        self.queue.later(0)
+        self.queue.later(1_800_000_000_000)  # windows begin before, and not before 1970
         self.contexts: dict[str, str | None] = {}  # job -> "tenant:context"
         self.tenants: dict[str, str] = {}
         self.keys: dict[tuple[str, str], str] = {}
@@ -319,11 +323,17 @@ class Machine(RuleBasedStateMachine):
         stopped = "stop" in record or int(record.get("deadline", self.queue.now + 1)) <= self.queue.now
         for _ in range(1 + twice):
             if mine and not stopped:
+                account = Account(self.tenants[run.claim.id], "assistant")
+                books = partial(account.books, LANE)
                 try:
-                    self.do(self.journal.admit(run.claim, call, bound, {"lane": "x"}))
+                    said = self.do(self.journal.admit(run.claim, call, bound, {"lane": "x"}, books=books))
                 except CostLimit:
                     assert run.claim.ancestors, "only those above have a cap"
                     return
+                if isinstance(said, Full):
+                    assert said.bound == bound
+                    return
+                self.no_cap_is_crossed()
             else:
                 with pytest.raises(Stopped if mine else Fenced):
                     self.do(self.journal.admit(run.claim, call, bound, {"lane": "x"}))
@@ -331,15 +341,32 @@ class Machine(RuleBasedStateMachine):
             self.calls[call] = Call(run, bound)
             run.calls.append(call)
 
+    @rule(scope=st.sampled_from(["all", "tenant:a", "agent:assistant"]), cap=st.sampled_from([None, 0, 12, 4 * 10**14]))
+    def an_operator_sets_a_cap(self, scope: str, cap: int | None) -> None:
+        budgets = self.queue.stores.budgets
+        if cap is not None:
+            self.do(budgets.put(scope, [Cap("hour", cap), Cap("ever", cap)], "test"))
+        elif scope in self.do(budgets.all()):
+            self.do(budgets.delete(scope, "test"))
+
+    def no_cap_is_crossed(self) -> None:
+        """A call was admitted just now: it fits under each cap that it is in; another tenant's may be above its own."""
+        for scope, uses in self.do(self.queue.stores.budgets.all()).items():
+            if scope == "tenant:a":
+                continue
+            for use in uses:
+                assert use.settled + use.in_doubt + use.reserved <= use.cap.nanos, scope
+
     def settled(self, name: str, stands: str, nanos: int) -> Settlement:
         call = self.calls[name]
-        settlement = Settlement(name, stands, call.bound, nanos, {"lane": "x"})  # type: ignore[arg-type]
+        counted = counts(None, nanos if stands == "settled" else 0)
+        settlement = Settlement(name, stands, call.bound, nanos, {"lane": "x"}, counts=counted)  # type: ignore[arg-type]
         if call.stands not in {"settled", "released"}:
             call.stands, call.nanos = stands, nanos if stands == "settled" else 0
         return settlement
 
     @precondition(lambda self: self.calls)
-    @rule(which=WHICH, stands=st.sampled_from(["settled", "doubt", "released"]), nanos=st.sampled_from([0, 7, 10**15]))
+    @rule(which=WHICH, stands=st.sampled_from(["settled", "doubt", "released"]), nanos=st.sampled_from([0, 7, 10**14]))
     def call_has_an_outcome(self, which: int, stands: str, nanos: int) -> None:
         """Whoever says it, and however late: the money lands, once."""
         name = self.pick(self.calls, which)
@@ -448,6 +475,8 @@ class Machine(RuleBasedStateMachine):
             return self.jobs_store.wait_for_children(claim, timedelta(minutes=5))
         if how == "approval":
             return self.jobs_store.wait_for_approval(claim, [Asked("1.c", "sell", "{}")], timedelta(minutes=1))
+        if how == "budget":
+            return self.jobs_store.wait_for_lane(claim, "$all", timedelta(minutes=1), most=(5, 0))
         return self.jobs_store.park(claim, how, timedelta(seconds=7), retry=how == "retry")
 
     # What must hold.
