@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from api_shim import errors
 from api_shim.auth import SCHEMES, Keys, tenant
 from api_shim.middleware import Around, HttpMetrics, Within
-from api_shim.routers import agents, budgets, contexts, jobs, probes
+from api_shim.routers import agents, budgets, contexts, jobs, probes, usage
 from api_shim.schemas import Problem
 from celeriac.agents.registry import read_agents
 from celeriac.connections import patiently
@@ -119,7 +119,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.metrics.register(collector)
 
     errors.install(app)
-    for module in (jobs, contexts, agents, budgets):
+    for module in (jobs, contexts, agents, budgets, usage):
         app.include_router(module.router, dependencies=[Depends(tenant)], responses=REFUSALS)
     app.include_router(probes.router)
     patch_fastapi(app, redirect_from_root_to_docs=True)

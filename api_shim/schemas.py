@@ -18,13 +18,14 @@ from pydantic import (
 )
 
 from celeriac.contexts.store import Context
-from celeriac.costs.books import Window
+from celeriac.costs.books import COLUMNS, Window
 from celeriac.costs.budgets import Use
 from celeriac.costs.money import usd
+from celeriac.costs.usage import Row
 from celeriac.jobs.model import Call, Job, State, rfc_3339
 from celeriac.jobs.request import Asked, Dollars, Wire
 from celeriac.llm.images import Image
-from celeriac.llm.model import Message
+from celeriac.llm.model import CLASSES, Message
 from celeriac.settings import Name
 
 RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -401,6 +402,31 @@ class BudgetsOut(BaseModel):
     budgets: list[BudgetOut]
 
 
+class UsageRowOut(BaseModel):
+    """Tokens are in one class each."""
+
+    group: dict[str, str] = Field(description="By what was asked for; day and hour are the time at which they begin.")
+    calls: int
+    errors: int = Field(description="Calls that brought no answer.")
+    input_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    cache_write_1h_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cost_usd: str = Field(description="Settled.")
+    saved_usd: str = Field(description="What tokens that were read from a cache would have cost more.")
+
+
+class UsageReportOut(BaseModel):
+    starts_at: datetime
+    ends_at: datetime
+    time_zone: str
+    group_by: list[str]
+    rows: list[UsageRowOut]
+    total: UsageRowOut
+
+
 class ContextOut(BaseModel):
     id: str
     version: int = Field(description="How often it was changed.")
@@ -554,4 +580,30 @@ def budget_out(scope: str, uses: Sequence[Use]) -> dict[str, Any]:
             }
             for use in uses
         ],
+    }
+
+
+def usage_report_out(
+    starts: datetime, ends: datetime, zone: str, group_by: Sequence[str], rows: Sequence[Row]
+) -> dict[str, Any]:
+    total = Row({}, {name: sum(row.sums[name] for row in rows) for name in COLUMNS})
+    return {
+        "starts_at": rfc_3339(starts),
+        "ends_at": rfc_3339(ends),
+        "time_zone": zone,
+        "group_by": list(group_by),
+        "rows": [_usage_row_out(row) for row in rows],
+        "total": _usage_row_out(total),
+    }
+
+
+def _usage_row_out(row: Row) -> dict[str, Any]:
+    sums = row.sums
+    return {
+        "group": dict(row.group),
+        "calls": sums["calls"],
+        "errors": sums["errors"],
+        **{f"{name}_tokens": sums[name] for name in CLASSES},
+        "cost_usd": usd(sums["cost"]),
+        "saved_usd": usd(sums["saved"]),
     }

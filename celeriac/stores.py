@@ -14,6 +14,7 @@ from celeriac.contexts.store import ContextStore
 from celeriac.costs import books
 from celeriac.costs.budgets import Budgets
 from celeriac.costs.ledger import Ledger
+from celeriac.costs.usage import Totals
 from celeriac.errors import Misconfigured
 from celeriac.gate import lanes
 from celeriac.gate.lanes import Lanes
@@ -39,6 +40,7 @@ class Stores:
     lanes: Lanes
     budgets: Budgets
     ledger: Ledger
+    usage: Totals
     channels: Channels
     ends: Ends
     events: Events
@@ -89,6 +91,7 @@ def open_stores(
         lanes=Lanes(redis, made),
         budgets=Budgets(redis, made, settings.costs.time_zone),
         ledger=Ledger(redis, settings.costs.entries_ttl),
+        usage=Totals(redis, settings.costs.time_zone),
         channels=channels,
         ends=Ends(channels),
         events=Events(redis, channels),

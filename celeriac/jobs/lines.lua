@@ -233,6 +233,8 @@ local function to_lane_line(r, lane, resume_at)
   end
   -- A scope's line is one among those of lanes.
   local reason = string.sub(lane, 1, 1) == '$' and 'waiting_budget' or 'lane_closed'
+  -- Windows end with a second.
+  if reason == 'waiting_budget' then resume_at = math.floor(resume_at / 1000 + 0.5) * 1000 end
   move(r, 'parked', nil, reason)
   call('HSET', K.job(r.id), 'reason', reason, 'resume_at', resume_at, 'lane', lane, 'lane_input', input,
     'lane_output', output, 'lane_since', since or now, 'lane_waits', waits + 1, 'lane_place', lane .. ' ' .. at)

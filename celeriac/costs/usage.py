@@ -1,0 +1,143 @@
+"""What calls used and cost, added up by the hour and the day as they settle: a report reads sums, and no entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+from urllib.parse import unquote
+from zoneinfo import ZoneInfo
+
+from celeriac import keys
+from celeriac.connections import Redis, answering
+from celeriac.costs.books import COLUMNS, HOUR, windows_at
+from celeriac.errors import Invalid
+
+#: What a report may be grouped by, besides `label:NAME`.
+GROUPS: Final = ("day", "hour", "tenant", "agent", "provider", "model")
+LABEL: Final = "label:"
+#: A report looks at no more spans than these: a day, or an hour where it is grouped by that.
+MOST_DAYS: Final = 400
+MOST_HOURS: Final = 31 * 24
+#: Under this name those series are counted that a span had no room for.
+BEYOND: Final = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """group: by name, in the order that was asked for; day and hour are the UTC time at which they begin. sums: by
+    `COLUMNS`, costs in nano-dollars.
+    """
+
+    group: Mapping[str, str]
+    sums: Mapping[str, int]
+
+
+def check_groups(group_by: Sequence[str], labels: Mapping[str, object]) -> tuple[str, ...]:
+    """The same groups. Raises Invalid."""
+    for group in group_by:
+        if group not in GROUPS and group.removeprefix(LABEL) not in (labels if group.startswith(LABEL) else ()):
+            declared = "".join(f", {LABEL}{name}" for name in labels)
+            raise Invalid(
+                f"nothing is grouped by {group!r}", field="group_by", remedy=f"use {', '.join(GROUPS)}{declared}"
+            )
+    if len(set(group_by)) < len(group_by) or {"day", "hour"} <= set(group_by):
+        raise Invalid("each group counts once, and an hour is in its day", field="group_by", remedy="name each once")
+    return tuple(group_by)
+
+
+class Totals:
+    """Reads the sums. zone: whose days they are."""
+
+    def __init__(self, redis: Redis, zone: str) -> None:
+        self._redis: Any = redis
+        self._zone = ZoneInfo(zone)
+
+    def day(self, at: datetime) -> tuple[datetime, datetime]:
+        """When the day begins and ends in which a time lies."""
+        return windows_at(self._zone, at)["day"]
+
+    async def report(
+        self, start: datetime, end: datetime, group_by: Sequence[str] = (), *, tenant: str | None = None
+    ) -> list[Row]:
+        """Sums of all calls that were admitted in a time, by group, in order. A day or an hour counts whole, if it
+        begins at or after `start` and before `end`. tenant: only this one's. Raises Invalid, StoreUnavailable.
+        """
+        kind = "hour" if "hour" in group_by else "day"
+        spans = list(self._spans(kind, start, end))
+        async with answering():
+            asked = self._redis.pipeline(transaction=False)
+            for span in spans:
+                asked.hgetall(keys.spell("usage", span=f"{kind}.{int(span.timestamp())}"))
+            found = await asked.execute()
+        rows: dict[tuple[str, ...], list[int]] = {}
+        names: dict[bytes, tuple[str, ...] | None] = {}
+        for span, series in zip(spans, found, strict=True):
+            at = _moment(span)
+            for name, text in series.items():
+                if name not in names:
+                    names[name] = _group(name.decode(), group_by, tenant)
+                if (group := names[name]) is None:
+                    continue
+                sums = rows.setdefault(tuple(at if part == kind else part for part in group), [0] * len(COLUMNS))
+                for column, count in enumerate(text.split()):
+                    sums[column] += int(count)
+        return [
+            Row(dict(zip(group_by, group, strict=True)), dict(zip(COLUMNS, sums, strict=True)))
+            for group, sums in sorted(rows.items())
+        ]
+
+    def _spans(self, kind: str, start: datetime, end: datetime) -> Iterator[datetime]:
+        most = MOST_HOURS if kind == "hour" else MOST_DAYS
+        at, found = windows_at(self._zone, start)[kind][0], 0  # type: ignore[index]  # it is one of them
+        while at < end:
+            after = at + HOUR if kind == "hour" else self.day(at)[1]
+            if at >= start:
+                found += 1
+                if found > most:
+                    raise Invalid(
+                        f"a report covers at most {most} {kind}s", field="to", remedy="ask for less at a time"
+                    )
+                yield at
+            at = after
+
+    async def ever(self) -> list[Row]:
+        """The sums of each series since the first call; they never go down. Raises StoreUnavailable."""
+        async with answering():
+            series = await self._redis.hgetall(keys.spell("usage_ever"))
+        groups = ("tenant", "agent", "provider", "model")
+        return [
+            Row(
+                dict(zip(groups, _group(name.decode(), groups, None) or (), strict=True)),
+                dict(zip(COLUMNS, map(int, text.split()), strict=True)),
+            )
+            for name, text in sorted(series.items())
+        ]
+
+
+def _group(series: str, group_by: Sequence[str], tenant: str | None) -> tuple[str, ...] | None:
+    """The series' place; None where it is another tenant's. Day and hour stay as they are: they are its span's."""
+    if series == BEYOND:
+        parts, labels = [BEYOND] * 4, {}
+    else:
+        quoted = series.split(",")
+        parts = [unquote(part) for part in quoted[:4]]
+        labels = dict(unquote(part).split("=", 1) for part in quoted[4:])
+    if tenant is not None and parts[0] != tenant:
+        return None
+    facts = {"tenant": parts[0], "agent": parts[1], "provider": parts[2], "model": f"{parts[2]}/{parts[3]}"}
+    return tuple(
+        facts.get(group) or (labels.get(group.removeprefix(LABEL), BEYOND) if group.startswith(LABEL) else group)
+        for group in group_by
+    )
+
+
+def _moment(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def this_month(zone: str, now: datetime) -> tuple[datetime, datetime]:
+    """From the begin of the month to the end of the day."""
+    windows = windows_at(ZoneInfo(zone), now)
+    return windows["month"][0], windows["day"][1]

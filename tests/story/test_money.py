@@ -1,0 +1,145 @@
+"""What jobs cost, told in each of its ways: the job, its receipt, the ledger, the usage, the budget, the provider."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import Shim, wait_until
+from tests.story.conftest import House
+
+AGENTS = """
+[agents.first]
+description = "Two lanes."
+lanes = ["openai/gpt-5-mini", "anthropic/claude-haiku-5-5"]
+max_retries = 0
+tries_per_lane = 1
+
+[agents.second]
+description = "One lane."
+lanes = ["anthropic/claude-haiku-5-5"]
+"""
+LABELS = '{"team": ["red", "blue"]}'
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "agents.toml").write_text(AGENTS)
+    return {"CELERIAC_AGENTS_FILE": str(tmp_path / "agents.toml"), "CELERIAC_COSTS__LABELS": LABELS}
+
+
+def budget(shim: Shim, scope: str, **caps: str) -> None:
+    body = {"caps": [{"window": window, "cap_usd": cap} for window, cap in caps.items()]}
+    assert shim.http.put(f"/v1/budgets/{scope}", json=body).status_code == 200
+
+
+def run(shim: Shim, agent: str, **facts: Any) -> dict[str, Any]:
+    return shim.job(shim.submit(agent=agent, **facts)["id"], wait=60)
+
+
+def report(shim: Shim, **query: str) -> dict[str, Any]:
+    answer = shim.http.get("/v1/usage", params=query)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def by(shim: Shim, group: str) -> dict[str, Decimal]:
+    return {row["group"][group]: Decimal(row["cost_usd"]) for row in report(shim, group_by=group)["rows"]}
+
+
+def test_every_account_of_the_money_says_the_same(house: House, env: dict[str, str]) -> None:
+    """To the nano-dollar, after failed calls and fallbacks, and after all processes were started anew."""
+    worker, shim = house.worker(**env), house.shim(**env)
+    budget(shim, "all", ever="10")
+    house.always(cached=40)
+    jobs = [run(shim, "first", input="word " * 30, metadata={"team": "red"})]
+    house.scripted({"model": "gpt-5-mini", "status": 500})
+    jobs.append(run(shim, "first", input="word " * 30, metadata={"team": "green"}))
+    jobs.append(run(shim, "second", input="word " * 30))
+    assert {job["state"] for job in jobs} == {"succeeded"}
+    for _ in range(2):
+        costs = {job["id"]: Decimal(job["cost_usd"]) for job in jobs}
+        total = sum(costs.values())
+        receipts = [shim.http.get(f"/v1/jobs/{id}/receipt").json() for id in costs]
+        assert {receipt["job_id"]: Decimal(receipt["own"]["cost_usd"]) for receipt in receipts} == costs
+        usage = report(shim)
+        assert Decimal(usage["total"]["cost_usd"]) == total
+        assert (usage["total"]["calls"], usage["total"]["errors"]) == (4, 1)
+        assert usage["total"]["cache_read_tokens"] == 120
+        assert Decimal(usage["total"]["saved_usd"]) > 0
+        [cap] = shim.http.get("/v1/budgets/all").json()["caps"]
+        assert (Decimal(cap["settled_usd"]), Decimal(cap["reserved_usd"])) == (total, 0)
+        entries = [json.loads(line) for line in shim.http.get("/v1/usage/entries").text.splitlines()]
+        assert Counter(entry["job"] for entry in entries) == Counter(dict.fromkeys(costs, 1))
+        assert {entry["job"]: Decimal(entry["cost_usd"]) for entry in entries} == costs
+        table = csv.DictReader(io.StringIO(shim.http.get("/v1/usage/entries", params={"format": "csv"}).text))
+        assert [row["cost_usd"] for row in table] == [entry["cost_usd"] for entry in entries]
+        first, second, third = costs.values()
+        assert by(shim, "agent") == {"first": first + second, "second": third}
+        assert by(shim, "provider") == {"openai": first, "anthropic": second + third}
+        assert by(shim, "model") == {"openai/gpt-5-mini": first, "anthropic/claude-haiku-5-5": second + third}
+        assert by(shim, "label:team") == {"red": first, "other": second + third}
+        assert list(by(shim, "day").values()) == [total]
+        assert sum(by(shim, "hour").values()) == total
+        billed = {line["id"]: (line["input"], line["output"]) for line in house.bill()["lines"]}
+        assert {e["request_id"]: (e["input_tokens"], e["output_tokens"]) for e in entries} == billed
+        worker.stop()
+        shim.stop()
+        worker, shim = house.worker(**env), house.shim(**env)
+
+
+def test_a_report_covers_the_days_that_were_asked_for(house: House, env: dict[str, str]) -> None:
+    """Whole ones; and what cannot be reported is refused by name."""
+    house.worker(**env)
+    shim = house.shim(**env)
+    run(shim, "second")
+    today = datetime.now(UTC).date()
+    yesterday, tomorrow = (str(today + timedelta(days=days)) for days in (-1, 1))
+    assert report(shim, **{"from": yesterday, "to": tomorrow})["total"]["calls"] == 1
+    assert report(shim, **{"from": yesterday, "to": str(today)})["total"]["calls"] == 0
+    assert report(shim, tenant="default")["total"]["calls"] == 1
+    assert report(shim, tenant="other")["rows"] == []
+    for query, field in (
+        ({"group_by": "colour"}, "group_by"),
+        ({"group_by": "label:room"}, "group_by"),
+        ({"group_by": "day,hour"}, "group_by"),
+        ({"group_by": "day,day"}, "group_by"),
+        ({"from": "yesterday"}, "from"),
+        ({"from": "2026-11-01T12:00:00"}, "from"),
+        ({"from": "2026-11-02", "to": "2026-11-01"}, "to"),
+        ({"from": "2020-01-01", "to": "2026-01-01"}, "to"),
+    ):
+        refused = shim.http.get("/v1/usage", params=query)
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, field), refused.text
+
+
+def test_a_job_waits_for_money_or_fails_as_it_was_asked_to(house: House, env: dict[str, str]) -> None:
+    """A budget that is spent is waited for until it is higher; one that leaves no room for its call ends it at once."""
+    house.worker(**env)
+    shim = house.shim(**env)
+    budget(shim, "tenant:default", day="0.000001")
+    never = run(shim, "second")
+    assert (never["state"], never["error"]["code"]) == ("failed", "budget_exceeded")
+    assert "tenant:default" in never["error"]["message"]
+    budget(shim, "tenant:default", day="0.1")
+    house.always(usage={"output": 5_000})
+    while run(shim, "second", on_budget="fail")["state"] == "succeeded":
+        pass
+    [cap] = shim.http.get("/v1/budgets/tenant:default").json()["caps"]
+    assert Decimal(cap["settled_usd"]) > 0
+    waiting = shim.submit(agent="second")["id"]
+    wait_until(lambda: shim.job(waiting).get("reason") == "waiting_budget", "the job to wait for money")
+    assert shim.job(waiting)["resume_at"] == cap["ends_at"]
+    asked = house.bill()["calls"]
+    budget(shim, "tenant:default", day="0.2")
+    assert shim.job(waiting, wait=30)["state"] == "succeeded"
+    assert house.bill()["calls"] == asked + 1
