@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -13,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.local.test_readme import commands
 from tests.processes import Shim, wait_until
 from tests.story.conftest import House
 
@@ -143,3 +147,22 @@ def test_a_job_waits_for_money_or_fails_as_it_was_asked_to(house: House, env: di
     budget(shim, "tenant:default", day="0.2")
     assert shim.job(waiting, wait=30)["state"] == "succeeded"
     assert house.bill()["calls"] == asked + 1
+
+
+def test_the_commands_of_the_docs_do_what_they_say(house: House, env: dict[str, str], tmp_path: Path) -> None:
+    """As they stand there, with this house's shim and store."""
+    house.worker(**env)
+    shim = house.shim(**env)
+    run(shim, "second")
+    [told] = [block for block in commands("docs/money.md") if "budgets set" in block]
+    shell = os.environ | {
+        "CELERIAC_REDIS_URL": house.valkey.url, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+    said = subprocess.check_output(
+        ["sh", "-ec", told.replace("http://127.0.0.1:8000", shim.url)], text=True, env=shell, cwd=tmp_path
+    )
+    assert '"cap_usd":"12.500000000"' in said
+    assert "tenant:default  day     12.500000000" in said
+    assert '"model":"anthropic/claude-haiku-5-5"' in said
+    assert said.count(",settled,") == 1
+    assert "by tenant:default: none -> day=12.500000000" in said
