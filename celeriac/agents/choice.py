@@ -31,8 +31,9 @@ class Choice:
         if isinstance(error, ContextTooLong):
             return self._longer(lane, Lane(error.provider, error.model))
         if isinstance(error, LaneClosed | RateLimited) and error.retry_after is not None:
+            patience = self.agent.patience.total_seconds()
             return self.is_last_try or not (
-                self.waited + error.retry_after <= self.agent.patience.total_seconds()
+                0 < patience >= self.waited + error.retry_after
                 and self._bound(lane) > self._bound(Lane(error.provider, error.model))
                 and self._in_time(error.retry_after)
             )

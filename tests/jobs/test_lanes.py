@@ -287,6 +287,8 @@ async def test_no_money_and_no_key_close_a_lane_at_once(callers: Callers, error:
     [
         (RateLimited(status=429, retry_after=7.0), 7),
         (RateLimited(status=429), 2),
+        (RateLimited(status=429, retry_after=0.0), 2),
+        (RateLimited(status=429, retry_after=0.02), 1),
         (Overloaded(status=529, retry_after=3.5), 3.5),
         (RateLimited(status=429, retry_after=3600.0), 3600),
     ],

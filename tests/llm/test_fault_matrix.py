@@ -64,6 +64,13 @@ MATRIX: Final[dict[str, tuple[dict[str, Any], Row]]] = {
         {"status": 429, "headers": {"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}},
         Row("rate_limited", False, "cools", "released"),
     ),
+    # "At once" is no time: the fleet waits as where none is named.
+    "429 zero": ({"status": 429, "headers": {"retry-after": "0"}}, Row("rate_limited", True, "cools", "released")),
+    "429 negative": ({"status": 429, "headers": {"retry-after": "-7"}}, Row("rate_limited", True, "cools", "released")),
+    "429 past date": (
+        {"status": 429, "headers": {"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}},
+        Row("rate_limited", True, "cools", "released"),
+    ),
     "429 nonsense": (
         {"status": 429, "headers": {"retry-after": "soon"}},
         Row("rate_limited", True, "cools", "released"),

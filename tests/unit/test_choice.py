@@ -44,6 +44,7 @@ def test_a_patient_agent_rather_waits_than_asks_a_dearer_lane(kind: type[ModelEr
     assert choice().worth(closed(kind, CHEAP, 10.1), DEAR)
     assert choice().worth(closed(kind, DEAR, 10.0), CHEAP)
     assert choice(patience=0).worth(closed(kind, CHEAP, 0.1), DEAR)
+    assert choice(patience=0).worth(closed(kind, CHEAP, 0.0), DEAR)
 
 
 def test_a_job_that_would_be_late_does_not_wait() -> None:
