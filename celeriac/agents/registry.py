@@ -88,6 +88,7 @@ class _AgentTable(BaseModel):
     tries_per_lane: int = Field(2, ge=1, le=10)
     patience_seconds: float = Field(0, ge=0, le=86_400)
     too_long: Literal["fail", "trim"] = "fail"
+    refused: Literal["fail", "next"] = "fail"
     tools: list[Annotated[str, StringConstraints(pattern=TOOL)]] = []
     mcp: list[Text] = []
     max_steps: int = Field(32, ge=1, le=1000)
@@ -358,6 +359,7 @@ def _agent(name: str, table: _AgentTable) -> Agent:
         tries_per_lane=table.tries_per_lane,
         patience=timedelta(seconds=table.patience_seconds),
         too_long=table.too_long,
+        refused=table.refused,
         tools=tuple(table.tools),
         mcp=tuple(dict.fromkeys(table.mcp)),
         max_steps=table.max_steps,
