@@ -48,6 +48,20 @@ def member(of: object, name: str, kind: type | tuple[type, ...]) -> Any:
     return value
 
 
+def optional(of: object, name: str, kind: type) -> Any:
+    """The same; None where there is nothing."""
+    value = of.get(name) if isinstance(of, dict) else None
+    return None if value is None else member(of, name, kind)
+
+
+def objects(of: object, name: str, *, needed: bool = False) -> list[dict[str, Any]]:
+    """A list of objects, and of nothing else. Absent or null is empty where it is not needed."""
+    found = (member if needed else optional)(of, name, list) or []
+    if not all(isinstance(part, dict) for part in found):
+        raise NotAnAnswer(f"{name} that are no objects")
+    return found
+
+
 def count(of: object, name: str, *, needed: bool = False) -> int:
     """A number of tokens: whole and not negative. Absent or null is 0 where it is not needed."""
     value = of.get(name) if isinstance(of, dict) else None

@@ -3,6 +3,7 @@ fleet makes of the lane, and who is thought to have been paid."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -201,6 +202,40 @@ async def test_each_fault_is_what_the_table_says(
     holds(row, error, calls, rig.fate(len(calls)))
     billed = (await provider.bill())["calls"]
     assert billed <= sum(call.stands != "released" for call in calls)
+
+
+#: JSON, an object, with what belongs there, and something in it that does not.
+AT_ONCE: Final = {
+    "chat": {"choices": [{"message": {"content": None, "tool_calls": 5}, "finish_reason": "stop"}]},
+    "responses": {"status": "completed", "output": [{"type": "message", "content": ["x"]}]},
+    "messages": {"content": ["x"], "stop_reason": "end_turn"},
+}
+STREAMED: Final = {
+    "chat": {"choices": [{"delta": "x"}]},
+    "responses": {"type": "response.completed", "response": AT_ONCE["responses"]},
+    "messages": {"type": "message_start", "message": {"usage": 7}},
+}
+USED: Final = {"usage": dict.fromkeys(("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens"), 1)}
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["at once", "streamed"])
+@pytest.mark.parametrize("wire", WIRES)
+async def test_an_answer_that_is_wrong_inside_is_held_against_the_lane(
+    rig: Rig, provider: ProviderProcess, wire: str, streams: bool
+) -> None:
+    """As one that is none at all: it is no bug of ours, and half of a lane's answers may look like that."""
+    said: dict[str, Any] = AT_ONCE[wire] | USED
+    if streams:
+        said = STREAMED[wire]
+        if wire == "responses":
+            said |= {"response": AT_ONCE[wire] | USED}
+        body = "".join(f"data: {json.dumps(event)}\n\n" for event in (said, {"type": "message_delta", "delta": {}}))
+        await provider.default(body=body, content_type="text/event-stream")
+    else:
+        await provider.default(body=json.dumps(said))
+    error, calls = await rig.fails(wire, provider.url, streams=streams)
+    holds(BAD_ANSWER, error, calls, rig.fate(len(calls)))
+    assert not error.ours
 
 
 @pytest.mark.parametrize("wire", WIRES)
