@@ -36,6 +36,8 @@ LOOK: Final = 0.05
 IN_PLACE: Final = 1.5
 #: Seconds for which a stream is read on that was cut off.
 DRAIN: Final = 2.0
+#: Seconds after its deadline by which the last word of a call has come: it is written then, and a stream was read on.
+LATE: Final = 5.0
 #: Why a lane may be closed that waiting does not open: who is not asked hears what the one heard who was.
 REFUSED: Final[Mapping[str, type[ModelError]]] = {kind.code: kind for kind in (QuotaExhausted, BadCredentials)}
 ANY: Final = Caps()
@@ -174,7 +176,7 @@ class Calls:
         bound, most = self.prices.bound(request), (most_input(request), request.max_output_tokens)
         self.most = most
         facts = {"lane": str(lane), "step": self.step}
-        door = asking(lane, most, self._caps.get(lane, ANY), request.deadline)
+        door = asking(lane, most, self._caps.get(lane, ANY), request.deadline + LATE)
         while True:
             said = await self.insist(lambda: self._journal.admit(self._claim, name, bound, facts, door, cap=self.cap))
             if isinstance(said, Admitted):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from celeriac.agents.calls import Calls, Lease
+from celeriac.agents.calls import LATE, Calls, Lease
 from celeriac.connections import patiently
 from celeriac.costs.prices import Prices, most_input
 from celeriac.errors import ContentRefused, ModelError, Overloaded, RateLimited
@@ -77,6 +77,22 @@ async def desk(stores: Stores, valkey: Valkey) -> AsyncIterator[Desk]:
     assert isinstance(claim, Claim)
     yield Desk(stores, valkey, claim)
     await line.aclose()
+
+
+async def test_a_lane_that_is_tried_out_waits_for_the_word_of_whoever_does(desk: Desk) -> None:
+    """Which comes a moment after the deadline of its call: else a provider that hangs would be sent a second one."""
+    desk.redis.hset(desk.key, mapping={"opened": 1})
+    seen: list[dict[str, str]] = []
+
+    def asked(_: ModelRequest) -> str:
+        seen.append(desk.lane())
+        return "A plant."
+
+    await desk.calls(asked).answer(REQUEST)
+    [lane] = seen
+    assert float(lane["probe_ms"]) == (REQUEST.deadline + LATE) * 1000
+    assert LATE >= 2
+    assert abs(float(lane["probe_until"]) - (time.time() + REQUEST.deadline + LATE) * 1000) < 3000
 
 
 async def test_a_call_takes_of_a_rate_what_it_used(desk: Desk) -> None:
