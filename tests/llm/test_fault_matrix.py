@@ -254,25 +254,30 @@ async def test_an_error_inside_a_stream_is_in_doubt(
     assert (await provider.bill())["calls"] == len(calls)
 
 
+@pytest.mark.parametrize("streams", [False, True], ids=["at once", "streamed"])
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:9", "http://no-such-host.invalid"], ids=["no server", "no such host"]
 )
-async def test_what_was_never_sent_costs_nothing(rig: Rig, wire: str, url: str) -> None:
+async def test_what_was_never_sent_costs_nothing(rig: Rig, wire: str, url: str, streams: bool) -> None:
     """There is proof: no connection was made."""
-    error, calls = await rig.fails(wire, url, deadline=10.0)
+    error, calls = await rig.fails(wire, url, deadline=10.0, streams=streams)
     holds(Row("unreachable", True, "counts", "released"), error, calls, rig.fate(len(calls)))
 
 
+@pytest.mark.parametrize("streams", [False, True], ids=["at once", "streamed"])
 @pytest.mark.parametrize("wire", WIRES)
-async def test_a_server_that_cannot_speak_tls_was_sent_nothing(rig: Rig, provider: ProviderProcess, wire: str) -> None:
-    error, calls = await rig.fails(wire, provider.url.replace("http:", "https:"), deadline=10.0)
+async def test_a_server_that_cannot_speak_tls_was_sent_nothing(
+    rig: Rig, provider: ProviderProcess, wire: str, streams: bool
+) -> None:
+    error, calls = await rig.fails(wire, provider.url.replace("http:", "https:"), deadline=10.0, streams=streams)
     holds(Row("unreachable", True, "counts", "released"), error, calls, rig.fate(len(calls)))
 
 
+@pytest.mark.parametrize("streams", [False, True], ids=["at once", "streamed"])
 @pytest.mark.parametrize("wire", WIRES)
 async def test_our_own_want_of_connections_is_not_held_against_the_lane(
-    rig: Rig, provider: ProviderProcess, wire: str
+    rig: Rig, provider: ProviderProcess, wire: str, streams: bool
 ) -> None:
     """All that there are wait for answers: nothing was sent."""
     import asyncio
@@ -283,7 +288,7 @@ async def test_our_own_want_of_connections_is_not_held_against_the_lane(
         busy = asyncio.create_task(adapter(wire, http, provider.url).answer(request))
         await provider.until(lambda state: state["in_flight"] == 1)
         rig.http = http
-        error, calls = await rig.fails(wire, provider.url)
+        error, calls = await rig.fails(wire, provider.url, streams=streams)
         busy.cancel()
         await asyncio.gather(busy, return_exceptions=True)
     row = Row("local_fault", True, "nothing", "released", next_lane=False)

@@ -237,14 +237,12 @@ async def test_an_agent_goes_on_itself_where_handing_over_fails(office: Office) 
 async def test_agents_that_ask_one_another_in_a_circle_end(office: Office) -> None:
     """Four deep they have to answer themselves."""
     id = await office.submit()
-    depth = 0
-    while True:
+    for depth in range(6):
         tool = "ask_botanist" if depth % 2 == 0 else "ask_chief"
         lines = (wants((tool, {"question": "And you?"})), *(["Enough."] if depth == 4 else []))
         if (await office.run(id, *lines)).state == State.SUCCEEDED:
             break
         [id] = (await office.job(id)).children
-        depth += 1
     assert depth == 4
     assert "at most 4 deep" in office.shown[-1][-1].text
 
