@@ -21,8 +21,9 @@ class Agent:
     """lanes: in order of preference. timeout: the longest one model call may take. queue: whose workers run it.
     tries_per_lane: how often a lane is asked for one answer before the next one is, where asking again may help.
     patience: how long a job rather waits for a lane that may not be asked than asks a dearer one. too_long: what to do
-    with a conversation that is too long for all lanes: "trim" leaves out older turns. stored: providers may keep what
-    it asks and is answered, so that an answer that got lost is looked up before it is bought again.
+    with a conversation that is too long for all lanes: "trim" leaves out older turns. refused: what to do where a model
+    declines to answer: "next" asks the next lane. stored: providers may keep what it asks and is answered, so that an
+    answer that got lost is looked up before it is bought again.
 
     tools: "module:function" each, imported by workers alone. mcp: names of MCP servers, whose tools it may use.
     max_steps, max_tokens, max_cost, max_time: how often a job may ask its model, how many tokens it may use, how many
@@ -52,6 +53,7 @@ class Agent:
     patience: timedelta = timedelta(0)
     too_long: Literal["fail", "trim"] = "fail"
     stored: bool = False
+    refused: Literal["fail", "next"] = "fail"
     tools: tuple[str, ...] = ()
     mcp: tuple[str, ...] = ()
     max_steps: int = 32

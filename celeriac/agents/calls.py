@@ -50,6 +50,8 @@ IN_PLACE: Final = 1.5
 DRAIN: Final = 2.0
 #: Calls in doubt that one run looks up for one step, where former runs left it some: the newest of them.
 LOOKED_UP: Final = 3
+#: Seconds after its deadline by which the last word of a call has come: it is written then, and a stream was read on.
+LATE: Final = 5.0
 #: Why a lane may be closed that waiting does not open: who is not asked hears what the one heard who was.
 REFUSED: Final[Mapping[str, type[ModelError]]] = {kind.code: kind for kind in (QuotaExhausted, BadCredentials)}
 ANY: Final = Caps()
@@ -264,7 +266,7 @@ class Calls:
         digest = request.digest() if request.stored and isinstance(self._client, LooksUp) else ""
         if digest:
             facts["digest"] = digest
-        door = asking(lane, most, self._caps.get(lane, ANY), request.deadline)
+        door = asking(lane, most, self._caps.get(lane, ANY), request.deadline + LATE)
         books = partial(self._account.books, lane) if self._account else None
         sent = datetime.now(UTC)
         while True:

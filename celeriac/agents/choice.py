@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from celeriac.agents.agent import Agent
 from celeriac.costs.prices import Prices
-from celeriac.errors import ContextTooLong, LaneClosed, ModelError, RateLimited
+from celeriac.errors import ContentRefused, ContextTooLong, LaneClosed, ModelError, RateLimited
 from celeriac.llm.model import Lane, Message, ModelRequest
 
 
@@ -30,9 +30,12 @@ class Choice:
         """Whether this lane is to be asked after another one's error."""
         if isinstance(error, ContextTooLong):
             return self._longer(lane, Lane(error.provider, error.model))
+        if isinstance(error, ContentRefused):
+            return self.agent.refused == "next"
         if isinstance(error, LaneClosed | RateLimited) and error.retry_after is not None:
+            patience = self.agent.patience.total_seconds()
             return self.is_last_try or not (
-                self.waited + error.retry_after <= self.agent.patience.total_seconds()
+                0 < patience >= self.waited + error.retry_after
                 and self._bound(lane) > self._bound(Lane(error.provider, error.model))
                 and self._in_time(error.retry_after)
             )

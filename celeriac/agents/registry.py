@@ -89,6 +89,7 @@ class _AgentTable(BaseModel):
     patience_seconds: float = Field(0, ge=0, le=86_400)
     too_long: Literal["fail", "trim"] = "fail"
     stored: bool = False
+    refused: Literal["fail", "next"] = "fail"
     tools: list[Annotated[str, StringConstraints(pattern=TOOL)]] = []
     mcp: list[Text] = []
     max_steps: int = Field(32, ge=1, le=1000)
@@ -360,6 +361,7 @@ def _agent(name: str, table: _AgentTable) -> Agent:
         patience=timedelta(seconds=table.patience_seconds),
         too_long=table.too_long,
         stored=table.stored,
+        refused=table.refused,
         tools=tuple(table.tools),
         mcp=tuple(dict.fromkeys(table.mcp)),
         max_steps=table.max_steps,

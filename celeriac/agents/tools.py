@@ -15,6 +15,7 @@ import contextlib
 import contextvars
 import inspect
 import json
+import re
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ TIMEOUT: Final = timedelta(seconds=30)
 #: Characters of a result that a model is given: it pays for each, in this call and in all that follow.
 LONGEST: Final = 50_000
 CUT: Final = "\n[cut: the result has {} characters]"
+#: What every provider takes for the name of one.
+NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _MARK: Final = "__celeriac_tool__"
 
 
@@ -200,7 +203,7 @@ def tool(
     timeout: of one call. idempotent: a call that was cut off because its worker died is made again; of any other, the
     model is told that nobody knows what became of it. approval: somebody has to allow each call, by
     `POST /v1/jobs/{id}/resume`; the job waits for that. Raises TypeError for a parameter without a
-    type, *args, **kwargs.
+    type, *args, **kwargs, and for a name that providers do not take.
     """
 
     def mark(function: F) -> F:
@@ -213,6 +216,9 @@ def tool(
 def _made(
     function: Callable[..., Any], name: str, timeout: timedelta, idempotent: bool, approval: bool
 ) -> FunctionTool:
+    if not NAME.fullmatch(name):
+        remedy = 'give it another by @tool(name="...")'
+        raise TypeError(f"tool {name}: providers take letters of ASCII, digits, _ and -, at most 64; {remedy}")
     hints, fields = get_type_hints(function, include_extras=True), {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):

@@ -20,7 +20,7 @@ from celeriac.errors import (
     QuotaExhausted,
     RateLimited,
 )
-from celeriac.llm.limits import Limit
+from celeriac.llm.limits import SHORTEST_WAIT, Limit
 from celeriac.llm.model import Lane, Usage
 
 HERE: Final = Path(__file__).parent
@@ -82,9 +82,9 @@ def heard(
     took: tokens that it was expected to use. usage: what it used, None where nobody knows. over: thousandths of its
     bound that it cost, where that was more than it; 0 where it was not. strict: the lane is then closed.
     """
-    wait = error.retry_after if error else None
-    if wait is None:
-        wait = UNNAMED_WAIT if isinstance(error, RateLimited) else 0.0
+    wait = (error.retry_after if error else None) or 0.0
+    if isinstance(error, RateLimited):
+        wait = max(wait, SHORTEST_WAIT) if wait > 0 else UNNAMED_WAIT
     return {
         "lane": spelt(lane),
         "says": _says(error),

@@ -34,32 +34,49 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT)]
 ContextId = Annotated[str, StringConstraints(pattern=NAME)]
 #: It goes into logs, metrics and the provider's request: printable ASCII without spaces.
 MODEL = r"^[a-z][a-z0-9_-]{0,63}/[!-~]{1,128}$"
-#: What OpenAI and Anthropic take and we do not pass on: it is billed by rules of its own, or changes those of the rest,
-#: so that nobody could say beforehand what a call costs at most.
+#: What OpenAI and Anthropic take, of a request or of a part of a message, and we do not pass on: it is billed by rules
+#: of its own, or changes those of the rest, so that nobody could say beforehand what a call costs at most.
 UNPRICEABLE: Final = frozenset(
     {
+        "access_programs",
         "audio",
         "background",
+        "background_options",
         "best_of",
         "betas",
+        "billing_policy",
+        "cache_control",
+        "compaction",
         "container",
+        "context_management",
         "conversation",
+        "detail",
         "extra_body",
         "extra_headers",
         "extra_query",
+        "fallback_credit_token",
+        "fallbacks",
+        "functions",
         "inference_geo",
         "mcp_servers",
         "modalities",
+        "moderation",
         "n",
+        "output_config",
         "prediction",
         "previous_response_id",
+        "prompt_cache_breakpoint",
+        "prompt_cache_options",
+        "prompt_cache_retention",
         "reasoning",
         "reasoning_effort",
         "service_tier",
         "speed",
         "store",
         "thinking",
+        "thread",
         "tools",
+        "transformations",
         "web_search_options",
     }
 )

@@ -120,9 +120,7 @@ class Anthropic(Adapter):
             raise NotAnAnswer("an unknown reason to stop")
         text = "".join(member(block, "text", str) for block in blocks if member(block, "type", str) == "text")
         calls = tool_calls(
-            (member(block, "name", str), orjson.dumps(member(block, "input", dict)).decode())
-            for block in blocks
-            if block["type"] == "tool_use"
+            (member(block, "name", str), _arguments(block)) for block in blocks if block["type"] == "tool_use"
         )
         stop = stopped(STOP[reason], calls)
         return Answer(text, usage, request.lane, model, stop, tier=billed_tier, region=region, calls=calls)
@@ -167,6 +165,13 @@ def _block(part: str | Image) -> dict[str, Any]:
         return {"type": "image", "source": {"type": "url", "url": part.url}}
     media_type, data = part.data
     return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
+
+
+def _arguments(block: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(member(block, "input", dict)).decode()
+    except orjson.JSONEncodeError as error:  # it reads what is deeper than what it writes
+        raise NotAnAnswer("arguments of a tool that are too deep") from error
 
 
 def _object(call: ToolCall) -> dict[str, Any]:

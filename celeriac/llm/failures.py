@@ -31,7 +31,7 @@ from celeriac.errors import (
     UnknownModel,
     Unreachable,
 )
-from celeriac.llm.limits import limits
+from celeriac.llm.limits import SHORTEST_WAIT, limits
 from celeriac.llm.model import Lane
 from celeriac.llm.transport import Truncated, Wire
 
@@ -114,6 +114,8 @@ TRANSPORT: tuple[tuple[type[Exception], type[ModelError]], ...] = (
 
 #: A provider that asks for a longer wait is waited for this long, then asked again. Seconds.
 LONGEST_WAIT = 3600.0
+#: A provider's clock that is so far from ours is not believed. Seconds.
+ANOTHER_DAY = 86_400.0
 
 _MESSAGES: Mapping[type[ModelError], str] = {
     RateLimited: "asked us to slow down",
@@ -156,7 +158,10 @@ def refused(lane: Lane, wire: Wire, status: int, body: object) -> ModelError:
     # A refusal below 500 says that nothing was run. From 500 on only the provider itself can say so: a gateway's page
     # does not tell whether the model behind it has worked, and neither do timeouts and redirects.
     sure = own_words(body) if status >= 500 or status in (408, 409, 425, 499) else status >= 400
-    return failure(kind, lane, wire, in_doubt=not sure, retry_after=retry_after(wire.headers))
+    wait = retry_after(wire.headers)
+    if wait is not None and kind is RateLimited:
+        wait = max(wait, SHORTEST_WAIT)
+    return failure(kind, lane, wire, in_doubt=not sure, retry_after=wait)
 
 
 def kind_of(status: int, body: object) -> type[ModelError]:
@@ -241,16 +246,25 @@ def request_id(headers: Mapping[str, str]) -> str:
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Seconds to wait, from 0 to `LONGEST_WAIT`; None if the provider named no time that can be read."""
+    """Seconds to wait, up to `LONGEST_WAIT`; None if the provider named no time that can be read, or one that is over:
+    "at once" is no answer to when. now: by our clock.
+    """
     seconds = _number(headers.get("retry-after-ms"), 0.001)
     if seconds is None:
         seconds = _number(headers.get("retry-after"), 1.0)
-    if seconds is None and (said := headers.get("retry-after")):
-        try:
-            seconds = parsedate_to_datetime(said).timestamp() - (time.time() if now is None else now)
-        except (ValueError, OverflowError):
-            return None
-    return None if seconds is None else min(max(seconds, 0.0), LONGEST_WAIT)
+    if seconds is None and (then := _moment(headers.get("retry-after"))) is not None:
+        now, its = time.time() if now is None else now, _moment(headers.get("date"))
+        # A date is by the clock of whoever named it; ours may be minutes off.
+        seconds = then - (its if its is not None and abs(its - now) < ANOTHER_DAY else now)
+    return None if seconds is None or seconds <= 0 else min(seconds, LONGEST_WAIT)
+
+
+def _moment(said: str | None) -> float | None:
+    """Of a date as HTTP writes it, in seconds since 1970."""
+    try:
+        return parsedate_to_datetime(said or "").timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _number(said: str | None, unit: float) -> float | None:

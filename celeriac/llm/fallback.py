@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from celeriac.errors import BadCredentials, BadModelRequest, LocalFault, ModelError, QuotaExhausted
+from celeriac.errors import BadCredentials, BadModelRequest, ContentRefused, LocalFault, ModelError, QuotaExhausted
 from celeriac.llm.model import Answer, Attempt, Lane, ModelClient, ModelRequest
 from celeriac.llm.patient import attempt
 
 #: What asking the same lane again later does not cure.
-LASTING = (BadCredentials, BadModelRequest, QuotaExhausted, LocalFault)
+LASTING = (BadCredentials, BadModelRequest, ContentRefused, QuotaExhausted, LocalFault)
 
 
 def says_itself(error: ModelError, lane: Lane) -> bool:
@@ -52,7 +52,8 @@ class Fallback:
                 attempts += error.attempts or [attempt(error, lane, time.monotonic() - began)]
             else:
                 return replace(answer, attempts=(*attempts, *answer.attempts)) if attempts else answer
-        told = _most_telling(errors) if errors[-1].next_lane else errors[-1]
+        last = errors[-1]
+        told = _most_telling(errors) if last.next_lane or self._worth(last, self._lanes[0][0]) else last
         told.attempts = tuple(attempts)
         raise told
 

@@ -28,6 +28,8 @@ ANTHROPIC: Final[Mapping[Bucket, tuple[str, str]]] = {
 #: How long until the bucket is full again, as "1s", "120ms" or "6m0.5s".
 RESET: Final = "x-ratelimit-reset-requests"
 MINUTE: Final = 60.0
+#: Whoever asked us to slow down is left alone for so long at least, whatever time it names. Seconds.
+SHORTEST_WAIT: Final = 1.0
 DAY: Final = 86_400.0
 #: A bucket that is not full after so many seconds is not filled every minute.
 LONGER: Final = 120.0

@@ -21,6 +21,7 @@ from celeriac.llm.reading import (
     json_object,
     kept_as,
     member,
+    objects,
     openai_usage,
     stopped,
     tier,
@@ -282,7 +283,7 @@ def read_chat(made: dict[str, Any], request: ModelRequest) -> Answer:
         raise Declined(ContentRefused, usage=usage, billed_model=model, tier=tier(made))
     if reason not in STOP:
         raise NotAnAnswer("an unknown reason to stop")
-    calls = tool_calls(_chat_call(call) for call in message.get("tool_calls") or ())
+    calls = tool_calls(_chat_call(call) for call in objects(message, "tool_calls"))
     stop = stopped(STOP[reason], calls)
     text = message.get("content")
     if text is None and stop != "end":
@@ -313,8 +314,8 @@ def read_responses(made: dict[str, Any], request: ModelRequest) -> Answer:
     details = made.get("incomplete_details")
     why = details.get("reason") if isinstance(details, dict) else None
     messages = [item for item in items if isinstance(item, dict) and item.get("type") == "message"]
-    parts = [part for item in messages for part in member(item, "content", list)]
-    if why == "content_filter" or any(isinstance(part, dict) and part.get("type") == "refusal" for part in parts):
+    parts = [part for item in messages for part in objects(item, "content", needed=True)]
+    if why == "content_filter" or any(part.get("type") == "refusal" for part in parts):
         raise Declined(ContentRefused, usage=usage, billed_model=model, tier=tier(made))
     if status == "incomplete" and why != "max_output_tokens":
         raise NotAnAnswer("an unknown reason to stop")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import string
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ HIDDEN = 4096
 
 _MODEL = re.compile(r"[\w.:/@+-]{1,200}")
 _KEPT = re.compile(r"[\w-]{1,200}", re.ASCII)
+#: Of a call's name: all that every provider takes back. Mistral wants nine letters and digits, no more and no fewer.
+_LETTERS, _LENGTH = string.ascii_letters + string.digits, 9
 _TOOL = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 
 
@@ -44,6 +47,20 @@ def member(of: object, name: str, kind: type | tuple[type, ...]) -> Any:
     if not isinstance(value, kind):
         raise NotAnAnswer(f"no {name}")
     return value
+
+
+def optional(of: object, name: str, kind: type) -> Any:
+    """The same; None where there is nothing."""
+    value = of.get(name) if isinstance(of, dict) else None
+    return None if value is None else member(of, name, kind)
+
+
+def objects(of: object, name: str, *, needed: bool = False) -> list[dict[str, Any]]:
+    """A list of objects, and of nothing else. Absent or null is empty where it is not needed."""
+    found = (member if needed else optional)(of, name, list) or []
+    if not all(isinstance(part, dict) for part in found):
+        raise NotAnAnswer(f"{name} that are no objects")
+    return found
 
 
 def count(of: object, name: str, *, needed: bool = False) -> int:
@@ -75,7 +92,12 @@ def tool_calls(found: Iterable[tuple[str, str]]) -> tuple[ToolCall, ...]:
     made = list(found)
     if not all(_TOOL.fullmatch(name) for name, _ in made):
         raise NotAnAnswer("a call of a tool without a proper name")
-    return tuple(ToolCall(f"call_{secrets.token_hex(9)}", name, arguments) for name, arguments in made)
+    return tuple(ToolCall(_call_id(), name, arguments) for name, arguments in made)
+
+
+def _call_id() -> str:
+    """Unlike all others of a job: of a thousand, two are alike in less than one of ten thousand million jobs."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
 
 
 def stopped(reason: StopReason, calls: Sequence[ToolCall]) -> StopReason:

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from celeriac.llm.reading import NotAnAnswer, kept_as, member
+from celeriac.llm.reading import NotAnAnswer, kept_as, member, objects, optional
 
 DONE: Final = "[DONE]"
 SHORT: Final = "the stream ended before the answer was complete"
@@ -63,23 +63,21 @@ class ChatGatherer:
             if data.get(name) is not None:
                 self._made[name] = data[name]
         text = ""
-        choices = data.get("choices") or []  # some say of other things in between
-        if not isinstance(choices, list):
-            raise NotAnAnswer("choices that are no list")
-        for choice in choices:
+        for choice in objects(data, "choices"):  # some say of other things in between
             if (reason := choice.get("finish_reason")) is not None:
                 self._reason = reason
-            delta = choice.get("delta") or {}
+            delta = optional(choice, "delta", dict) or {}
             for name in ("content", "refusal"):
                 if isinstance(piece := delta.get(name), str):
                     self._message[name] = (self._message.get(name) or "") + piece
                     text += piece if name == "content" else ""
-            for piece in delta.get("tool_calls") or ():
+            for piece in objects(delta, "tool_calls"):
                 self._take_call(piece)
         return text
 
     def _take_call(self, piece: dict[str, Any]) -> None:
-        number, id, function = piece.get("index"), piece.get("id"), piece.get("function") or {}
+        number, id = optional(piece, "index", int), piece.get("id")
+        function = optional(piece, "function", dict) or {}
         at = self._at.get(number, len(self._calls) - 1 if number is None and not id else None)
         # Some number all calls alike; then their ids tell them apart.
         if at is None or at < 0 or (id and self._calls[at]["id"] not in (None, id)):
@@ -150,13 +148,13 @@ class MessagesGatherer:
             raise ErrorInStream(data)
         if kind == "message_start":
             self._made = dict(member(data, "message", dict))
-            if isinstance(usage := self._made.get("usage"), dict):
-                # What it says there of the output is no count of it: the end alone tells that.
-                self._made["usage"] = {name: number for name, number in usage.items() if name != "output_tokens"}
+            # What it says there of the output is no count of it: the end alone tells that.
+            usage = optional(self._made, "usage", dict) or {}
+            self._made["usage"] = {name: number for name, number in usage.items() if name != "output_tokens"}
         elif kind == "content_block_start":
             number = member(data, "index", int)
             self._blocks[number] = dict(member(data, "content_block", dict))
-            return self._blocks[number].get("text") or ""
+            return optional(self._blocks[number], "text", str) or ""
         elif kind == "content_block_delta":
             return self._take_piece(member(data, "index", int), member(data, "delta", dict))
         elif kind == "message_delta":
@@ -181,9 +179,11 @@ class MessagesGatherer:
         if self._made is None:
             raise NotAnAnswer("a message that was not begun")
         self._made |= member(data, "delta", dict)
-        said: Mapping[str, Any] = data.get("usage") or {}
+        said: Mapping[str, Any] = optional(data, "usage", dict) or {}
         # What is counted by now stands for what was counted at the beginning.
-        self._made["usage"] = (self._made.get("usage") or {}) | {k: v for k, v in said.items() if v is not None}
+        self._made["usage"] = (optional(self._made, "usage", dict) or {}) | {
+            k: v for k, v in said.items() if v is not None
+        }
 
     def whole(self) -> dict[str, Any]:
         if self._made is None or not self.is_whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError
 
 from celeriac.jobs.dispatch import SUBMIT
+from celeriac.jobs.request import NOT_PRICED, UNPRICEABLE
 from tests.celery_native.conftest import Home, Town, get
 from tests.processes import wait_until
 
@@ -160,6 +162,22 @@ def test_a_bad_submission_fails_and_names_the_field(home: Home, request_: Any, m
     assert "capital" not in str(raised.value)
     assert home.notes(f"refused: {message}") == [result.id]
     assert home.record(result) == {}
+
+
+def test_what_cannot_be_priced_is_refused_by_name_here_too(home: Home) -> None:
+    """Each field, and in a message too: nothing is stored, and no model is asked."""
+    whole = {"agent": "assistant", "input": "hi"}
+    inside = whole | {"input": [{"role": "user", "content": "hi", "cache_control": {"type": "ephemeral"}}]}
+    asked = {**{field: whole | {field: 2} for field in UNPRICEABLE}, "input.0.cache_control": inside}
+    results = {
+        field: home.client.send_task(SUBMIT, args=[request], queue=SUBMIT) for field, request in asked.items()
+    }  # fmt: skip
+    for field, result in results.items():
+        with pytest.raises(Exception, match=re.escape(f"{field}: {NOT_PRICED}")) as raised:
+            get(result)
+        assert type(raised.value).__name__ == "Unpriceable"
+        assert home.record(result) == {}
+    assert home.bill()["calls"] == 0
 
 
 def test_a_submission_has_at_most_a_result_before_its_request(home: Home) -> None:

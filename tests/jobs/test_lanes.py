@@ -287,6 +287,8 @@ async def test_no_money_and_no_key_close_a_lane_at_once(callers: Callers, error:
     [
         (RateLimited(status=429, retry_after=7.0), 7),
         (RateLimited(status=429), 2),
+        (RateLimited(status=429, retry_after=0.0), 2),
+        (RateLimited(status=429, retry_after=0.02), 1),
         (Overloaded(status=529, retry_after=3.5), 3.5),
         (RateLimited(status=429, retry_after=3600.0), 3600),
     ],
@@ -725,6 +727,25 @@ async def test_what_is_stored_of_a_lane_is_believed_within_bounds(callers: Calle
     else:
         pytest.fail("the lane stayed closed")
     assert len((await queue.job(callers.claim.id)).calls) == 1
+
+
+@pytest.mark.parametrize("what", ["left alone", "of a slow rate", "tried out"])
+async def test_no_lane_stays_closed_for_longer_than_an_hour(callers: Callers, what: str) -> None:
+    """Though numbers are stored that make sense, and say ten."""
+    queue, hours = callers.queue, 36_000_000
+    queue.planted = True
+    stored = {
+        "left alone": {"shut": queue.now + hours, "span": hours},
+        "of a slow rate": {"requests": f"1 {hours} 0.0 {queue.now} {queue.now}"},
+        "tried out": {"opened": 1, "probe_until": queue.now + hours, "probe_ms": hours},
+    }
+    queue.redis.hset(KEY, mapping=stored[what])
+    wait = await callers.closed()
+    assert wait is not None
+    assert wait[0] == (1 if what == "tried out" else 3600), "who tries it out may say so at any moment"
+    queue.later(3_600_000)
+    await queue.worker("w1")
+    assert await callers.closed() is None
 
 
 async def test_nobody_minds_what_is_stored_of_probes(callers: Callers) -> None:

@@ -291,9 +291,11 @@ async def test_a_compressed_refusal_is_a_refusal(sdk: Case) -> None:
     ("headers", "seconds"),
     [
         ({"retry-after": "20"}, 20.0),
-        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "2.5"}, 2.5),
         ({"retry-after-ms": "1500", "retry-after": "2"}, 1.5),
-        ({"retry-after": "-7"}, 0.0),
+        ({"retry-after": "-7"}, None),
+        ({"retry-after": "0"}, None),
+        ({"retry-after-ms": "20"}, 1.0),
         ({"retry-after": "1e9"}, LONGEST_WAIT),
         ({"retry-after": "inf"}, LONGEST_WAIT),
         ({"retry-after": "nan"}, None),
@@ -302,17 +304,32 @@ async def test_a_compressed_refusal_is_a_refusal(sdk: Case) -> None:
     ],
 )
 async def test_the_time_to_wait_is_read(sdk: Case, headers: dict[str, str], seconds: float | None) -> None:
-    """Never negative, never for ever, and none where the provider named none."""
+    """Never for ever, a second at least, and none where the provider named none, or one that is over."""
     await sdk.meets(status=429, headers=headers)
     with pytest.raises(RateLimited) as caught:
         await sdk.answer()
     assert caught.value.retry_after == seconds
 
 
+def date(seconds: float) -> str:
+    return formatdate(seconds, usegmt=True)
+
+
 def test_the_time_to_wait_may_be_a_date() -> None:
-    """As HTTP allows; one in the past is no wait."""
-    assert retry_after({"retry-after": formatdate(1000.0, usegmt=True)}, now=980.0) == 20.0
-    assert retry_after({"retry-after": formatdate(1000.0, usegmt=True)}, now=2000.0) == 0.0
+    """As HTTP allows; one in the past names no wait."""
+    assert retry_after({"retry-after": date(1000.0)}, now=980.0) == 20.0
+    assert retry_after({"retry-after": date(1000.0)}, now=2000.0) is None
+
+
+@pytest.mark.parametrize("now", [700.0, 1300.0], ids=["ours is late", "ours is early"])
+def test_a_date_is_by_the_clock_of_whoever_named_it(now: float) -> None:
+    """It says in the same answer what its clock shows."""
+    assert retry_after({"retry-after": date(1000.0), "date": date(980.0)}, now=now) == 20.0
+
+
+@pytest.mark.parametrize("said", ["soon", "", "-1", date(980.0 + 90_000.0), date(980.0 - 90_000.0)])
+def test_a_clock_that_makes_no_sense_is_not_believed(said: str) -> None:
+    assert retry_after({"retry-after": date(1000.0), "date": said}, now=980.0) == 20.0
 
 
 @pytest.mark.parametrize(

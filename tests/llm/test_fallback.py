@@ -84,6 +84,20 @@ async def test_whoever_asks_may_decide_when_to_go_on() -> None:
     assert (await fallback.answer(REQUEST)).text == "Paris"
 
 
+async def test_who_shops_around_waits_for_a_lane_that_has_not_refused() -> None:
+    """In whatever order; where all refuse, the first refusal tells. Who does not, hears of the refusal."""
+    for lines in [ContentRefused("a"), Overloaded("b")], [Overloaded("a"), ContentRefused("b")]:
+        fallback, _ = over(*lines, worth=lambda error, lane: True)
+        with pytest.raises(Overloaded):
+            await fallback.answer(REQUEST)
+    fallback, _ = over(Overloaded("a"), ContentRefused("b"))
+    with pytest.raises(ContentRefused):
+        await fallback.answer(REQUEST)
+    fallback, _ = over(ContentRefused("a"), ContentRefused("b"), worth=lambda error, lane: True)
+    with pytest.raises(ContentRefused, match="a"):
+        await fallback.answer(REQUEST)
+
+
 async def test_a_lane_that_is_not_worth_it_is_passed_by() -> None:
     """The one behind it may be."""
     fallback, (_, second, _) = over(ContextTooLong("x"), "Lyon", "Paris", worth=lambda error, lane: lane == C)

@@ -3,6 +3,7 @@ fleet makes of the lane, and who is thought to have been paid."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -63,6 +64,13 @@ MATRIX: Final[dict[str, tuple[dict[str, Any], Row]]] = {
     "429 date": (
         {"status": 429, "headers": {"retry-after": "Fri, 31 Dec 2100 23:59:59 GMT"}},
         Row("rate_limited", False, "cools", "released"),
+    ),
+    # "At once" is no time: the fleet waits as where none is named.
+    "429 zero": ({"status": 429, "headers": {"retry-after": "0"}}, Row("rate_limited", True, "cools", "released")),
+    "429 negative": ({"status": 429, "headers": {"retry-after": "-7"}}, Row("rate_limited", True, "cools", "released")),
+    "429 past date": (
+        {"status": 429, "headers": {"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}},
+        Row("rate_limited", True, "cools", "released"),
     ),
     "429 nonsense": (
         {"status": 429, "headers": {"retry-after": "soon"}},
@@ -196,6 +204,40 @@ async def test_each_fault_is_what_the_table_says(
     assert billed <= sum(call.stands != "released" for call in calls)
 
 
+#: JSON, an object, with what belongs there, and something in it that does not.
+AT_ONCE: Final = {
+    "chat": {"choices": [{"message": {"content": None, "tool_calls": 5}, "finish_reason": "stop"}]},
+    "responses": {"status": "completed", "output": [{"type": "message", "content": ["x"]}]},
+    "messages": {"content": ["x"], "stop_reason": "end_turn"},
+}
+STREAMED: Final = {
+    "chat": {"choices": [{"delta": "x"}]},
+    "responses": {"type": "response.completed", "response": AT_ONCE["responses"]},
+    "messages": {"type": "message_start", "message": {"usage": 7}},
+}
+USED: Final = {"usage": dict.fromkeys(("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens"), 1)}
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["at once", "streamed"])
+@pytest.mark.parametrize("wire", WIRES)
+async def test_an_answer_that_is_wrong_inside_is_held_against_the_lane(
+    rig: Rig, provider: ProviderProcess, wire: str, streams: bool
+) -> None:
+    """As one that is none at all: it is no bug of ours, and half of a lane's answers may look like that."""
+    said: dict[str, Any] = AT_ONCE[wire] | USED
+    if streams:
+        said = STREAMED[wire]
+        if wire == "responses":
+            said |= {"response": AT_ONCE[wire] | USED}
+        body = "".join(f"data: {json.dumps(event)}\n\n" for event in (said, {"type": "message_delta", "delta": {}}))
+        await provider.default(body=body, content_type="text/event-stream")
+    else:
+        await provider.default(body=json.dumps(said))
+    error, calls = await rig.fails(wire, provider.url, streams=streams)
+    holds(BAD_ANSWER, error, calls, rig.fate(len(calls)))
+    assert not error.ours
+
+
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize(
     ("fault", "code"), [("overloaded-in-stream", "overloaded"), ("error-in-stream", "provider_failed")]
@@ -212,25 +254,30 @@ async def test_an_error_inside_a_stream_is_in_doubt(
     assert (await provider.bill())["calls"] == len(calls)
 
 
+@pytest.mark.parametrize("streams", [False, True], ids=["at once", "streamed"])
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:9", "http://no-such-host.invalid"], ids=["no server", "no such host"]
 )
-async def test_what_was_never_sent_costs_nothing(rig: Rig, wire: str, url: str) -> None:
+async def test_what_was_never_sent_costs_nothing(rig: Rig, wire: str, url: str, streams: bool) -> None:
     """There is proof: no connection was made."""
-    error, calls = await rig.fails(wire, url, deadline=10.0)
+    error, calls = await rig.fails(wire, url, deadline=10.0, streams=streams)
     holds(Row("unreachable", True, "counts", "released"), error, calls, rig.fate(len(calls)))
 
 
+@pytest.mark.parametrize("streams", [False, True], ids=["at once", "streamed"])
 @pytest.mark.parametrize("wire", WIRES)
-async def test_a_server_that_cannot_speak_tls_was_sent_nothing(rig: Rig, provider: ProviderProcess, wire: str) -> None:
-    error, calls = await rig.fails(wire, provider.url.replace("http:", "https:"), deadline=10.0)
+async def test_a_server_that_cannot_speak_tls_was_sent_nothing(
+    rig: Rig, provider: ProviderProcess, wire: str, streams: bool
+) -> None:
+    error, calls = await rig.fails(wire, provider.url.replace("http:", "https:"), deadline=10.0, streams=streams)
     holds(Row("unreachable", True, "counts", "released"), error, calls, rig.fate(len(calls)))
 
 
+@pytest.mark.parametrize("streams", [False, True], ids=["at once", "streamed"])
 @pytest.mark.parametrize("wire", WIRES)
 async def test_our_own_want_of_connections_is_not_held_against_the_lane(
-    rig: Rig, provider: ProviderProcess, wire: str
+    rig: Rig, provider: ProviderProcess, wire: str, streams: bool
 ) -> None:
     """All that there are wait for answers: nothing was sent."""
     import asyncio
@@ -241,7 +288,7 @@ async def test_our_own_want_of_connections_is_not_held_against_the_lane(
         busy = asyncio.create_task(adapter(wire, http, provider.url).answer(request))
         await provider.until(lambda state: state["in_flight"] == 1)
         rig.http = http
-        error, calls = await rig.fails(wire, provider.url)
+        error, calls = await rig.fails(wire, provider.url, streams=streams)
         busy.cancel()
         await asyncio.gather(busy, return_exceptions=True)
     row = Row("local_fault", True, "nothing", "released", next_lane=False)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from celeriac.jobs.request import NOT_PRICED
+from celeriac.jobs.request import NOT_PRICED, UNPRICEABLE, UNPRICEABLE_PARTS
 from tests.by_hand import finish
 from tests.conftest import Valkey
 from tests.processes import ROOT, Shim, running, wait_until
@@ -193,7 +193,7 @@ def test_a_wrong_request_is_told_which_field_and_what_to_do(
     assert valkey.client().dbsize() == 0
 
 
-@pytest.mark.parametrize("field", ["tools", "extra_body", "service_tier", "web_search_options", "n"])
+@pytest.mark.parametrize("field", sorted(UNPRICEABLE))
 def test_what_cannot_be_priced_is_refused_by_name(shim: Shim, valkey: Valkey, field: str) -> None:
     """Nothing is passed on to a model that might cost more than was booked for it."""
     answer = shim.http.post("/v1/jobs", json={"agent": "assistant", "input": "hi", field: 2})
@@ -203,7 +203,22 @@ def test_what_cannot_be_priced_is_refused_by_name(shim: Shim, valkey: Valkey, fi
     assert valkey.client().dbsize() == 0
 
 
-@pytest.mark.parametrize("kind", ["input_audio", "file", "video"])
+@pytest.mark.parametrize("field", ["cache_control", "prompt_cache_breakpoint", "detail"])
+@pytest.mark.parametrize("where", ["message", "text", "image"])
+def test_nor_is_it_taken_inside_of_a_message(shim: Shim, valkey: Valkey, field: str, where: str) -> None:
+    """What is written to a cache has a price of its own."""
+    request = shows({"type": "image", "url": "https://files.example/a.png"})
+    [message] = request["input"]
+    at = {"message": message, "text": message["content"][0], "image": message["content"][1]}
+    at[where][field] = {"type": "ephemeral"}
+    answer = shim.http.post("/v1/jobs", json=request)
+    [error] = answer.json()["errors"]
+    assert (answer.status_code, answer.json()["code"], error["message"]) == (422, "unpriceable_feature", NOT_PRICED)
+    assert error["field"].endswith(f".{field}")
+    assert valkey.client().dbsize() == 0
+
+
+@pytest.mark.parametrize("kind", sorted(UNPRICEABLE_PARTS))
 def test_parts_that_cannot_be_priced_are_refused_by_name_too(shim: Shim, valkey: Valkey, kind: str) -> None:
     """Of what a message holds, text and images alone have a price beforehand."""
     answer = shim.http.post("/v1/jobs", json=shows({"type": kind, kind: {"data": "AAAA"}}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ max_retries = 0
 description = "Leaves out what was said long ago."
 lanes = ["openai/gpt-5-mini"]
 too_long = "trim"
+
+[agents.insistent]
+description = "Asks somebody else where it is refused."
+lanes = ["openai/gpt-5-mini", "anthropic/claude-haiku-5-5"]
+refused = "next"
 
 [agents.unknown]
 description = "Asks a model whose price nobody knows."
@@ -121,3 +127,29 @@ def test_a_refusal_that_was_billed_is_paid(agents: tuple[House, Shim]) -> None:
     assert (job["state"], job["error"]["code"]) == ("failed", "content_refused")
     assert (job["usage"]["input_tokens"], job["usage"]["output_tokens"]) == (line["input"], line["output"])
     assert job["cost_usd"] > "0"
+
+
+@pytest.mark.parametrize("fault", ["refusal", "filter"])
+def test_an_agent_may_ask_the_next_lane_where_a_model_refuses(agents: tuple[House, Shim], fault: str) -> None:
+    """The refusal is paid for as it was billed, and so is the answer."""
+    house, _ = agents
+    house.scripted({"fault": fault, "model": "gpt-5-mini"}, {"text": "Paris"})
+    before = len(house.bill()["lines"])
+    job, _, path = ask(agents, "insistent")
+    assert (job["state"], job["answer"], path) == ("succeeded", "Paris", "/v1/messages")
+    first, second = job["calls"]
+    assert (first["error"], first["stands"]) == ("content_refused", "settled")
+    assert (second["error"], second["stands"]) == (None, "settled")
+    billed = [(line["input"], line["output"]) for line in house.bill()["lines"][before:]]
+    assert [(call["usage"]["input_tokens"], call["usage"]["output_tokens"]) for call in job["calls"]] == billed
+    assert Decimal(job["cost_usd"]) == Decimal(first["cost_usd"]) + Decimal(second["cost_usd"])
+    assert Decimal(first["cost_usd"]) > 0
+
+
+def test_where_all_lanes_refuse_the_job_fails_as_the_first_says(agents: tuple[House, Shim]) -> None:
+    """Each of them was asked once, and is paid."""
+    house, _ = agents
+    house.scripted({"fault": "refusal"}, {"fault": "refusal"})
+    job, _, _ = ask(agents, "insistent")
+    assert (job["state"], job["error"]["code"]) == ("failed", "content_refused")
+    assert [call["stands"] for call in job["calls"]] == ["settled", "settled"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
-from tests.processes import wait_until
+from tests.processes import ROOT, wait_until
 from tests.story.conftest import Home, House
 
 
@@ -189,3 +190,18 @@ def test_a_worker_runs_as_many_jobs_at_once_as_it_has_slots(house: House) -> Non
         shim.http.post(f"/v1/jobs/{job}/cancel")
     assert [shim.job(job, wait=60)["state"] for job in jobs] == ["cancelled"] * 2 + ["succeeded"] * 3
     assert (house.peak(), house.bill()["calls"]) == (2, 5)
+
+
+def shape(of: Any) -> Any:
+    """Its keys, in their order, all the way down."""
+    if isinstance(of, dict):
+        return [(key, shape(value)) for key, value in of.items()]
+    return [shape(part) for part in of] if isinstance(of, list) else None
+
+
+def test_the_readmes_job_is_what_a_caller_sees(home: Home) -> None:
+    """Key by key, and in the order that `celeriac demo` prints them in."""
+    [sample] = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    job = home.ask("In one sentence: what is a job queue good for?", agent="assistant", context_id="first")
+    assert job["state"] == "succeeded"
+    assert shape(json.loads(sample)) == shape(job)

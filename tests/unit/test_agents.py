@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from celeriac.agents.agent import McpServer
-from celeriac.agents.registry import Registry, read_agents
+from celeriac.agents.registry import Registry, _AgentTable, read_agents
 from celeriac.errors import Invalid, Misconfigured, NotFound
 from celeriac.gate.lanes import Caps
 from celeriac.llm.model import Endpoint, Lane
@@ -90,6 +90,22 @@ def test_what_the_documents_write_into_the_file_is_taken(tmp_path: Path, documen
     assert len(blocks) == number
     for indent, block in blocks:
         registry(tmp_path, GOOD + block.replace(f"\n{indent}", "\n").removeprefix(indent))
+
+
+def test_the_documents_name_each_key_of_an_agent_and_its_default() -> None:
+    """In one table."""
+    section = (ROOT / "docs/agents.md").read_text().split("## All keys of an agent\n")[1].split("\n\n")[0]
+    documented: dict[str, str] = {}
+    for row in section.splitlines()[2:]:
+        keys, default, said = (cell.strip() for cell in row.strip("|").split("|"))
+        assert said, row
+        documented |= dict.fromkeys(re.findall(r"`(\w+)`", keys), default)
+    known: dict[str, str] = {}
+    for key, of in _AgentTable.model_fields.items():
+        value = of.default
+        text = "none" if value in (None, []) else f'`"{value}"`' if isinstance(value, str) else f"{value}"
+        known[key] = "" if of.is_required() else text
+    assert documented == known | {"temperature": "the provider's"}
 
 
 def test_the_shipped_agents_are_useful_as_they_are() -> None:

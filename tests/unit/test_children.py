@@ -33,6 +33,8 @@ from celeriac.stores import Stores, open_fleet
 from tests.conftest import Valkey
 
 LANE = Lane("openai", "gpt-5-mini")
+#: Not the one that a job has of which nobody says it: who asks pays for those that it asks.
+TENANT = "acme"
 
 
 def agent(name: str, **facts: object) -> Agent:
@@ -80,7 +82,7 @@ class Office:
         return summary
 
     async def submit(self, agent: str = "chief", **facts: object) -> str:
-        job = NewJob(new_id(), "default", agent, "celeriac", (("user", "What is a leek?"),), **facts)  # type: ignore[arg-type]
+        job = NewJob(new_id(), TENANT, agent, "celeriac", (("user", "What is a leek?"),), **facts)  # type: ignore[arg-type]
         return (await self.stores.jobs.submit(job)).id
 
     async def job(self, id: str) -> Job:
@@ -108,7 +110,7 @@ async def test_an_agent_asks_others_and_goes_on_with_what_they_say(office: Offic
     children = [await office.job(child) for child in (await office.job(id)).children]
     assert sorted(child.agent for child in children) == ["botanist", "cook"]
     for child in children:
-        assert (child.tenant, child.parent_id, child.metadata) == ("default", id, {"team": "kitchen"})
+        assert (child.tenant, child.parent_id, child.metadata) == (TENANT, id, {"team": "kitchen"})
         assert (child.priority, child.request_id) == ("high", "r-1")
         said = "In butter." if child.agent == "cook" else "A plant."
         assert (await office.run(child.id, said)).state == State.SUCCEEDED
@@ -146,7 +148,7 @@ async def test_an_agent_hands_over_and_the_others_answer_is_its_own(office: Offi
     ]
     summary = await office.run(id)
     assert (summary.state, (await office.job(id)).answer) == (State.SUCCEEDED, answer)
-    context = await office.stores.contexts.get("default", "leeks")
+    context = await office.stores.contexts.get(TENANT, "leeks")
     assert context is not None
     assert [message.text for message in context.messages] == ["What is a leek?", answer]
 
@@ -156,14 +158,14 @@ async def test_who_is_handed_over_to_sees_the_images_too(office: Office) -> None
     shown = Message(
         "user", "What is it?", images=(Image("https://x/leek.png", 5), Image("data:image/png;base64,AAAA", 8))
     )
-    job = NewJob(new_id(), "default", "chief", "celeriac", (shown.said(),), context_id="leeks")
+    job = NewJob(new_id(), TENANT, "chief", "celeriac", (shown.said(),), context_id="leeks")
     id = (await office.stores.jobs.submit(job)).id
     await office.run(id, wants(("hand_over_to_cook", {}), ("ask_botanist", {"question": "What is green?"})))
     for child in [await office.job(child) for child in (await office.job(id)).children]:
         await office.run(child.id, "A leek.")
         assert (office.shown[0][0] == shown) is (child.agent == "cook")
     await office.run(id)
-    context = await office.stores.contexts.get("default", "leeks")
+    context = await office.stores.contexts.get(TENANT, "leeks")
     assert context is not None
     assert context.messages == (shown, Message("assistant", "A leek."))
 
@@ -218,7 +220,7 @@ async def test_an_answer_that_was_handed_over_is_checked_by_a_model_too(office: 
     assert (job.state, job.error.code, job.answer) == (State.FAILED, "output_invalid", '{"plant": "oak"}')
     assert ", of the agent that it was handed over to, is not" in job.error.message
     assert "oak" not in job.error.message
-    assert await office.stores.jobs.replay(job.id, "default") is not None
+    assert await office.stores.jobs.replay(job.id, TENANT) is not None
     await office.run(job.id, '{"plant": "leek"}')
     assert (await office.job(job.id)).answer == '{"plant": "leek"}'
 
@@ -235,14 +237,12 @@ async def test_an_agent_goes_on_itself_where_handing_over_fails(office: Office) 
 async def test_agents_that_ask_one_another_in_a_circle_end(office: Office) -> None:
     """Four deep they have to answer themselves."""
     id = await office.submit()
-    depth = 0
-    while True:
+    for depth in range(6):
         tool = "ask_botanist" if depth % 2 == 0 else "ask_chief"
         lines = (wants((tool, {"question": "And you?"})), *(["Enough."] if depth == 4 else []))
         if (await office.run(id, *lines)).state == State.SUCCEEDED:
             break
         [id] = (await office.job(id)).children
-        depth += 1
     assert depth == 4
     assert "at most 4 deep" in office.shown[-1][-1].text
 

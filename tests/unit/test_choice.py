@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -44,6 +45,7 @@ def test_a_patient_agent_rather_waits_than_asks_a_dearer_lane(kind: type[ModelEr
     assert choice().worth(closed(kind, CHEAP, 10.1), DEAR)
     assert choice().worth(closed(kind, DEAR, 10.0), CHEAP)
     assert choice(patience=0).worth(closed(kind, CHEAP, 0.1), DEAR)
+    assert choice(patience=0).worth(closed(kind, CHEAP, 0.0), DEAR)
 
 
 def test_a_job_that_would_be_late_does_not_wait() -> None:
@@ -71,6 +73,14 @@ def test_a_lane_that_fails_is_not_waited_for() -> None:
 @pytest.mark.parametrize(("kind", "worth"), [(UnknownModel, True), (BadModelRequest, False), (ContentRefused, False)])
 def test_for_the_rest_the_error_says_it(kind: type[ModelError], worth: bool) -> None:
     assert choice().worth(closed(kind, CHEAP, None), DEAR) is worth
+
+
+def test_a_refusal_is_shopped_around_where_the_agent_says_so() -> None:
+    """Of its own accord nobody does."""
+    said = choice()
+    asked = replace(said, agent=replace(said.agent, refused="next"))
+    refused = closed(ContentRefused, CHEAP, None)
+    assert (said.worth(refused, DEAR), asked.worth(refused, DEAR)) == (False, True)
 
 
 @pytest.mark.parametrize(

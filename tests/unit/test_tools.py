@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -254,6 +255,29 @@ def test_what_cannot_be_described_is_no_tool() -> None:
         def many(*towns: str) -> str:
             """Many."""
             return ""
+
+
+@pytest.mark.parametrize("name", ["find order!", "x" * 65, "prüfe", "a.b", "weather\n"])
+def test_a_name_that_no_provider_takes_is_no_tools(name: str) -> None:
+    """It is said where the function is written, with what would do: each call of the model would be refused."""
+    with pytest.raises(TypeError, match=rf"^tool {re.escape(name)}: .*give it another by @tool\(name="):
+
+        @tool(name=name)
+        def weather(town: str) -> str:
+            """The weather."""
+            return "sunny"
+
+    with pytest.raises(TypeError, match=r"^tool prüfe: "):
+
+        @tool
+        def prüfe(town: str) -> str:
+            """The weather."""
+            return "sunny"
+
+    @tool(name="x" * 64)
+    def as_long_as_may_be(town: str) -> str:
+        """The weather."""
+        return "sunny"
 
 
 @pytest.mark.parametrize("path", ["no.such.module:weather", f"{__name__}:no_such_function", f"{__name__}:Place"])
