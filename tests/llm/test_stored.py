@@ -160,7 +160,7 @@ async def test_an_answer_that_got_lost_is_looked_up(
     assert answer.text == "It is Paris."
     (line,) = (await provider.bill(lines=True))["lines"]
     usage = answer.usage
-    assert (usage.input, usage.cache_read, usage.output) == (line["input"], line["cache_read"], line["output"])
+    assert (usage.input, usage.cache_read, usage.made) == (line["input"], line["cache_read"], line["output"])
     assert answer.request_id == (line["id"] if name == "chat" else "")
 
 

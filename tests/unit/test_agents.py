@@ -103,7 +103,7 @@ def test_the_documents_name_each_key_of_an_agent_and_its_default() -> None:
     known: dict[str, str] = {}
     for key, of in _AgentTable.model_fields.items():
         value = of.default
-        text = "none" if value in (None, []) else f'`"{value}"`' if isinstance(value, str) else f"{value}"
+        text = "none" if value in (None, []) else f'`"{value}"`' if isinstance(value, str) else f"{value}".lower()
         known[key] = "" if of.is_required() else text
     assert documented == known | {"temperature": "the provider's"}
 

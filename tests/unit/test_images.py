@@ -99,7 +99,7 @@ def test_parts_that_cannot_be_priced_are_refused_by_name(kind: str) -> None:
         (asked(), "input.0.content: List should have at least 1 item"),
         (asked(text("")), "input.0.content.0.text: String should have at least 1 character"),
         (asked({"type": "image"}), "input.0.content.0.url: Field required"),
-        (asked(image() | {"detail": "auto"}), "input.0.content.0.detail: there is no such field"),
+        (asked(image() | {"detail": "auto"}), "input.0.content.0.detail: what a call costs with it"),
         (asked(image(), role="assistant"), "input.0: holds an image; only messages of the user may"),
         (asked(*[image()] * (MAX_IMAGES + 1)), f"input: holds {MAX_IMAGES + 1} images; send at most {MAX_IMAGES}"),
         (
