@@ -285,8 +285,9 @@ end
 -- Jobs in the line of a scope go on, in their order, as far as there is room: what only others hold is waited for, and what is
 -- spent is looked past. most: how many are looked at.
 local function wake_scope(scope, most)
-  local line, state = K.lane_line(LINE .. scope), nil
-  local kept = promised(scope)
+  local line, kept = K.lane_line(LINE .. scope), promised(scope)
+  -- Whoever asks first in a new window says which it is: until then nobody knows what is used of it.
+  local blind = not string.match(scope, '^job%%3A') and not windows_of()
   for _, id in ipairs(call('ZRANGE', line, 0, most - 1)) do
     local r = read(id)
     if not (r and r.place == 'parked') then
@@ -316,6 +317,7 @@ local function wake_scope(scope, most)
           promise(scope, string.format('%.0f', bound))
           kept = kept + bound
         end
+        if done and blind then return end
       end
     end
   end

@@ -183,7 +183,8 @@ class Lanes:
         """Lanes that jobs wait for. Raises StoreUnavailable."""
         async with answering():
             names: Any = await self._redis.smembers(keys.spell("lanes"))
-        return {_unspelt(name.decode()) for name in names}
+        # Among them are the lines of those who wait for money.
+        return {_unspelt(name.decode()) for name in names if not name.startswith(b"$")}
 
     async def open(self, lane: Lane) -> bool:
         """Ask it again, at bounds that are not raised: its price was put right. Answers whether it had been closed, or

@@ -198,10 +198,14 @@ async def test_a_job_that_does_not_fit_any_more_waits_for_the_next_window(buyers
     assert [await buyers.place(job) for job in waiting] == [Place.PARKED] * 8
     buyers.queue.later(int(full.ends.timestamp() * 1000) - buyers.queue.now)
     await buyers.queue.fleet.heartbeat("w1", 50, taking=True)
-    await buyers.buy(await buyers.job("other"), 1, 1)
     await buyers.queue.fleet.upkeep()
     places = [await buyers.place(job) for job in waiting]
-    assert places == [*[Place.RUNG] * 2, *[Place.PARKED] * 6], "99 are left, and each may cost 40"
+    assert places == [Place.RUNG, *[Place.PARKED] * 7], "one finds out that a new window has begun"
+    await buyers.buy(await buyers.queue.claim(waiting[0].id), 40, 1)
+    await buyers.queue.fleet.upkeep()
+    places = [await buyers.place(job) for job in waiting[1:]]
+    assert places == [*[Place.RUNG] * 2, *[Place.PARKED] * 5], "99 are left, and each may cost 40"
+    assert await buyers.queue.stores.lanes.waited_for() == set(), "a scope is no lane"
 
 
 async def test_a_higher_cap_lets_them_go_on(buyers: Buyers) -> None:
