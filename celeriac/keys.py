@@ -118,6 +118,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     ),
     "doubt_calls": ("doubt_calls", "hash: the same calls, whole", "entries leave with their age, or the doubt"),
     "alerts": ("alerts", "stream: thresholds of caps that were reached", "the newest 1,000"),
+    "told_alerts": ("told_alerts", "string: the newest of them that was told", "for ever"),
     "changes": ("changes", "stream: who changed a budget or resolved a doubt", "the newest 10,000"),
     # What callers look at.
     "jobs": ("jobs:{tenant}", "zset: a tenant's jobs by submission number", "entries leave with their record"),

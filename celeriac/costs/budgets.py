@@ -137,6 +137,7 @@ class Budgets:
         self._redis: Any = redis
         self._zone = ZoneInfo(zone)
         self._use = scripts.load(HERE / "use.lua", ALWAYS)
+        self._tell = scripts.load(HERE / "tell.lua", ALWAYS)
 
     async def put(self, scope: str, caps: Sequence[Cap], by: str) -> None:
         """Set a scope's caps, all of them. Calls that are being made go on. Raises StoreUnavailable."""
@@ -196,12 +197,16 @@ class Budgets:
                 found.append(Change(_when(id), unspelt(entry["scope"]), entry["by"], was, became))
         return found
 
+    async def untold(self) -> list[Alert]:
+        """Thresholds that were reached since this was asked last, by whomever. Raises StoreUnavailable."""
+        return [_alert(id, dict(zip(raw[::2], raw[1::2], strict=True))) for id, raw in await self._tell(page=100)]
+
     async def alerts(self, after: str = "-", most: int = 100) -> list[Alert]:
         """Thresholds that were reached, oldest first. after: the id of a known one. Raises StoreUnavailable."""
         async with answering():
             start = after if after == "-" else f"({after}"
             entries = await self._redis.xrange(keys.spell("alerts"), start, count=most)
-        return [_alert(id, {n.decode(): v.decode() for n, v in raw.items()}) for id, raw in entries]
+        return [_alert(id, raw) for id, raw in entries]
 
 
 def _use(cap: Cap, starts: int, ends: int, settled: bytes, in_doubt: bytes, reserved: bytes) -> Use:
@@ -213,7 +218,8 @@ def _when(id: bytes) -> datetime:
     return datetime.fromtimestamp(int(id.partition(b"-")[0]) / 1000, UTC)
 
 
-def _alert(id: bytes, entry: Mapping[str, str]) -> Alert:
+def _alert(id: bytes, raw: Mapping[bytes, bytes]) -> Alert:
+    entry = {name.decode(): value.decode() for name, value in raw.items()}
     window: Window = entry["window"]  # type: ignore[assignment]  # the script writes no other
     at = datetime.fromtimestamp(int(float(entry["at"])) / 1000, UTC)
     percent, use, cap = (int(entry[name]) for name in ("percent", "use", "cap"))

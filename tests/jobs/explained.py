@@ -36,6 +36,7 @@ STAY: Final = {
     "used",
     "usage_ever",
     "alerts",
+    "told_alerts",
     "changes",
 }
 #: Keys that age, whatever they hold.

@@ -243,6 +243,8 @@ async def test_a_threshold_is_told_once_in_its_window(buyers: Buyers) -> None:
         ("all", "hour", 80, 90, 100),
     ]
     assert await alerts(told[0].id) == told[1:]
+    assert await buyers.queue.stores.budgets.untold() == told
+    assert await buyers.queue.stores.budgets.untold() == [], "once"
     buyers.queue.later(HOUR)
     await buyers.queue.fleet.heartbeat("w1", 50, taking=True)
     await buyers.buy(job, 60, 60)

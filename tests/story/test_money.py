@@ -128,8 +128,7 @@ def test_a_report_covers_the_days_that_were_asked_for(house: House, env: dict[st
 
 def test_a_job_waits_for_money_or_fails_as_it_was_asked_to(house: House, env: dict[str, str]) -> None:
     """A budget that is spent is waited for until it is higher; one that leaves no room for its call ends it at once."""
-    house.worker(**env)
-    shim = house.shim(**env)
+    worker, shim = house.worker(**env), house.shim(**env)
     budget(shim, "tenant:default", day="0.000001")
     never = run(shim, "second")
     assert (never["state"], never["error"]["code"]) == ("failed", "budget_exceeded")
@@ -140,6 +139,8 @@ def test_a_job_waits_for_money_or_fails_as_it_was_asked_to(house: House, env: di
         pass
     [cap] = shim.http.get("/v1/budgets/tenant:default").json()["caps"]
     assert Decimal(cap["settled_usd"]) > 0
+    wait_until(lambda: "budget_threshold_reached" in worker.output(), "the worker to say that the cap is near")
+    assert worker.output().count("percent=80") == 1
     waiting = shim.submit(agent="second")["id"]
     wait_until(lambda: shim.job(waiting).get("reason") == "waiting_budget", "the job to wait for money")
     assert shim.job(waiting)["resume_at"] == cap["ends_at"]
