@@ -20,14 +20,15 @@ from tests.story.conftest import House
 AGENTS = """
 [agents.buyer]
 description = "One call of a known price."
-lanes = ["openai/priced"]
+lanes = ["openai/gpt-5-priced"]
 max_output_tokens = 10
 max_retries = 5
 retry_backoff_seconds = 0.1
 retry_backoff_max_seconds = 1
 """
-#: A cent for the ten tokens that a call may bring; its input is free.
-PRICES = '[openai.priced]\ninput = "0"\noutput = "1000"\n'
+#: A cent for the ten tokens that a call may bring; its input is free. No region makes models of this age dearer, which the
+#: bound would have to hold.
+PRICES = '[openai.gpt-5-priced]\ninput = "0"\noutput = "1000"\n'
 CENT: Final = Decimal("0.01")
 
 

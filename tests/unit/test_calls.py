@@ -178,7 +178,7 @@ async def test_how_long_a_call_waited_is_written_of_it(desk: Desk) -> None:
     await calls.close()
     waited = sorted(call.facts["waited"] for call in await desk.booked())
     assert waited[0] < 0.2
-    assert 0.25 <= waited[1] <= took
+    assert 0.25 <= waited[1] <= took + 0.001, "it is rounded"
 
 
 async def test_those_who_wait_for_a_lane_do_not_ask_again_together(desk: Desk) -> None:
