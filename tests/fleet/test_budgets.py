@@ -26,8 +26,8 @@ max_retries = 5
 retry_backoff_seconds = 0.1
 retry_backoff_max_seconds = 1
 """
-#: A cent for the ten tokens that a call may bring; its input is free. No region makes models of this age dearer, which the
-#: bound would have to hold.
+#: A cent for the ten tokens that a call may bring; its input is free. No region makes models of this age dearer, which
+#: the bound would hold.
 PRICES = '[openai.gpt-5-priced]\ninput = "0"\noutput = "1000"\n'
 CENT: Final = Decimal("0.01")
 
