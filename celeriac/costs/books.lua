@@ -287,7 +287,8 @@ end
 local function wake_scope(scope, most)
   local line, kept = K.lane_line(LINE .. scope), promised(scope)
   -- Whoever asks first in a new window says which it is: until then nobody knows what is used of it.
-  local blind = not string.match(scope, '^job%%3A') and not windows_of()
+  local of_job = string.match(scope, '^job%%3A')
+  local blind, caps = not of_job and not windows_of(), not of_job and caps_in(scope)
   for _, id in ipairs(call('ZRANGE', line, 0, most - 1)) do
     local r = read(id)
     if not (r and r.place == 'parked') then
@@ -297,7 +298,7 @@ local function wake_scope(scope, most)
       end
     else
       local bound, why = amount(call('HGET', K.job(id), 'lane_input')), nil
-      for _, c in ipairs(caps_in(scope, id)) do
+      for _, c in ipairs(caps or caps_in(scope, id)) do
         local no = no_room_in(c.firm, c.reserved + kept, c.cap, bound)
         if no and (not why or WORSE[no] > WORSE[why]) then why = no end
       end
