@@ -93,8 +93,15 @@ end
 -- else is nobody's sum; the others go on.
 local function books_shift(b, was, back, is, nanos)
   each_sum(b, function(key)
-    if redis.pcall('EXISTS', key) == 0 then return end
-    if was and back then redis.pcall('HINCRBY', key, was, back) end
+    if was and back then
+      local left = redis.pcall('HINCRBY', key, was, back)
+      if type(left) == 'table' then return end
+      if left < 0 then
+        -- It was not there.
+        if call('HLEN', key) == 1 then call('DEL', key) else call('HSET', key, was, 0) end
+        return
+      end
+    elseif redis.pcall('EXISTS', key) == 0 then return end
     if is then redis.pcall('HINCRBY', key, is, nanos) end
   end)
 end

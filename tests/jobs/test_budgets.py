@@ -311,6 +311,24 @@ async def test_the_ledger_and_the_budget_agree(buyers: Buyers) -> None:
     assert {(e.job, e.tenant, e.agent, e.attempt) for e in found} == {(job.id, "acme", "assistant", 1)}
 
 
+async def test_settling_makes_no_sum_that_is_gone(buyers: Buyers) -> None:
+    """Sums of a window go a while after its end: what settles later than that has none there any more."""
+    job = await buyers.job()
+    assert isinstance(await buyers.ask(job, 10, name="a"), Admitted)
+    assert isinstance(await buyers.ask(job, 10, name="b"), Admitted)
+    redis = buyers.queue.redis
+    gone = list(redis.scan_iter("celeriac:use:all:*"))
+    assert len(gone) == 4
+    assert all(35 * 86_400 < redis.ttl(name) < 70 * 86_400 for name in gone)
+    redis.delete(*gone)
+    buyers.queue.planted = True
+    await buyers.settle(job, "a", "settled", 7)
+    await buyers.settle(job, "b", "doubt")
+    await buyers.settle(job, "b", "settled", 0)
+    assert not redis.exists(*gone)
+    assert redis.hgetall("celeriac:used:all") == {"reserved": "0", "cost": "7", "in_doubt": "0"}
+
+
 async def test_scopes_are_spelt_so_that_no_name_is_another(buyers: Buyers) -> None:
     """Colons and blanks in a model's name do not make a key of somebody else's."""
     assert spelt("model:openai/llama3:8b") == "model%3Aopenai%2Fllama3%3A8b"
