@@ -137,7 +137,7 @@ class Budgets:
         self._redis: Any = redis
         self._zone = ZoneInfo(zone)
         self._use = scripts.load(HERE / "use.lua", ALWAYS)
-        self._tell = scripts.load(HERE / "tell.lua", ALWAYS)
+        self._tell = scripts.load(HERE / "tell_alerts.lua", ALWAYS)
 
     async def put(self, scope: str, caps: Sequence[Cap], by: str) -> None:
         """Set a scope's caps, all of them. Calls that are being made go on. Raises StoreUnavailable."""

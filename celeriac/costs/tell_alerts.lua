@@ -1,4 +1,4 @@
--- Tell: thresholds of caps that were reached since somebody was told last. They are handed out once. a: page.
+-- Tell of alerts: thresholds of caps that were reached since somebody was told last. They are handed out once. a: page.
 -- Answers the entries of the stream, as XRANGE does.
 local after = redis.pcall('GET', K.told_alerts())
 local entries = redis.pcall('XRANGE', K.alerts(), type(after) == 'string' and '(' .. after or '-', '+', 'COUNT', a.page)
