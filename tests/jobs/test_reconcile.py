@@ -21,8 +21,6 @@ from tests.jobs.conftest import Queue
 from tests.unit.test_reports import text
 
 MINI, HAIKU = "gpt-5.4-mini-2026-03-01", "claude-haiku-4-5-20251001"
-#: Of a day that is over.
-NOON = datetime.combine(datetime.now(UTC).date() - timedelta(days=1), time(12), UTC)
 
 
 class Deployment:
@@ -30,6 +28,8 @@ class Deployment:
 
     def __init__(self, queue: Queue, valkey: Valkey, folder: Path) -> None:
         self.queue, self.valkey, self.folder, self.calls = queue, valkey, folder, 0
+        #: Of a day that is over.
+        self.noon = datetime.combine(datetime.now(UTC).date() - timedelta(days=1), time(12), UTC)
 
     async def call(
         self, lane: Lane, model: str, nanos: int, *, bound: int = 0, usage: Usage | None = None, doubt: bool = False
@@ -51,8 +51,9 @@ class Deployment:
             Settlement(name, stands, bound, nanos, facts, None, "", counted),  # type: ignore[arg-type]  # one of them
         )
 
-    def report(self, name: str, *changes: tuple[str, str], day: datetime = NOON) -> Path:
-        """The documented one, as of that day."""
+    def report(self, name: str, *changes: tuple[str, str], back: int = 0) -> Path:
+        """The documented one, as of that day, or of one so many days before."""
+        day = self.noon - timedelta(days=back)
         written, then = text(name), datetime(2026, 11, 20, tzinfo=UTC)
         for days in (2, 1, 0):
             old, new = (then + timedelta(days=days), day.replace(hour=0) + timedelta(days=days))
@@ -78,9 +79,10 @@ class Deployment:
 
 @pytest.fixture
 async def deployment(queue: Queue, valkey: Valkey, tmp_path: Path) -> Deployment:
-    queue.later(int(NOON.timestamp() * 1000) - queue.now)
+    made = Deployment(queue, valkey, tmp_path)
+    queue.later(int(made.noon.timestamp() * 1000) - queue.now)
     await queue.worker(slots=50)
-    return Deployment(queue, valkey, tmp_path)
+    return made
 
 
 OPENAI, ANTHROPIC = Lane("openai", "gpt-5.4-mini"), Lane("anthropic", "claude-haiku-4-5")
@@ -95,11 +97,11 @@ async def test_a_bill_that_agrees_is_ok(deployment: Deployment) -> None:
     status, said = deployment.reconcile(str(deployment.report("openai_costs", NOT_OURS)))
     head, row, apart, tool, skipped = said.splitlines()
     assert head.split() == ["DAY", "MODEL", "BILLED", "USD", "SETTLED", "IN", "DOUBT", "DIFFERENCE", "VERDICT"]
-    day = f"{NOON:%Y-%m-%d}"
+    day = f"{deployment.noon:%Y-%m-%d}"
     assert row.split() == [day, "gpt-5.4-mini", "0.130805580", "0.130805580", "0.000000000", "0.000000000", "ok"]
     assert apart.startswith("of no model")
     assert tool.split("  ") == [day, "web search tool calls", "1.000000000"]
-    assert skipped == f"not compared: {NOON + timedelta(days=1):%Y-%m-%d}, it is not over yet"
+    assert skipped == f"not compared: {deployment.noon + timedelta(days=1):%Y-%m-%d}, it is not over yet"
     assert status == 0
 
 
@@ -111,7 +113,7 @@ async def test_what_is_in_doubt_covers_a_bill_up_to_its_bound(deployment: Deploy
     found = json.loads(said)
     [row] = found["rows"]
     assert row == {
-        "day": f"{NOON:%Y-%m-%d}",
+        "day": f"{deployment.noon:%Y-%m-%d}",
         "model": "claude-haiku-4-5",
         "billed_usd": "1.237891300",
         "settled_usd": "1.000000000",
@@ -153,14 +155,14 @@ async def test_the_same_provider_by_another_name(deployment: Deployment) -> None
 
 async def test_days_that_cannot_be_compared_are_named(deployment: Deployment) -> None:
     """Days that are not over, that the ledger forgot, or that the file has a part of; with none left it says so."""
-    old = str(deployment.report("anthropic_costs", day=NOON - timedelta(days=50)))
+    old = str(deployment.report("anthropic_costs", back=50))
     status, said = deployment.reconcile(old)
     assert "the ledger keeps 45 days (CELERIAC_COSTS__ENTRIES_TTL)" in said
     assert (status, said.splitlines()[-1]) == (2, "celeriac: no day of the file could be compared")
     status, said = deployment.reconcile(old, CELERIAC_COSTS__ENTRIES_TTL=str(60 * 86400))
     assert (status, "unexplained" in said) == (1, True)
-    today = NOON + timedelta(days=1)
-    part = deployment.report("anthropic_usage", (f"{today:%Y-%m-%d}T00", f"{NOON:%Y-%m-%d}T12"))
+    today = deployment.noon + timedelta(days=1)
+    part = deployment.report("anthropic_usage", (f"{today:%Y-%m-%d}T00", f"{deployment.noon:%Y-%m-%d}T12"))
     status, said = deployment.reconcile(str(part))
     assert (status, "the file tells only of 12 hours of it" in said) == (2, True)
     assert "its last page names a next one" in said
