@@ -14,6 +14,7 @@ from celeriac.cli.jobs import jobs
 from celeriac.cli.lanes import lanes
 from celeriac.cli.prices import prices
 from celeriac.cli.receipts import receipts
+from celeriac.cli.reconcile import reconcile
 from celeriac.errors import Misconfigured, NotStarted, StoreUnavailable
 
 
@@ -50,6 +51,7 @@ main.add_command(budgets)
 main.add_command(ledger)
 main.add_command(receipts)
 main.add_command(prices)
+main.add_command(reconcile)
 
 
 @main.command()

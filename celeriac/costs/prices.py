@@ -206,8 +206,8 @@ class Prices:
     def _listed_for(self, lane: Lane, model: str, slot: int) -> Listed:
         at = datetime.fromtimestamp(slot * SLOT, UTC)
         # The model of the day has the price of the model; and so has the one that is asked for as the latest.
-        undated = _undated(model)
-        names = list(dict.fromkeys((model, undated, lane.model if _undated(lane.model) == undated else model)))
+        plain = undated(model)
+        names = list(dict.fromkeys((model, plain, lane.model if undated(lane.model) == plain else model)))
         if override := self._override(lane.provider, names, at):
             return Listed(override.row, "own", str(override.since or ""))
         for name in names:
@@ -251,7 +251,8 @@ def _in_force(candidates: overrides.Overrides, at: datetime) -> Override | None:
     return next((found for found in candidates if found.since is None or found.since <= at.date()), None)
 
 
-def _undated(model: str) -> str:
+def undated(model: str) -> str:
+    """The model that a snapshot is of: gpt-5 of gpt-5-2026-03-01. Any other longer name is another model's."""
     return _DAY.sub("", model)
 
 
