@@ -33,6 +33,8 @@ Whose = Annotated[Name | None, Query(alias="tenant", description="Only this tena
 def _time(text: str, field: str, zone: str) -> datetime:
     """A day begins at the deployment's midnight."""
     try:
+        if not "1971" <= text[:4] <= "8999":
+            raise ValueError(text)
         if len(text) == 10:
             return datetime.combine(date.fromisoformat(text), datetime.min.time(), ZoneInfo(zone)).astimezone(UTC)
         at = datetime.fromisoformat(text)

@@ -30,6 +30,7 @@ from celeriac.errors import (
     BudgetFull,
     CeleriacError,
     Fenced,
+    LaneBudgetFull,
     LaneClosed,
     LimitReached,
     LocalFault,
@@ -510,7 +511,9 @@ class Runner:
         a_try = was_asked(error)
         if isinstance(error, BudgetFull):
             waits = error.why == "held" or (error.why == "spent" and on_budget == "wait")
-            return Waits(error, False, (error.bound, 0), True) if waits else None
+            # Other lanes may have room before.
+            looks_around = isinstance(error, LaneBudgetFull) and not only
+            return Waits(error, False, (error.bound, 0), not looks_around) if waits else None
         if not isinstance(error, (*CURABLE, LaneClosed)) or (a_try and claim.retries >= agent.max_retries):
             return None
         if isinstance(error, (RateLimited, LaneClosed)) or error.retry_after is not None:

@@ -3,8 +3,8 @@
 -- those that work for them. Each has a sum for each window: the hour, the day, the week, the month, and ever. Amounts are whole
 -- nano-dollars; they stay text where they may be large, since Lua's numbers lose digits beyond 2^53.
 local WINDOWS = {'hour', 'day', 'week', 'month'}
--- Seconds, at most: the longest day has the hour in it by which clocks go back.
-local LENGTH = {hour = 3600, day = 90000, week = 608400, month = 2682000}
+-- Seconds, at most: the longest day has the two hours in it by which clocks go back somewhere.
+local LENGTH = {hour = 3600, day = 93600, week = 612000, month = 2685600}
 local OUTLIVES = 35 * 86400 -- seconds for which the sum of a window is kept after its end: answers may come late
 local MOST_SERIES = 5000    -- in one span of the usage; what is beyond them counts together
 local KEPT_ALERTS, KEPT_CHANGES = 1000, 10000
@@ -144,19 +144,23 @@ local function wait_for(scope)
   end
 end
 
-local function promised(scope) return amount(redis.pcall('GET', K.promised(scope))) end
+local function promised(scope)
+  local stored = stands(K.promised(scope), PROMISED) and redis.pcall('GET', K.promised(scope))
+  return amount(type(stored) == 'string' and stored or '')
+end
 
--- Whether a call of this bound may be admitted: nil, or {why not, scope, window, when that ends (seconds, 0 for never), cap}. Of
--- several the worst. is_woken: the scope in whose line it stood.
+-- Whether a call of this bound may be admitted: nil, or {why not, scope, window, when that ends (seconds, 0 for never), cap, whether
+-- it is for want of room and not for those in line}. Of several the worst. is_woken: the scope in whose line it stood: whoever comes
+-- out of one has waited, and waits for no other line, or two would turn each other's jobs away for ever.
 local function books_room(b, windows, bound, is_woken)
   local worst
   for _, c in ipairs(caps_of(b.scopes)) do
     local firm, reserved = use_in(use_key(b, c.scope, c.window))
-    local mine = c.scope == is_woken
-    if not mine then reserved = reserved + promised(c.scope) end
-    local why = no_room_in(firm, reserved, c.cap, bound) or not mine and is_waited_for(c.scope) and 'held'
+    if not is_woken then reserved = reserved + promised(c.scope) end
+    local none = no_room_in(firm, reserved, c.cap, bound)
+    local why = none or not is_woken and is_waited_for(c.scope) and 'held'
     if why and (not worst or WORSE[why] > WORSE[worst[1]]) then
-      worst = {why, c.scope, c.window, windows[c.window] and windows[c.window][2] or 0, c.cap}
+      worst = {why, c.scope, c.window, windows[c.window] and windows[c.window][2] or 0, c.cap, none ~= nil}
     end
   end
   return worst
@@ -166,13 +170,15 @@ end
 local function books_alert(b)
   for _, c in ipairs(caps_of(b.scopes)) do
     local key = use_key(b, c.scope, c.window)
-    local firm, told = use_in(key), amount(call('HGET', key, 'alerted'))
-    local reached = 0
+    local firm, reached = use_in(key), 0
+    -- Of another cap, other thresholds were told.
+    local of, told = string.match(call('HGET', key, 'alerted') or '', '^(%d+) (%d+)$')
+    told = tonumber(of) == c.cap and tonumber(told) or 0
     for soft in string.gmatch(c.soft, '%d+') do
       if firm * 100 >= c.cap * tonumber(soft) then reached = math.max(reached, tonumber(soft)) end
     end
     if reached > told and call('EXISTS', key) == 1 then
-      call('HSET', key, 'alerted', reached)
+      call('HSET', key, 'alerted', string.format('%.0f %d', c.cap, reached))
       redis.pcall('XADD', K.alerts(), 'MAXLEN', '~', KEPT_ALERTS, '*', 'scope', c.scope, 'window', c.window, 'percent', reached,
         'use', string.format('%.0f', firm), 'cap', string.format('%.0f', c.cap), 'at', now)
     end
@@ -296,7 +302,13 @@ local function wake_scope(scope, most)
   -- Whoever asks first in a new window says which it is: until then nobody knows what is used of it.
   local of_job = string.match(scope, '^job%%3A')
   local blind, caps = not of_job and not windows_of(), not of_job and caps_in(scope)
-  for _, id in ipairs(call('ZRANGE', line, 0, most - 1)) do
+  -- From where the last look ended: those at the head may be too dear for what is left.
+  local from = redis.pcall('HGET', K.lane(LINE .. scope), 'looked')
+  from = type(from) == 'string' and tonumber(from) and '(' .. from or '-inf'
+  local page = call('ZRANGEBYSCORE', line, from, '+inf', 'WITHSCORES', 'LIMIT', 0, most)
+  local looked = #page == 2 * most and page[#page] or ''
+  for i = 1, #page, 2 do
+    local id = page[i]
     local r = read(id)
     if not (r and r.place == 'parked') then
       if not (r and r.newer) then
@@ -313,8 +325,8 @@ local function wake_scope(scope, most)
         wait_for(scope)
         return
       end
-      -- What never fits goes on to hear so.
-      if why ~= 'spent' then
+      -- What never fits goes on to hear so; and what a job may cost does not get better.
+      if why ~= 'spent' or of_job then
         local done = try(id, 'lane', function()
           leave_place(r)
           call('HSET', K.job(id), 'woken', string.format('%s %.0f %.0f 0', LINE .. scope, now, bound))
@@ -327,6 +339,11 @@ local function wake_scope(scope, most)
         end
         if done and blind then return end
       end
+    end
+  end
+  if from ~= '-inf' or looked ~= '' then
+    if type(redis.pcall('HSET', K.lane(LINE .. scope), 'looked', looked)) == 'number' then
+      call('PEXPIRE', K.lane(LINE .. scope), 86400000)
     end
   end
 end

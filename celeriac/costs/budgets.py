@@ -88,7 +88,7 @@ def check_scope(scope: str, labels: Mapping[str, tuple[str, ...]]) -> str:
     kind, _, name = scope.partition(":")
     if scope == "all":
         return scope
-    if kind not in KINDS or not re.match(KINDS[kind], name):
+    if kind not in KINDS or not re.fullmatch(KINDS[kind], name):
         raise Invalid(
             f"{scope!r} is no scope",
             field="scope",

@@ -94,7 +94,8 @@ class Ledger:
 
     async def entries(self, start: datetime, end: datetime, *, tenant: str | None = None) -> AsyncIterator[Entry]:
         """Those written from `start` on and before `end`, in order; read page by page. Raises StoreUnavailable."""
-        start = max(start, datetime.now(UTC) - self._kept - 2 * DAY)
+        now = datetime.now(UTC)
+        start, end = max(start, now - self._kept - 2 * DAY), min(end, now + DAY)
         first, last = int(start.timestamp() * 1000), int(end.timestamp() * 1000) - 1
         for day in range(first // 86_400_000, last // 86_400_000 + 1):
             name, after = keys.spell("ledger", day=str(day)), str(first)

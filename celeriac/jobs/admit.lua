@@ -45,8 +45,8 @@ for i, payer in ipairs({{a.id, a.cap}, unpack(above)}) do
     local no = books.no_room_in(firm, reserved, tonumber(payer[2]), tonumber(bound))
     local scope = 'job%3A' .. payer[1]
     -- What the others hold that work for it will come back in part.
-    if i > 1 and (no == 'held' or not no and scope ~= woken_scope and books.is_waited_for(scope)) then
-      books.wait_for(scope)
+    if i > 1 and (no == 'held' or not no and not woken_scope and books.is_waited_for(scope)) then
+      if no then books.wait_for(scope) end
       return {'full', 'held', scope, 'ever', 0, payer[2], bound}
     elseif no then return {'spent'} end
   end
@@ -58,7 +58,7 @@ if a.books ~= cjson.null then
   b = books.of(a.books.scopes, a.books.series, windows)
   local full = books.room(b, windows, tonumber(bound), woken_scope)
   if full then
-    if full[1] == 'held' then books.wait_for(full[2]) end
+    if full[1] == 'held' and full[6] then books.wait_for(full[2]) end
     return {'full', full[1], full[2], full[3], full[4], string.format('%.0f', full[5]), bound}
   end
 end

@@ -243,7 +243,7 @@ local function to_lane_line(r, lane, resume_at)
   -- Who has no other lane has nothing to ask before.
   local look = only and math.max(resume_at - now, LONGEST_LOOK) or math.min(LONGEST_LOOK, LOOK_AROUND * 2 ^ waits)
   -- Thousands may wait for the same midnight, and are woken as there is room: that they look for themselves is for the worst.
-  if reason == 'waiting_budget' then look = math.max(resume_at - now, LONGEST_LOOK) + r.seq % 3600 * 1000 end
+  if reason == 'waiting_budget' and only then look = math.max(resume_at - now, LONGEST_LOOK) + r.seq % 3600 * 1000 end
   call('HSET', K.job(r.id), 'parked_for', look)
   call('ZADD', K.parked(), now + look, r.id)
   if type(redis.pcall('SADD', K.lanes(), lane)) == 'table' then

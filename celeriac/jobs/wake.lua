@@ -80,7 +80,9 @@ local done = pcall(function()
     call('DEL', K.lane_turns(lane))
   end
 end)
-if not done then
+-- What is wrong with the sums of a scope is no fault of those who wait for it.
+local is_line = scope and type(redis.pcall('ZCARD', K.lane_line(lane))) == 'number'
+if not done and not is_line then
   set_aside(lane, 'lanes')
   call('DEL', K.lane_line(lane), K.lane_turns(lane))
   call('SREM', K.lanes(), lane)

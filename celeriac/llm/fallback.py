@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
-from celeriac.errors import BadCredentials, BadModelRequest, ContentRefused, LocalFault, ModelError, QuotaExhausted
+from celeriac.errors import (
+    BadCredentials,
+    BadModelRequest,
+    BudgetFull,
+    ContentRefused,
+    LocalFault,
+    ModelError,
+    QuotaExhausted,
+)
 from celeriac.llm.model import Answer, Attempt, Lane, ModelClient, ModelRequest
 from celeriac.llm.patient import attempt
 
@@ -60,4 +70,13 @@ class Fallback:
 
 def _most_telling(errors: Sequence[ModelError]) -> ModelError:
     curable = [error for error in errors if not isinstance(error, LASTING)]
-    return min(curable, key=lambda error: error.retry_after or 0.0) if curable else errors[0]
+    # What never fits, and a window that is spent, say least where another lane may be had sooner.
+    fits = [error for error in curable if not (isinstance(error, BudgetFull) and error.why == "never")]
+    return min(fits or curable, key=_wait) if curable else errors[0]
+
+
+def _wait(error: ModelError) -> float:
+    """Seconds until its lane may be asked again, as far as the error knows."""
+    if isinstance(error, BudgetFull) and error.why != "held":
+        return (error.ends - datetime.now(UTC)).total_seconds() if error.ends else math.inf
+    return error.retry_after or 0.0

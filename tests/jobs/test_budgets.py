@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 from celeriac.costs.books import Account, counts, spelt, unspelt
 from celeriac.costs.budgets import Cap
 from celeriac.jobs.journal import Admitted, Full, Settlement
-from celeriac.jobs.model import Claim, Parked, Place
+from celeriac.jobs.model import Claim, Parent, Parked, Place
 from celeriac.llm.model import Lane, Usage
 from tests.jobs.conftest import Queue
 
@@ -335,3 +335,87 @@ async def test_scopes_are_spelt_so_that_no_name_is_another(buyers: Buyers) -> No
     await buyers.caps("model:openai/llama3:8b", ever=5)
     job = await buyers.job()
     assert why(await buyers.ask(job, 6, lane=Lane("openai", "llama3:8b"))) == ("never", "model:openai/llama3:8b")
+
+
+async def test_two_lines_do_not_turn_each_others_jobs_away(buyers: Buyers) -> None:
+    """Whoever comes out of one has waited, and is measured by the room that there is."""
+    for scope in ("all", "tenant:acme"):
+        await buyers.caps(scope, ever=100)
+    jobs = [await buyers.job() for _ in range(4)]
+    for number, job in enumerate(jobs):
+        scope = ("all", spelt("tenant:acme"))[number % 2]
+        await buyers.queue.jobs.wait_for_lane(job, f"${scope}", timedelta(minutes=5), most=(60, 0))
+        buyers.queue.redis.hset(f"celeriac:lane:${scope}", "held", buyers.queue.now + 5000)
+    left = {job.id for job in jobs}
+    for _ in range(12):
+        await buyers.queue.pass_time(1, "w1")
+        for id in list(left):
+            if buyers.queue.record(id)["place"] == Place.RUNG:
+                run = await buyers.queue.claim(id)
+                said = await buyers.ask(run, 60)
+                if isinstance(said, Full):
+                    await buyers.waits(run, said)
+                    continue
+                await buyers.settle(run, buyers.name, "settled", 1)
+                await buyers.queue.finish(run)
+                left.remove(id)
+    assert not left
+
+
+async def test_those_behind_many_that_are_spent_have_their_turn(buyers: Buyers) -> None:
+    """However many are too dear for what is left."""
+    await buyers.caps("all", ever=1000)
+    await buyers.buy(await buyers.job(), 950, 950)
+    await buyers.queue.worker("w2", slots=400)
+    for bound in (*[100] * 210, 40):
+        job = await buyers.job()
+        full = await buyers.ask(job, bound) if bound > 50 else Full("held", "all", "ever", None, 1000, bound)
+        assert isinstance(full, Full)
+        await buyers.waits(job, full)
+    await buyers.queue.pass_time(12, "w1", "w2")
+    assert await buyers.place(job) in {Place.READY, Place.RUNG}
+
+
+async def test_a_child_hears_that_the_money_of_its_parent_is_spent(buyers: Buyers) -> None:
+    """It will not become more: the job ends, and its parent hears of it."""
+    queue = buyers.queue
+    top = await buyers.job("default")
+    family = Parent(top.id, top.worker, top.nonce, 10, ((top.id, 100),))
+    first, second = [await queue.claim(await queue.submit(parent=family)) for _ in range(2)]
+    assert isinstance(await buyers.ask(first, 60, name="a"), Admitted)
+    full = await buyers.ask(second, 60)
+    assert why(full) == ("held", f"job:{top.id}")
+    assert isinstance(full, Full)
+    await buyers.waits(second, full)
+    await buyers.settle(first, "a", "settled", 60)
+    assert await buyers.place(second) in {Place.READY, Place.RUNG}
+
+
+async def test_a_raised_cap_has_thresholds_of_its_own(buyers: Buyers) -> None:
+    await buyers.caps("all", ever=100)
+    job = await buyers.job()
+    await buyers.buy(job, 100, 100)
+    await buyers.caps("all", ever=1000)
+    await buyers.buy(job, 850, 850)
+    told = await buyers.queue.stores.budgets.alerts()
+    assert [(alert.cap, alert.percent) for alert in told] == [(100, 100), (1000, 80)]
+
+
+async def test_a_line_outlives_sums_that_cannot_be_read(buyers: Buyers) -> None:
+    """Once they can be, it goes on."""
+    await buyers.caps("all", ever=10)
+    job = await buyers.job()
+    await buyers.buy(job, 10, 10)
+    full = await buyers.ask(job, 10)
+    assert isinstance(full, Full)
+    await buyers.waits(job, full)
+    redis, name = buyers.queue.redis, "celeriac:used:all"
+    buyers.queue.planted = True
+    redis.rename(name, "test:kept")
+    redis.rpush(name, "nonsense")
+    await buyers.queue.fleet.upkeep()
+    redis.delete(name)
+    redis.rename("test:kept", name)
+    await buyers.caps("all", ever=20)
+    await buyers.queue.fleet.upkeep()
+    assert await buyers.place(job) == Place.RUNG

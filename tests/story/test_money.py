@@ -121,6 +121,7 @@ def test_a_report_covers_the_days_that_were_asked_for(house: House, env: dict[st
         ({"from": "2026-11-01T12:00:00"}, "from"),
         ({"from": "2026-11-02", "to": "2026-11-01"}, "to"),
         ({"from": "2020-01-01", "to": "2026-01-01"}, "to"),
+        ({"from": "9999-12-31", "to": "9999-12-31T12:00:00Z"}, "from"),
     ):
         refused = shim.http.get("/v1/usage", params=query)
         assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, field), refused.text
