@@ -102,19 +102,6 @@ class Totals:
                 yield at
             at = after
 
-    async def ever(self) -> list[Row]:
-        """The sums of each series since the first call; they never go down. Raises StoreUnavailable."""
-        async with answering():
-            series = await self._redis.hgetall(keys.spell("usage_ever"))
-        groups = ("tenant", "agent", "provider", "model")
-        return [
-            Row(
-                dict(zip(groups, _group(name.decode(), groups, None) or (), strict=True)),
-                dict(zip(COLUMNS, map(int, text.split()), strict=True)),
-            )
-            for name, text in sorted(series.items())
-        ]
-
 
 def _group(series: str, group_by: Sequence[str], tenant: str | None) -> tuple[str, ...] | None:
     """The series' place; None where it is another tenant's. Day and hour stay as they are: they are its span's."""
