@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -148,13 +149,14 @@ def test_what_is_only_held_is_waited_for(fleet: Fleet) -> None:
 
 def test_workers_that_are_killed_leave_their_calls_in_doubt_and_the_cap_holds(house: House, fleet: Fleet) -> None:
     """Fewer finish, by what is in doubt; nothing stays reserved, and a higher cap finishes the rest."""
-    fleet.always(output=10, delay=2.0)
+    fleet.always(output=10, delay=5)
     fleet.cap("1")
-    with fleet.sampled(Decimal(1)):
-        ids = fleet.submit(200)
+    with fleet.sampled(Decimal(1)), ThreadPoolExecutor(1) as beside:
+        submitting = beside.submit(fleet.submit, 200)
         wait_until(lambda: house.in_flight() > 20, "calls to be made")
         for worker in fleet.workers[:2]:
             worker.kill()
+        ids = submitting.result()
         states = fleet.settles(ids)
     use = fleet.use()
     assert use["in_doubt"] > 0
