@@ -248,7 +248,8 @@ def test_a_calls_cost_is_told_by_class_of_tokens(prices: Prices, made: dict[str,
     """gpt-5-mini: $0.25 in, $0.025 cached, $2 out a million. A call in doubt has no parts."""
     parts = made["lines"][1]["cost_by_class_usd"]
     assert {name: nanos(amount) for name, amount in parts.items()} == {
-        "input": 250_000, "cache_read": 10_000, "cache_write": 0, "cache_write_1h": 0, "output": 200_000, "reasoning": 0,
+        "input": 250_000, "cache_read": 10_000, "cache_write": 0, "cache_write_1h": 0, "output": 200_000,
+        "reasoning": 0,
     }  # fmt: skip
     assert made["lines"][0]["cost_by_class_usd"] is None
 
