@@ -116,7 +116,16 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
         "zset: calls in doubt, by when they were admitted (ms)",
         "entries leave with their age, or the doubt",
     ),
-    "doubt_calls": ("doubt_calls", "hash: the same calls, whole", "entries leave with their age, or the doubt"),
+    "doubt_calls": (
+        "doubt_calls",
+        "hash: the same calls, whole, and whose they are",
+        "entries leave with their age, or the doubt",
+    ),
+    "resolved": (
+        "resolved:{id}:{call}",
+        "string: what somebody said of a call that was in doubt",
+        "as the ledger's entries",
+    ),
     "alerts": ("alerts", "stream: thresholds of caps that were reached", "the newest 1,000"),
     "told_alerts": ("told_alerts", "string: the newest of them that was told", "for ever"),
     "changes": ("changes", "stream: who changed a budget or resolved a doubt", "the newest 10,000"),

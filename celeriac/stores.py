@@ -13,6 +13,7 @@ from celeriac.contexts import store as contexts
 from celeriac.contexts.store import ContextStore
 from celeriac.costs import books
 from celeriac.costs.budgets import Budgets
+from celeriac.costs.doubts import Doubts
 from celeriac.costs.ledger import Ledger
 from celeriac.costs.usage import Totals
 from celeriac.errors import Misconfigured
@@ -39,6 +40,7 @@ class Stores:
     contexts: ContextStore
     lanes: Lanes
     budgets: Budgets
+    doubts: Doubts
     ledger: Ledger
     usage: Totals
     channels: Channels
@@ -90,6 +92,7 @@ def open_stores(
         contexts=ContextStore(redis, made),
         lanes=Lanes(redis, made),
         budgets=Budgets(redis, made, settings.costs.time_zone),
+        doubts=Doubts(redis, made),
         ledger=Ledger(redis, settings.costs.entries_ttl),
         usage=Totals(redis, settings.costs.time_zone),
         channels=channels,

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from celeriac.cli.budgets import budgets, ledger
+from celeriac.cli.doubt import doubt
 from celeriac.cli.jobs import jobs
 from celeriac.cli.lanes import lanes
 from celeriac.cli.prices import prices
@@ -49,6 +50,7 @@ main.add_command(jobs)
 main.add_command(lanes)
 main.add_command(budgets)
 main.add_command(ledger)
+main.add_command(doubt)
 main.add_command(receipts)
 main.add_command(prices)
 main.add_command(reconcile)

@@ -228,10 +228,11 @@ local function call_of(text)
   return {stands = stands, bound = nanos_bound, amount = nanos, at = at, facts = facts, books = books}
 end
 
--- One entry of the ledger. nanos: what is settled by it. in_doubt: by how much that sum changes; both text.
+-- One entry of the ledger. nanos: what is settled by it. in_doubt: by how much that sum changes; both text. c.of: whose call it
+-- is, where its job is not asked.
 local function ledger_add(id, name, c, stands, nanos, in_doubt)
   local day = K.ledger(string.format('%.0f', math.floor(now / 86400000)))
-  local tenant, agent, attempt = unpack(call('HMGET', K.job(id), 'tenant', 'agent', 'attempts'))
+  local tenant, agent, attempt = unpack(c.of or call('HMGET', K.job(id), 'tenant', 'agent', 'attempts'))
   local function add()
     return redis.pcall('XADD', day, '*', 'job', id, 'call', name, 'tenant', tenant or '', 'agent', agent or '', 'attempt',
       attempt or '', 'stands', stands, 'nanos', nanos, 'in_doubt', in_doubt, 'at', c.at, 'facts', c.facts)
@@ -243,21 +244,68 @@ local function ledger_add(id, name, c, stands, nanos, in_doubt)
   if call('TTL', day) < 0 then call('EXPIRE', day, 86400 + ENTRIES) end
 end
 
--- Calls in doubt are listed until somebody knows better, or nobody can any more. They are kept whole: their jobs may be gone before.
+-- Calls in doubt are listed until somebody knows better, or nobody can any more. They are kept whole, with whose they are: their jobs
+-- may be gone before.
 local function doubt_remove(entry)
   redis.pcall('ZREM', K.doubts(), entry)
   redis.pcall('HDEL', K.doubt_calls(), entry)
 end
 
-local function doubt_add(entry, c)
+-- ancestors: for whom its job works.
+local function doubt_add(id, name, c, ancestors)
+  local tenant, agent, attempt = unpack(call('HMGET', K.job(id), 'tenant', 'agent', 'attempts'))
+  local of = cjson.encode({tenant or '', agent or '', attempt or '', #ancestors > 0 and ancestors or nil})
+  local facts = string.sub(c.facts, 1, -2) .. (c.facts == '{}' and '' or ',') .. '"of":' .. of .. '}'
+  local entry = id .. ' ' .. name
+  local text = call_text({stands = c.stands, bound = c.bound, amount = c.amount, at = c.at, facts = facts, books = c.books})
   local added = redis.pcall('ZADD', K.doubts(), c.at, entry)
-  local kept = redis.pcall('HSET', K.doubt_calls(), entry, call_text(c))
+  local kept = redis.pcall('HSET', K.doubt_calls(), entry, text)
   if type(added) == 'table' or type(kept) == 'table' then
     call('DEL', K.doubts(), K.doubt_calls())
     call('ZADD', K.doubts(), c.at, entry)
-    call('HSET', K.doubt_calls(), entry, call_text(c))
+    call('HSET', K.doubt_calls(), entry, text)
   end
   for _, old in ipairs(call('ZRANGEBYSCORE', K.doubts(), '-inf', now - ENTRIES * 1000, 'LIMIT', 0, 5)) do doubt_remove(old) end
+end
+
+-- A call in doubt as it is listed, with c.of: tenant, agent, attempt, and for whom its job works. Nil where it is not, or makes no
+-- sense.
+local function doubt_read(entry)
+  local text = redis.pcall('HGET', K.doubt_calls(), entry)
+  local c = type(text) == 'string' and call_of(text)
+  local of = c and c.stands == 'doubt' and string.match(c.facts, ',?"of":(%b[])}$')
+  if not of then return nil end
+  c.facts = string.gsub(c.facts, ',?"of":%b[]}$', '}')
+  local readable, found = pcall(cjson.decode, of)
+  if not readable then return nil end
+  c.of = found
+  return c
+end
+
+-- What somebody said of a call that was in doubt, "settled NANOS BOUND" or "released 0 BOUND", or nil: its outcome stays so, whatever
+-- comes after that.
+local function doubt_resolved(id, name)
+  local said = redis.pcall('GET', K.resolved(id, name))
+  return type(said) == 'string' and said or nil
+end
+
+local function doubt_resolve(id, name, said)
+  call('SET', K.resolved(id, name), said, 'EX', ENTRIES)
+end
+
+-- In the sums of those for whom a job works. Answers those of them that are known.
+local function shift_above(ancestors, was, back, is, nanos)
+  local payers = {}
+  for _, ancestor in ipairs(ancestors) do
+    local above = ancestor[1]
+    if call('EXISTS', K.job(above)) == 1 then
+      payers[#payers + 1] = above
+      call('HINCRBY', K.job(above), 'revision', 1)
+      if back then call('HINCRBY', K.job(above), 'below_' .. was, back) end
+      if is then call('HINCRBY', K.job(above), 'below_' .. is, nanos) end
+    end
+  end
+  return payers
 end
 
 -- Room that is found for those who wait is kept for them for a moment.
@@ -366,6 +414,7 @@ return {
   text = books_text,
   read = books_read,
   shift = books_shift,
+  shift_above = shift_above,
   alert = books_alert,
   count = books_count,
   wake = books_wake,
@@ -373,6 +422,9 @@ return {
   reserve = books_reserve,
   doubt = doubt_add,
   no_doubt = doubt_remove,
+  doubt_read = doubt_read,
+  resolved = doubt_resolved,
+  resolve = doubt_resolve,
   enter = ledger_add,
   windows = windows_of,
   no_room_in = no_room_in,
@@ -381,6 +433,7 @@ return {
   keep_promise = keep_promise,
   wake_scope = wake_scope,
   LINE = LINE,
+  KEPT_CHANGES = KEPT_CHANGES,
   call_text = call_text,
   call_of = call_of,
 }

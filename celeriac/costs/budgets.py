@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from celeriac import keys
 from celeriac.connections import ALWAYS, Redis, Scripts, answering
+from celeriac.costs.audit import changes
 from celeriac.costs.books import HERE, WINDOWS, Window, as_argument, spelt, unspelt
 from celeriac.errors import Invalid, NotFound
 from celeriac.settings import NAME
@@ -187,15 +188,7 @@ class Budgets:
 
     async def changes(self, most: int = 100) -> list[Change]:
         """Of budgets, the newest first. Raises StoreUnavailable."""
-        async with answering():
-            entries = await self._redis.xrevrange(keys.spell("changes"), count=most)
-        found = []
-        for id, raw in entries:
-            entry = {name.decode(): value.decode() for name, value in raw.items()}
-            if entry["what"] == "budget":
-                was, became = (_caps(entry[name]) or None for name in ("was", "became"))
-                found.append(Change(_when(id), unspelt(entry["scope"]), entry["by"], was, became))
-        return found
+        return [_change(at, entry) async for at, entry in changes(self._redis, "budget", most)]
 
     async def untold(self) -> list[Alert]:
         """Thresholds that were reached since this was asked last, by whomever. Raises StoreUnavailable."""
@@ -209,13 +202,14 @@ class Budgets:
         return [_alert(id, raw) for id, raw in entries]
 
 
+def _change(at: datetime, entry: Mapping[str, str]) -> Change:
+    was, became = (_caps(entry[name]) or None for name in ("was", "became"))
+    return Change(at, unspelt(entry["scope"]), entry["by"], was, became)
+
+
 def _use(cap: Cap, starts: int, ends: int, settled: bytes, in_doubt: bytes, reserved: bytes) -> Use:
     since, until = (datetime.fromtimestamp(at, UTC) if at else None for at in (starts, ends))
     return Use(cap, int(settled), int(in_doubt), int(reserved), since, until)
-
-
-def _when(id: bytes) -> datetime:
-    return datetime.fromtimestamp(int(id.partition(b"-")[0]) / 1000, UTC)
 
 
 def _alert(id: bytes, raw: Mapping[bytes, bytes]) -> Alert:

@@ -69,6 +69,7 @@ class Entry:
             "estimated": bool(facts.get("estimated")),
             "overrun": bool(facts.get("overrun")),
             "late": bool(facts.get("late")),
+            "resolved": bool(facts.get("resolved")),
             "error": facts.get("error") or "",
             "seconds": facts.get("seconds"),
             **{f"{name}_tokens": count for name, count in usage.classes().items()},

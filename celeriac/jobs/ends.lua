@@ -63,7 +63,7 @@ local function books_move(id, name, c, was, back, stands, nanos, counts)
     if counts then books.count(b, counts) end
   end
   if was == 'doubt' then books.no_doubt(entry) end
-  if stands == 'doubt' then books.doubt(entry, c) end
+  if stands == 'doubt' then books.doubt(id, name, c, (ancestors_of(id))) end
   if was == 'doubt' or stands ~= 'released' then
     local change = stands == 'doubt' and nanos or was == 'doubt' and back or '0'
     books.enter(id, name, c, stands, stands == 'settled' and nanos or '0', change)
@@ -81,16 +81,7 @@ local function call_move(id, name, c, stands, amount, counts)
   local back = was and c.amount ~= '0' and '-' .. c.amount
   if back then call('HINCRBY', K.job(id), was, back) end
   if SUM[stands] then call('HINCRBY', K.job(id), SUM[stands], amount) end
-  local payers = {}
-  for _, ancestor in ipairs((ancestors_of(id))) do
-    local above = ancestor[1]
-    if call('EXISTS', K.job(above)) == 1 then
-      payers[#payers + 1] = above
-      call('HINCRBY', K.job(above), 'revision', 1)
-      if back then call('HINCRBY', K.job(above), 'below_' .. was, back) end
-      if SUM[stands] then call('HINCRBY', K.job(above), 'below_' .. SUM[stands], amount) end
-    end
-  end
+  local payers = books.shift_above((ancestors_of(id)), was, back, SUM[stands], amount)
   c.stands, c.amount = stands, amount
   call('HSET', K.calls(id), name, books.call_text(c))
   if stands == 'open' then return end
@@ -100,10 +91,16 @@ end
 
 -- The money half of a settlement: by the call's name, once, whoever asks. A call that the store does not know (it lost its
 -- history) is booked from the worker's own copy. s: call, stands, bound, nanos, facts, books (what it is booked under; "" for
--- nothing), counts (for the usage). Answers what was done, and when the call was admitted.
+-- nothing), counts (for the usage). Answers what was done, and when the call was admitted; of one that somebody resolved by hand
+-- before its outcome came "resolved " and what was said of it.
 local function book(id, s)
-  if call('EXISTS', K.job(id)) == 0 then return 'lost' end
-  local c = call_read(id, s.call)
+  local known_job = call('EXISTS', K.job(id)) == 1
+  local c = known_job and call_read(id, s.call) or nil
+  if not c or c.stands == 'settled' or c.stands == 'released' then
+    local said = books.resolved(id, s.call)
+    if said then return 'resolved ' .. said end
+  end
+  if not known_job then return 'lost' end
   if c and (c.stands == 'settled' or c.stands == 'released' or c.stands == s.stands) then return 'again' end
   local known, counts = c ~= nil, s.counts ~= cjson.null and s.counts or nil
   -- It was counted when it came to be in doubt.

@@ -184,7 +184,7 @@ class Journal:
             if stored >= len(claim.journal):
                 raise Fenced("the store lost steps of this job that this run did not make")
             await self._commit(claim, stored, claim.journal[stored], None, None)
-        _notice(claim, money)
+        tell_of_money(claim, settlement, money)
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
         if step == len(claim.journal):
@@ -239,7 +239,7 @@ class Journal:
             told=None,
         )
         tell_of_lane(settlement, changed)
-        _notice(claim, money)
+        tell_of_money(claim, settlement, money)
 
 
 def _full(why: bytes, scope: bytes, window: bytes, ends: int, cap: bytes, bound: bytes) -> Full:
@@ -281,7 +281,22 @@ def tell_of_lane(settlement: Settlement | None, changed: bytes) -> None:
         log.error("breaker_opened", lane=lane, seconds=int(facts[0]) / 1000, why=facts[1])
 
 
-def _notice(claim: Claim, money: bytes) -> None:
-    """The store lost history: what it did not know of a call, or could not book, has to be said somewhere."""
+def tell_of_money(claim: Claim, settlement: Settlement | None, money: bytes) -> None:
+    """What could not be booked as it came has to be said somewhere: the store lost history, or somebody had resolved
+    the call by hand, which stays.
+    """
     if money in (b"unknown", b"lost"):
         log.error("call_not_known", job_id=claim.id, booked=money == b"unknown")
+    if settlement is not None and settlement.stands != "doubt" and money.startswith(b"resolved "):
+        _, stands, nanos, _ = money.decode().split(" ")
+        came = (settlement.stands, settlement.nanos if settlement.stands == "settled" else 0)
+        say = log.info if came == (stands, int(nanos)) else log.error
+        say(
+            "outcome_after_resolution",
+            job_id=claim.id,
+            call=settlement.call,
+            resolved=stands,
+            resolved_nanos=int(nanos),
+            came=came[0],
+            came_nanos=came[1],
+        )

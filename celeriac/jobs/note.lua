@@ -5,4 +5,5 @@ if not c or c.stands ~= 'open' and c.stands ~= 'doubt' then return 'over' end
 if string.find(c.facts, '"response":', 1, true) then return 'again' end
 c.facts = string.sub(c.facts, 1, -2) .. (c.facts == '{}' and '' or ',') .. '"response":' .. a.response .. '}'
 call('HSET', K.calls(a.id), a.call, books.call_text(c))
+if c.stands == 'doubt' then books.doubt(a.id, a.call, c, (ancestors_of(a.id))) end
 return 'noted'

@@ -3,7 +3,7 @@
 -- who reads along; null for none).
 -- ARGV[2]: the step, packed.
 -- Answers {"done", "fenced", or "gap" where steps before this one are missing; what became of the money: "booked", "again",
--- "unknown", "lost" or ""; how many steps are stored; how the breaker of the lane changed}.
+-- "unknown", "lost", "resolved ..." (see `book`) or ""; how many steps are stored; how the breaker of the lane changed}.
 local money, changed = '', ''
 if a.settlement ~= cjson.null then
   local at

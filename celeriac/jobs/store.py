@@ -18,7 +18,7 @@ from celeriac import keys
 from celeriac.connections import ALWAYS, NEW_WORK, READ, Redis, Scripts, answering, pack, unpack
 from celeriac.errors import Conflict, Fenced, Invalid, KeyReused, Stopped
 from celeriac.jobs.dispatch import Ringer
-from celeriac.jobs.journal import tell_of_lane
+from celeriac.jobs.journal import tell_of_lane, tell_of_money
 from celeriac.jobs.model import (
     AGENT_UNKNOWN,
     PRIORITIES,
@@ -449,8 +449,9 @@ class JobStore:
             max_messages=self._max_messages,
             max_bytes=self._max_bytes,
         )
-        changed, *rest = rest
+        changed, money, *rest = rest
         tell_of_lane(ending.settlement, changed)
+        tell_of_money(claim, ending.settlement, money)
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
         state, cost, in_doubt, appended, bells = rest

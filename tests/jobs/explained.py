@@ -42,6 +42,7 @@ STAY: Final = {
 #: Keys that age, whatever they hold.
 AGE: Final = {
     "recount", "upkeep", "quiet", "room", "revoked", "deleted", "lane", "use", "usage", "ledger", "promised",
+    "resolved",
 }  # fmt: skip
 COMPANY: Final = {2: 32, 3: 4, 4: 1}
 #: Not the store's: the clock of these tests, and Celery's results, which age.

@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections import Counter, defaultdict
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -31,6 +32,7 @@ from celeriac.connections import unpack
 from celeriac.contexts.store import decode_turns, encode_turn
 from celeriac.costs.books import Account, counts
 from celeriac.costs.budgets import Cap
+from celeriac.costs.doubts import Outcome
 from celeriac.errors import Conflict, CostLimit, Fenced, Stopped
 from celeriac.jobs.journal import Full, Settlement
 from celeriac.jobs.model import REPLAYABLE, Asked, Claim, JobError, Parent, Parked, State
@@ -371,6 +373,24 @@ class Machine(RuleBasedStateMachine):
         """Whoever says it, and however late: the money lands, once."""
         name = self.pick(self.calls, which)
         self.do(self.journal.settle(self.calls[name].run.claim, self.settled(name, stands, nanos)))
+
+    @precondition(lambda self: self.calls)
+    @rule(which=WHICH, outcome=st.sampled_from(["released", 0, 7, 10**14]), twice=st.booleans())
+    def somebody_finds_out(self, which: int, outcome: Outcome, twice: bool) -> None:
+        """What became of a call in doubt. Of any other it is not theirs to say."""
+        unknown = [name for name, call in self.calls.items() if call.stands in {"open", "doubt"}]
+        name = self.pick(unknown or self.calls, which)
+        call = self.calls[name]
+        if call.stands == "open":
+            self.do(self.journal.settle(call.run.claim, self.settled(name, "doubt", 0)))
+        for again in range(1 + twice):
+            work = self.queue.stores.doubts.resolve(call.run.claim.id, name, outcome, "test")
+            if call.stands in {"settled", "released"} and not again:
+                with suppress(Conflict):  # unless it was said before
+                    assert self.do(work).again
+                return
+            assert self.do(work).again == bool(again)
+            call.stands, call.nanos = ("released", 0) if outcome == "released" else ("settled", outcome)
 
     @precondition(lambda self: self.runs)
     @rule(which=WHICH, paid=st.booleans(), twice=st.booleans())

@@ -43,7 +43,7 @@ def seen(queue: Queue) -> Iterator[set[str]]:
     """The scripts that were sent twice. At the end: all that change anything."""
     names: set[str] = set()
     every: set[str] = set()
-    for part in (queue.jobs, queue.fleet, queue.stores.journal, queue.stores.contexts):
+    for part in (queue.jobs, queue.fleet, queue.stores.journal, queue.stores.contexts, queue.stores.doubts):
         for name, script in list(vars(part).items()):
             if isinstance(script, Script):
                 every.add(name)
@@ -95,8 +95,10 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     assert await queue.finish(kept, turn=TURN) is False
     assert await queue.stores.contexts.delete("default", "c") is True
     assert await queue.stores.contexts.get("default", "c") is None
-    await queue.claim(bad.id, "w2")
+    again = await queue.claim(bad.id, "w2")
+    assert await queue.stores.journal.admit(again, "c3", 9, {})
     await queue.given_up("w1", "w3")
+    assert (await queue.stores.doubts.resolve(bad.id, "c3", 4, "test")).again
     assert (await queue.job(bad.id)).crashes == 1
     await queue.worker("w4")
     told = await queue.claim(await queue.submit(stream=True, ignore_result=False), "w4")
