@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from celeriac.agents.quotes import Quote
 from celeriac.contexts.store import Context
 from celeriac.costs.books import COLUMNS, Window
 from celeriac.costs.budgets import Use
@@ -156,6 +157,28 @@ class ApprovalOut(BaseModel):
     arguments: str = Field(description="JSON, as the model wrote it: nobody has checked it.")
 
 
+class QuoteOut(BaseModel):
+    """What a job costs and when it starts, as far as that can be said beforehand. Amounts in dollars as text."""
+
+    max_cost_usd: str = Field(
+        description="What it may cost at most, with all that work for it: the smallest of its own `max_cost_usd`, its "
+        "agent's and the deployment's. No call is made that could cross it."
+    )
+    expected_cost_usd: str = Field(description="What it will probably cost.")
+    expected_from: Literal["history", "prices"] = Field(
+        description="`history`: what jobs of this agent cost lately. `prices`: one call at its first model's price, "
+        "while no such job has ended, or where the job asks a model of its own choice."
+    )
+    budget_left_usd: str | None = Field(
+        description="What the tightest budget leaves that it is in; with less than a call may cost, it waits. Null for "
+        "no budget."
+    )
+    position: int | None = Field(
+        description="About how many jobs of its line go before it; null where that does not say when it starts."
+    )
+    expected_start_at: datetime | None = Field(description="Null where nobody can say.")
+
+
 class JobOut(BaseModel):
     id: str
     state: State
@@ -202,6 +225,7 @@ class JobOut(BaseModel):
     usage: UsageOut | None = None
     cost_usd: str | None = Field(None, description="Dollars as text, exact to the nano-dollar.")
     in_doubt_usd: str = Field("0.000000000", description="What calls without a known outcome may have cost at most.")
+    max_cost_usd: str | None = Field(None, description="What it may cost at most, as it was quoted.")
     cost_estimated: bool | None = Field(None, description="True where the model's price is not known.")
     calls: list[AttemptOut] | None = Field(None, description="Not in lists.")
     parent_id: str | None = Field(None, description="The job that asked for it.")
@@ -214,6 +238,7 @@ class JobOut(BaseModel):
         None, description="What it waits to be allowed, by `POST /v1/jobs/{id}/resume`. Not in lists."
     )
     request_id: str = ""
+    quote: QuoteOut | None = Field(None, description="Only in the answer to its submission.")
 
 
 class SumsOut(BaseModel):
@@ -476,7 +501,19 @@ def json_of(body: Any) -> bytes:
     return orjson.dumps(body, default=rfc_3339, option=orjson.OPT_PASSTHROUGH_DATETIME)
 
 
-def job_out(job: Job) -> dict[str, Any]:
+def quote_out(quote: Quote) -> dict[str, Any]:
+    """As `QuoteOut` describes it."""
+    return {
+        "max_cost_usd": usd(quote.most),
+        "expected_cost_usd": usd(quote.expected),
+        "expected_from": quote.basis,
+        "budget_left_usd": None if quote.budget_left is None else usd(quote.budget_left),
+        "position": quote.position,
+        "expected_start_at": quote.starts_at,
+    }
+
+
+def job_out(job: Job, quote: Quote | None = None) -> dict[str, Any]:
     """As `JobOut` describes it; built by hand, since it is most of what an answer costs."""
     return {
         "id": job.id,
@@ -500,6 +537,7 @@ def job_out(job: Job) -> dict[str, Any]:
         "usage": job.usage,
         "cost_usd": None if job.cost_nanos is None else usd(job.cost_nanos),
         "in_doubt_usd": usd(job.in_doubt_nanos),
+        "max_cost_usd": None if job.max_cost_nanos is None else usd(job.max_cost_nanos),
         "cost_estimated": any(call.facts.get("estimated") for call in job.calls) if job.calls else None,
         "calls": [call_out(call) for call in job.calls] if job.calls else None,
         "parent_id": job.parent_id,
@@ -517,6 +555,7 @@ def job_out(job: Job) -> dict[str, Any]:
         "stopping": job.stopping,
         "stream": job.stream,
         "request_id": job.request_id,
+        "quote": quote and quote_out(quote),
     }
 
 

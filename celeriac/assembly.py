@@ -56,7 +56,7 @@ async def open_worker(settings: Settings, concurrency: int) -> AsyncIterator[Wor
     configured provider can answer, whose tools cannot be had, or whose price nobody knows where that is refused, or a
     Redis that cannot keep the promises; StoreUnavailable.
     """
-    registry = read_agents(settings.agents_file)
+    registry = read_agents(settings.agents_file, settings.costs.max_job_usd)
     prices = open_prices(settings, registry)
     connections = settings.worker.redis_connections or max(8, concurrency // 32)
     stores = open_stores(settings, connections=connections, name="celeriac-worker")

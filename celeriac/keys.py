@@ -105,6 +105,16 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
         "hash: series -> calls, tokens and cost of an hour or a day",
         "as its entries; days as totals",
     ),
+    "mean_costs": (
+        "mean_costs",
+        "hash: agent -> how many jobs a mean is of, at most 50, and what one of them cost (nano-dollars)",
+        "for ever, one an agent",
+    ),
+    "pace": (
+        "pace",
+        "hash: queue -> jobs that were chosen from it, when (ms), and how many a second lately",
+        "for ever, one a queue",
+    ),
     "usage_ever": ("usage", "hash: series -> calls, tokens and cost, ever", "for ever"),
     "ledger": (
         "ledger:{day}",

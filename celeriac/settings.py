@@ -18,8 +18,9 @@ import os
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_origin
+from typing import Annotated, Any, Final, Literal, Self, get_origin
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -44,6 +45,8 @@ from celeriac.errors import Misconfigured
 PREFIX = "CELERIAC_"
 SHIPPED_AGENTS = Path(__file__).parent / "agents" / "agents.toml"
 
+#: Dollars that a job may cost where nobody says anything else: there is always a highest cost to quote.
+MAX_JOB_USD: Final = Decimal(10)
 #: Names that end up in Redis keys, logs and metrics.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -287,6 +290,10 @@ class CostSettings(Section):
         False,
         description="Whether a lane is left alone, until an operator opens it, once a call of it cost more than its "
         "bound.",
+    )
+    max_job_usd: Annotated[Decimal, Field(gt=0, le=1_000_000, decimal_places=9)] = Field(
+        MAX_JOB_USD,
+        description="Dollars that a job may cost, with all that work for it, where its agent says nothing of that.",
     )
     receipt_keys: Secrets = Field(
         default_factory=dict,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
@@ -17,6 +18,7 @@ from api_shim.schemas import (
     JobRequest,
     JobsOut,
     Problem,
+    QuoteOut,
     ReceiptOut,
     ResumeRequest,
     RetriedManyOut,
@@ -26,10 +28,13 @@ from api_shim.schemas import (
     duration,
     job_out,
     json_of,
+    quote_out,
 )
 from api_shim.streams import reading
 from celeriac.accounts import receipt
+from celeriac.agents.quotes import quote, scopes_of
 from celeriac.agents.registry import Registry
+from celeriac.costs.prices import Prices
 from celeriac.errors import Conflict, Invalid, NotFound
 from celeriac.jobs.model import Accepted, Job, State, as_retried
 from celeriac.jobs.store import new_id
@@ -73,6 +78,7 @@ def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -
     status_code=202,
     response_model=JobOut,
     responses={
+        200: {"model": QuoteOut, "description": "With `dry_run`: what the job would cost, and when it would start"},
         202: {
             "description": "The job is stored",
             "headers": {
@@ -87,7 +93,11 @@ def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -
     },
 )
 async def submit(
-    body: JobRequest, request: Request, tenant: Tenant, idempotency_key: IdempotencyKey = None
+    body: JobRequest,
+    request: Request,
+    tenant: Tenant,
+    idempotency_key: IdempotencyKey = None,
+    dry_run: Annotated[bool, Query(description="Check the request and quote it; store nothing.")] = False,
 ) -> Response:
     """Hand over a job. Once this answers 202 the job is stored and will reach an end."""
     stores: Stores = request.app.state.stores
@@ -102,26 +112,36 @@ async def submit(
     bind(job_id=job_id, agent=agent.name)
     if body.context_id is not None:
         bind(context_id=body.context_id)
-    accepted = await stores.jobs.submit(
-        body.as_job(
-            job_id,
-            tenant,
-            queue=agent.queue,
-            limited=agent.max_running is not None,
-            request_id=request.scope["celeriac.request_id"],
-            run_at=body.run_at,
-            deadline=body.deadline,
-            expires_in=duration(body.expires_in),
-            idempotency_key=idempotency_key,
-            fingerprint=body.fingerprint() if idempotency_key else "",
-        )
+    new = body.as_job(
+        job_id,
+        tenant,
+        queue=agent.queue,
+        limited=agent.max_running is not None,
+        most=agent.max_cost,
+        request_id=request.scope["celeriac.request_id"],
+        run_at=body.run_at,
+        deadline=body.deadline,
+        expires_in=duration(body.expires_in),
+        idempotency_key=idempotency_key,
+        fingerprint=body.fingerprint() if idempotency_key else "",
     )
+    new = replace(new, scopes=scopes_of(new, agent, request.app.state.settings.costs))
+    prices: Prices = request.app.state.prices
+    if dry_run:
+        return _json(quote_out(quote(new, agent, await stores.jobs.outlook(new), prices)))
+    accepted = await stores.jobs.submit(new)
     if accepted.known:
         bind(job_id=accepted.id)
         known = await stores.jobs.get(accepted.id, tenant)
         if known is None:  # it has aged out since
             return await submit(body, request, tenant, idempotency_key)
-        return _json(job_out(known), 202, {"Location": f"/v1/jobs/{known.id}", "Idempotency-Replayed": "true"})
+        outlook = await stores.jobs.outlook(replace(new, id=known.id), known=True)
+        return _json(
+            job_out(known, quote(new, agent, outlook, prices)),
+            202,
+            {"Location": f"/v1/jobs/{known.id}", "Idempotency-Replayed": "true"},
+        )
+    quoted = quote(new, agent, accepted.outlook, prices)
     job = Job(
         id=job_id,
         tenant=tenant,
@@ -138,8 +158,9 @@ async def submit(
         reason="scheduled" if accepted.resume_at else None,
         resume_at=accepted.resume_at,
         stream=body.stream,
+        max_cost_nanos=quoted.most,
     )
-    return _json(job_out(job), 202, {"Location": f"/v1/jobs/{job_id}"})
+    return _json(job_out(job, quoted), 202, {"Location": f"/v1/jobs/{job_id}"})
 
 
 def _deadline(body: JobRequest, accepted: Accepted) -> datetime | None:

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, Final, Literal
 
 from celeriac.llm.model import Lane
+from celeriac.settings import MAX_JOB_USD
 
 #: So many others may one job ask for, each time that it is started.
 MOST_OTHERS: Final = 200
@@ -27,7 +28,8 @@ class Agent:
 
     tools: "module:function" each, imported by workers alone. mcp: names of MCP servers, whose tools it may use.
     max_steps, max_tokens, max_cost, max_time: how often a job may ask its model, how many tokens it may use, how many
-    dollars it may cost, how long its steps may take together; then it ends, with what there is. approval_time: how long
+    dollars it may cost with all that work for it, how long its steps may take together; then it ends, with what there
+    is. approval_time: how long
     a job waits for somebody to allow a call. asks: agents that its model may ask, each time by a job of its own.
     hands_over_to: those to which it may leave the answer. split_over: of a question of more characters, `split_to`, an
     agent too, is asked for each part, and the model is shown what those answered; None and "" for agents that do not.
@@ -58,7 +60,7 @@ class Agent:
     mcp: tuple[str, ...] = ()
     max_steps: int = 32
     max_tokens: int | None = None
-    max_cost: Decimal | None = None
+    max_cost: Decimal = MAX_JOB_USD
     max_time: timedelta | None = None
     approval_time: timedelta = timedelta(days=1)
     asks: tuple[str, ...] = ()

@@ -140,6 +140,7 @@ class Children:
             metadata=orjson.loads(claim.record.get("metadata", b"{}")),
             request_id=claim.request_id,
             limited=agent.max_running is not None,
+            limits={"max_cost_usd": f"{agent.max_cost:f}"},
             deadline=None if claim.deadline is None else datetime.fromtimestamp(claim.deadline, UTC),
             expires_in=self._expires_in,
         )

@@ -78,6 +78,7 @@ class Intake:
             request.tenant,
             queue=agent.queue,
             limited=agent.max_running is not None,
+            most=agent.max_cost,
             before=before,
             request_id=canvas.root_id,
             run_at=run_at,

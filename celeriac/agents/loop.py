@@ -122,7 +122,7 @@ class Run:
         if split_to is not None and agent.split_over is not None:
             self._parts = Parts(agent.split_over, split_to, self._children, claim.life)
         self._storing = asyncio.Lock()
-        calls.cap = None if agent.max_cost is None else nanos(agent.max_cost)
+        calls.cap = nanos(agent.max_cost)
         for step in claim.journal:
             self._course.take(unpack(step))
 

@@ -28,7 +28,7 @@ from celeriac.gate.lanes import Caps
 from celeriac.jobs.request import Dollars, OutputSchema
 from celeriac.llm.limits import MOST
 from celeriac.llm.model import BUILT_IN, Endpoint, Lane, Said
-from celeriac.settings import NAME, BaseUrl, Name, is_reserved
+from celeriac.settings import MAX_JOB_USD, NAME, BaseUrl, Name, is_reserved
 
 PROVIDER: Final = r"[a-z][a-z0-9_-]{0,63}"
 LANE: Final = rf"^{PROVIDER}/\S+$"
@@ -208,8 +208,11 @@ def lane(text: str) -> Lane:
     return Lane(provider, model)
 
 
-def read_agents(file: Path) -> Registry:
-    """Raises Misconfigured with `file:line: what is wrong`, one line a mistake."""
+def read_agents(file: Path, max_cost: Decimal = MAX_JOB_USD) -> Registry:
+    """max_cost: dollars that a job may cost where its agent says nothing of that.
+
+    Raises Misconfigured with `file:line: what is wrong`, one line a mistake.
+    """
     try:
         text = file.read_text()
         tables = tomllib.loads(text)
@@ -220,14 +223,15 @@ def read_agents(file: Path) -> Registry:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         line = re.search(r"line (\d+)", str(error))
         raise Misconfigured(f"{file}:{line[1] if line else 1}: {error}") from error
-    return _Reading(file, text, tables).registry()
+    return _Reading(file, text, tables, max_cost).registry()
 
 
 class _Reading:
     """Of one file: everything that is wrong with it is said at once."""
 
-    def __init__(self, file: Path, text: str, tables: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, text: str, tables: Mapping[str, Any], max_cost: Decimal) -> None:
         self._file = file
+        self._max_cost = max_cost
         self._text = text
         self._tables = tables
         self._mistakes: list[str] = []
@@ -246,7 +250,10 @@ class _Reading:
             for name, table in self._section("lanes", _LaneTable, LANE, NO_LANE)
         }
         mcp = {name: self._mcp(name, table) for name, table in self._section("mcp", _McpTable, MCP, NO_MCP)}
-        agents = {name: _agent(name, table) for name, table in self._section("agents", _AgentTable, NAME, NO_NAME)}
+        agents = {
+            name: _agent(name, table, self._max_cost)
+            for name, table in self._section("agents", _AgentTable, NAME, NO_NAME)
+        }
         known = (*BUILT_IN, *providers)
         for of in caps:
             if of.provider not in {*known, "scripted"}:
@@ -346,7 +353,7 @@ class _Reading:
         self._mistakes.append(f"{self._file}:{_line(self._text, table, key, section)}: {what}")
 
 
-def _agent(name: str, table: _AgentTable) -> Agent:
+def _agent(name: str, table: _AgentTable, max_cost: Decimal) -> Agent:
     return Agent(
         name=name,
         description=table.description,
@@ -366,7 +373,7 @@ def _agent(name: str, table: _AgentTable) -> Agent:
         mcp=tuple(dict.fromkeys(table.mcp)),
         max_steps=table.max_steps,
         max_tokens=table.max_tokens,
-        max_cost=None if table.max_cost_usd is None else Decimal(table.max_cost_usd),
+        max_cost=max_cost if table.max_cost_usd is None else Decimal(table.max_cost_usd),
         max_time=None if table.max_seconds is None else timedelta(seconds=table.max_seconds),
         approval_time=timedelta(seconds=table.approval_seconds),
         asks=tuple(table.asks),

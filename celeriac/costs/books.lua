@@ -8,6 +8,7 @@ local LENGTH = {hour = 3600, day = 93600, week = 612000, month = 2685600}
 local OUTLIVES = 35 * 86400 -- seconds for which the sum of a window is kept after its end: answers may come late
 local MOST_SERIES = 5000    -- in one span of the usage; what is beyond them counts together
 local KEPT_ALERTS, KEPT_CHANGES = 1000, 10000
+local RECENT = 50            -- jobs of an agent whose mean cost is told to who asks
 local PROMISED = 5000       -- ms for which room is kept for a job that was woken, until it has asked
 local LINE = '$'            -- before a scope: its line is one among the lines of lanes, and no lane's name begins so
 
@@ -319,19 +320,37 @@ local function keep_promise(scope, nanos)
   if promised(scope) > 0 then redis.pcall('DECRBY', K.promised(scope), string.format('%.0f', math.min(promised(scope), nanos))) end
 end
 
+-- The same with what is used of each, and those of windows that nobody asked for yet: nothing is used of them.
+local function caps_used(scopes)
+  local windows, known, new = windows_of(), {}, {}
+  for _, c in ipairs(caps_of(scopes)) do
+    if c.window ~= 'ever' and not windows then new[#new + 1] = c
+    else
+      c.ends = c.window ~= 'ever' and windows[c.window][2] or nil
+      c.firm, c.reserved = use_in(c.ends and K.use(c.scope, c.window .. '.' .. windows[c.window][1]) or K.used(c.scope))
+      known[#known + 1] = c
+    end
+  end
+  return known, new
+end
+
+-- What the tightest cap of these scopes leaves, as text, "" where there is none, and when its window ends (ms; 0 where it does not).
+local function books_left(scopes)
+  local least, ends
+  local function look(cap, used, till)
+    local left = math.max(0, cap - used)
+    if not least or left < least then least, ends = left, (till or 0) * 1000 end
+  end
+  local known, new = caps_used(scopes)
+  for _, c in ipairs(known) do look(c.cap, c.firm + c.reserved, c.ends) end
+  for _, c in ipairs(new) do look(c.cap, 0) end
+  return least and string.format('%.0f', least) or '', ends or 0
+end
+
 -- The caps of a scope, with what is used of each. Of a job: what those that work for it wait for, as `id` has it.
 local function caps_in(scope, id)
   local above = string.match(scope, '^job%%3A(.+)$')
-  if not above then
-    local windows, found = windows_of(), {}
-    for _, c in ipairs(caps_of({scope})) do
-      if c.window == 'ever' or windows then
-        c.firm, c.reserved = use_in(c.window == 'ever' and K.used(scope) or K.use(scope, c.window .. '.' .. windows[c.window][1]))
-        found[#found + 1] = c
-      end
-    end
-    return found
-  end
+  if not above then return (caps_used({scope})) end
   local _, stored = pcall(cjson.decode, call('HGET', K.job(id), 'ancestors') or '[]')
   for _, ancestor in ipairs(type(stored) == 'table' and stored or {}) do
     if ancestor[1] == above and tonumber(ancestor[2]) then
@@ -396,6 +415,19 @@ local function wake_scope(scope, most)
   end
 end
 
+-- What jobs of an agent cost, those that work for them included: a mean that forgets what is long ago.
+local function learn_cost(r)
+  local cost, below, own_model = get(r.id, 'cost', 'below_cost', 'own_model')
+  if own_model then return end
+  local known = redis.pcall('HGET', K.mean_costs(), r.agent)
+  if type(known) == 'table' then call('DEL', K.mean_costs()) end
+  local count, mean = string.match(type(known) == 'string' and known or '', '^(%d+) (%d+)$')
+  count = math.min(RECENT, (tonumber(count or '') or 0) + 1)
+  mean = tonumber(mean or '') or 0
+  mean = mean + ((tonumber(cost or '') or 0) + (tonumber(below or '') or 0) - mean) / count
+  call('HSET', K.mean_costs(), r.agent, string.format('%d %.0f', count, mean))
+end
+
 -- Money has come back: whoever waits for it goes on. b: what the call was booked under, or nil. above: jobs that it was made for.
 local function books_wake(b, above)
   local scopes = {}
@@ -427,6 +459,8 @@ return {
   resolve = doubt_resolve,
   enter = ledger_add,
   windows = windows_of,
+  left = books_left,
+  learn = learn_cost,
   no_room_in = no_room_in,
   is_waited_for = is_waited_for,
   wait_for = wait_for,

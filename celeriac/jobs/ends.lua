@@ -249,6 +249,7 @@ local function end_job(r, state, bells, run)
   call('HDEL', K.job(r.id), 'stop', 'asked', 'asked_until', 'asked_over')
   call('ZREM', K.deadlines(), r.id)
   doubt_open_calls(r.id)
+  if state == 'succeeded' then books.learn(r) end
   stop_children(r, bells)
   try(r.id, 'parent', function() tell_parent(r, state, bells) end)
   if get(r.id, 'tell') then leave_untold(r, run, bells) else let_age(r, state) end

@@ -137,7 +137,8 @@ class NewJob:
     expires_in: it expires unless it has ended by then; the earlier one counts. idempotency_key: the same key of a
     tenant is the same job, for as long as that can be asked for; fingerprint: of the request, to tell a repetition from
     a mistake. canvas: of a job that came through Celery. ignore_result: whether nobody asks Celery for the result;
-    None: as the deployment has it for jobs over HTTP. parent: of a job that another one asks for.
+    None: as the deployment has it for jobs over HTTP. parent: of a job that another one asks for. scopes: whose budgets
+    its first call is in, where its outlook is asked for.
     """
 
     id: str
@@ -165,13 +166,27 @@ class NewJob:
     canvas: Canvas | None = None
     ignore_result: bool | None = None
     parent: Parent | None = None
+    scopes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Of a job that waits, or would. position: about how many go before it. mean_cost, budget_left: in nano-dollars;
+    what jobs of its agent cost lately, and what the tightest budget leaves. Each None where nobody can say.
+    """
+
+    position: int | None = None
+    starts_at: datetime | None = None
+    mean_cost: int | None = None
+    budget_left: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """waits_for: the job that holds the context and goes first, or None. resume_at: when a scheduled job goes on.
 
-    known: the idempotency key was used before, for the same request: this is the job of that time.
+    known: the idempotency key was used before, for the same request: this is the job of that time, and nothing is said
+    of its outlook.
     """
 
     id: str
@@ -179,6 +194,7 @@ class Accepted:
     waits_for: str | None = None
     resume_at: datetime | None = None
     known: bool = False
+    outlook: Outlook = Outlook()
 
 
 #: The end of a job that waited for too long for a worker that knows its agent.
@@ -249,7 +265,8 @@ class Job:
     dead: it died too often and is kept for replay. stream: somebody may read along. reason, resume_at: why it is
     parked, and until when. attempts: runs so far. replays: how often it was started anew. reserved_nanos: of calls
     under way, children_reserved_nanos: of those of all that work for it. revision: how often any of these sums, its own
-    or its children's, was changed; it only grows.
+    or its children's, was changed; it only grows. max_cost_nanos: what it may cost, with all that work for it; None
+    where it was taken by a release that had no such cap.
     """
 
     id: str
@@ -292,6 +309,7 @@ class Job:
     reserved_nanos: int = 0
     children_reserved_nanos: int = 0
     revision: int = 0
+    max_cost_nanos: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
+from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -265,9 +266,22 @@ class Asked(Wire):
         return tuple(message.message.said() for message in self.input)
 
     def as_job(
-        self, id: str, tenant: str, *, queue: str, limited: bool, before: Iterable[Said] = (), **facts: Any
+        self,
+        id: str,
+        tenant: str,
+        *,
+        queue: str,
+        limited: bool,
+        most: Decimal,
+        before: Iterable[Said] = (),
+        **facts: Any,
     ) -> NewJob:
-        """queue, limited: of its agent. before: messages that go before its own. facts: what else a `NewJob` has."""
+        """queue, limited: of its agent. most: dollars that its agent's jobs may cost; it is kept with the job, which
+        costs no more whatever that agent may later. before: messages that go before its own. facts: what else a
+        `NewJob` has.
+        """
+        limits = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
+        limits["max_cost_usd"] = f"{min(most, Decimal(limits.get('max_cost_usd', most))):f}"
         return NewJob(
             id=id,
             tenant=tenant,
@@ -279,7 +293,7 @@ class Asked(Wire):
             if_busy=self.if_busy,
             model=self.model,
             max_output_tokens=self.max_output_tokens,
-            limits={name: value for name in LIMITS if (value := getattr(self, name)) is not None},
+            limits=limits,
             on_budget=self.on_budget,
             output_schema=self.output_schema,
             stream=self.stream,

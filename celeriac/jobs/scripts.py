@@ -11,6 +11,8 @@ from celeriac.jobs import model
 HERE: Final = Path(__file__).parent
 #: Before `submit.lua` and `replay.lua`.
 ENTER: Final = (HERE / "enter.lua").read_text()
+#: Before whatever tells a caller when a job will start.
+OUTLOOK: Final = (HERE / "outlook.lua").read_text()
 
 
 def scripts(

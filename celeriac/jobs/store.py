@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from sys import intern
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ from celeriac.jobs.model import (
     Job,
     JobError,
     NewJob,
+    Outlook,
     Page,
     Parent,
     Parked,
@@ -44,7 +46,7 @@ from celeriac.jobs.model import (
     Untold,
     read_asked,
 )
-from celeriac.jobs.scripts import ENTER, HERE
+from celeriac.jobs.scripts import ENTER, HERE, OUTLOOK
 from celeriac.logs import get_logger
 
 log = get_logger(__name__)
@@ -56,7 +58,7 @@ SHOWN: Final = (
     "place", "state", "tenant", "agent", "queue", "priority", "created", "attempts", "context", "metadata",
     "request_id", "started", "ended", "error", "model", "usage", "cost", "in_doubt", "appended", "deadline", "reason",
     "resume_at", "steps", "crashes", "dead", "replays", "stop", "stream", "parent", "below_cost",
-    "below_in_doubt", "reserved", "below_reserved", "revision",
+    "below_in_doubt", "reserved", "below_reserved", "revision", "max_cost",
 )  # fmt: skip
 WHOLE: Final = (*SHOWN, "answer", "checked", "asked")
 
@@ -139,7 +141,8 @@ class JobStore:
         self._ringer = ringer
         self._keep = keep.as_argument()
         self._max_messages, self._max_bytes = max_messages, max_bytes
-        self._submit = scripts.load(HERE / "submit.lua", NEW_WORK, before=ENTER, durable=True)
+        self._submit = scripts.load(HERE / "submit.lua", NEW_WORK, before=ENTER + OUTLOOK, durable=True)
+        self._outlook_of = scripts.load(HERE / "outlook_of.lua", READ, before=OUTLOOK)
         self._replay = scripts.load(HERE / "replay.lua", NEW_WORK, before=ENTER, durable=True)
         self._claim = scripts.load(HERE / "claim.lua", ALWAYS)
         self._finish = scripts.load(HERE / "finish.lua", ALWAYS, before=lanes, durable=True)
@@ -171,6 +174,8 @@ class JobStore:
             spec["on_budget"] = job.on_budget
         if job.output_schema is not None:
             spec["output_schema"] = job.output_schema
+        cap = job.limits.get("max_cost_usd")
+        max_cost = None if cap is None else str(int(Decimal(cap).scaleb(9)))
         said, *rest = await self._submit(
             pack(spec),
             job_id=job.id,
@@ -178,7 +183,7 @@ class JobStore:
             tenant=job.tenant,
             agent=job.agent,
             queue=job.queue,
-            line=f"{job.queue}/{job.agent}" if job.limited else job.queue,
+            line=_line(job),
             priority=PRIORITIES[job.priority],
             context=job.context_id,
             if_busy=job.if_busy,
@@ -195,6 +200,9 @@ class JobStore:
             idempotency=job.idempotency_key and hashlib.sha256(job.idempotency_key.encode()).hexdigest()[:32],
             fingerprint=job.fingerprint,
             parent=job.parent and _parent(job.parent),
+            scopes=job.scopes,
+            max_cost=max_cost,
+            own_model=job.model is not None,
             keep=self._keep,
         )
         if said == b"fenced":
@@ -223,9 +231,31 @@ class JobStore:
             )
         if said == b"known":
             return Accepted(rest[0].decode(), _time(rest[1]), known=True)
-        created, holder, resume_at, bells = rest
+        created, holder, resume_at, bells, outlook = rest
         await self._ringer.ring(bells)
-        return Accepted(job.id, _time(created), holder.decode() or None, _time(resume_at) if resume_at else None)
+        return Accepted(
+            job.id,
+            _time(created),
+            holder.decode() or None,
+            _time(resume_at) if resume_at else None,
+            outlook=_outlook(*outlook),
+        )
+
+    async def outlook(self, job: NewJob, *, known: bool = False) -> Outlook:
+        """Of a job that was not submitted, or of one that is known, by its id. job: with scopes.
+
+        Raises StoreUnavailable.
+        """
+        found = await self._outlook_of(
+            id=job.id if known else None,
+            line=_line(job),
+            queue=job.queue,
+            priority=PRIORITIES[job.priority],
+            tenant=job.tenant,
+            agent=job.agent,
+            scopes=job.scopes,
+        )
+        return _outlook(*found)
 
     async def replay(
         self, job_id: str, tenant: str, *, fresh: bool = False, expires_in: timedelta | None = None
@@ -619,6 +649,19 @@ def _readable(job_id: str, *row: Any) -> Job | None:
         return None
 
 
+def _line(job: NewJob) -> str:
+    return f"{job.queue}/{job.agent}" if job.limited else job.queue
+
+
+def _outlook(position: int | bytes = b"", starts: bytes = b"", mean: bytes = b"", left: bytes = b"") -> Outlook:
+    return Outlook(
+        position=None if position == b"" else int(position),
+        starts_at=_time(starts) if starts else None,
+        mean_cost=int(mean) if mean else None,
+        budget_left=int(left) if left else None,
+    )
+
+
 def _parent(parent: Parent) -> dict[str, Any]:
     ancestors = [(id, "" if cap is None else str(cap)) for id, cap in parent.ancestors]
     facts = {"id": parent.id, "worker": parent.worker, "nonce": parent.nonce, "most": parent.most}
@@ -688,4 +731,5 @@ def _job(
         reserved_nanos=int(r["reserved"] or 0),
         children_reserved_nanos=int(r["below_reserved"] or 0),
         revision=int(r["revision"] or 0),
+        max_cost_nanos=int(r["max_cost"]) if r["max_cost"] else None,
     )

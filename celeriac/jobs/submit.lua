@@ -1,8 +1,10 @@
 -- Submit: record, index, context and line in one step, and a bell if a slot is free. Sent twice, it is one job.
 -- a: id, tenant, agent, queue, line, priority, context, if_busy, request_id, metadata (text), ignore_result, canvas (text), tell, run_at (ms),
 -- deadline (ms), expires_in (ms), idempotency, fingerprint, parent (id, worker, nonce of the run that asks for it; how many it may
--- ask for in one life; ancestors; others, ids that it is about to ask for too), keep; null where there is none. ARGV[2]: the spec.
--- Answers {"accepted", created ms, holder of the context or "", resume_at or "", bells}, {"known" or "reused", id, created ms},
+-- ask for in one life; ancestors; others, ids that it is about to ask for too), scopes (whose budgets it is in, where somebody asks for
+-- its outlook), max_cost (nano-dollars, text), own_model (whether it asks a model of its own choice), keep; null where there is none.
+-- ARGV[2]: the spec.
+-- Answers {"accepted", created ms, holder of the context or "", resume_at or "", bells, its outlook or {}}, {"known" or "reused", id, created ms},
 -- {"untimely", what is wrong with its times}, {"busy", holder, bells}, or to a run {"fenced"}, {"stop", "cancelled" or "expired"}
 -- or {"many"}.
 local MOST_BELOW = 1000 -- jobs that may work for one, at any depth: they end with it in one script
@@ -44,7 +46,7 @@ if call('EXISTS', K.job(a.id)) == 1 then
     end
   end
   local created, resume_at = get(a.id, 'created', 'resume_at')
-  return {'accepted', tonumber(created), waits_for(a.id) or '', resume_at or '', {}}
+  return {'accepted', tonumber(created), waits_for(a.id) or '', resume_at or '', {}, given('scopes') and outlook(read(a.id), a.scopes) or {}}
 end
 if key then
   local known = call('GET', K.idempotency(a.tenant, key))
@@ -93,6 +95,8 @@ if parent then
   call('HSET', K.children(parent.id), a.id, '')
   call('SADD', K.awaits(parent.id), a.id)
 end
+if given('max_cost') then call('HSET', K.job(a.id), 'max_cost', a.max_cost) end
+if a.own_model then call('HSET', K.job(a.id), 'own_model', 1) end
 if a.tell then call('HSET', K.job(a.id), 'tell', 1) end
 if run_at then call('HSET', K.job(a.id), 'run_at', run_at) end
 if context then call('HSET', K.job(a.id), 'context', context) end
@@ -100,4 +104,4 @@ local r = read(a.id)
 local resume_at = enter(r, context, holder, bells)
 if given('canvas') and call('EXISTS', K.revoked(a.id)) == 1 then stop_waiting(read(a.id), 'cancelled', bells) end
 sweep(3)
-return {'accepted', now, holder or '', resume_at or '', bells}
+return {'accepted', now, holder or '', resume_at or '', bells, given('scopes') and outlook(read(a.id), a.scopes) or {}}

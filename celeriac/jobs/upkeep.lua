@@ -100,10 +100,37 @@ if not stands(K.recount(), a.lease) then
   end
 end
 
-local free, looked_at = call('HGETALL', K.free()), {}
+-- How fast jobs leave the lines of a queue while some wait there, as "count, when, jobs a second": a mean of the last half minute,
+-- for those who ask when theirs will start.
+local PACED = 30000
+local function keep_pace(queue)
+  local waiting = call('SCARD', K.lines(queue)) > 0
+  for priority = 0, 2 do waiting = waiting or call('EXISTS', K.rotation(queue, priority)) == 1 end
+  local known = redis.pcall('HGET', K.pace(), queue)
+  if type(known) == 'table' then call('DEL', K.pace()); known = nil end
+  local count, at, pace = string.match(known or '', '^(%d+) (%d+) (%S+)$')
+  at, pace = tonumber(at or '') or 0, tonumber(pace or '') or 0
+  if not waiting then
+    if at > 0 then call('HSET', K.pace(), queue, '0 0 ' .. pace) end
+    return
+  end
+  local passed = now - at
+  if at > 0 and passed >= 0 and passed < 900 then return end
+  if at > 0 and passed > 0 and passed <= PACED then
+    local new = (picks(queue) - count) * 1000 / passed
+    pace = pace > 0 and pace + (new - pace) * passed / PACED or new
+  end
+  call('HSET', K.pace(), queue, string.format('%d %.0f %.6f', picks(queue), now, math.max(0, pace)))
+end
+
+local free, looked_at, paced = call('HGETALL', K.free()), {}, {}
 for i = 1, #free, 2 do
   local group, slots = free[i], tonumber(free[i + 1])
   for _, queue in ipairs(queues_of(group)) do
+    if not paced[queue] then
+      paced[queue] = true
+      keep_pace(queue)
+    end
     for bell_queue, wanted in pairs({[queue] = slots > 0, [suspects_of(queue)] = call('SCARD', K.quarantined()) > 0}) do
       -- A group without slots must not keep those that serve the same queue from hearing of it.
       if wanted and not looked_at[bell_queue] then

@@ -168,3 +168,28 @@ def test_the_commands_of_the_docs_do_what_they_say(house: House, env: dict[str, 
     assert '"model":"anthropic/claude-haiku-5-5"' in said
     assert said.count(",settled,") == 1
     assert "by tenant:default: none -> day=12.500000000" in said
+
+
+def test_a_job_costs_no_more_than_it_was_quoted(house: House, tmp_path: Path) -> None:
+    """Whatever its agent may cost by then: a deploy with a dearer file of agents changes nothing for it. What it cost
+    is expected of the next one.
+    """
+    agent = '[agents.buyer]\ndescription = "A cent a call."\nlanes = ["openai/gpt-5-priced"]\nmax_output_tokens = 10\n'
+    follow_ups = 'follow_ups = ["And?"]\n'
+    (tmp_path / "prices.toml").write_text('[openai.gpt-5-priced]\ninput = "0"\noutput = "1000"\n')
+    (tmp_path / "cheap.toml").write_text(f'{agent}{follow_ups}max_cost_usd = "0.015"\n')
+    (tmp_path / "dear.toml").write_text(f'{agent}{follow_ups}max_cost_usd = "5"\n')
+    house.always(usage={"output": 10})
+    prices = {"CELERIAC_PRICES_FILE": str(tmp_path / "prices.toml")}
+    cheap = house.shim(CELERIAC_AGENTS_FILE=str(tmp_path / "cheap.toml"), **prices)
+    dear = house.shim(CELERIAC_AGENTS_FILE=str(tmp_path / "dear.toml"), **prices)
+    house.worker(CELERIAC_AGENTS_FILE=str(tmp_path / "dear.toml"), **prices)
+    held, free = (shim.submit(agent="buyer") for shim in (cheap, dear))
+    assert (held["quote"]["max_cost_usd"], free["quote"]["max_cost_usd"]) == ("0.015000000", "5.000000000")
+    ended, paid = (dear.job(job["id"], wait=60) for job in (held, free))
+    assert (ended["error"]["code"], ended["cost_usd"]) == ("cost_limit", "0.010000000")
+    assert (paid["state"], paid["cost_usd"]) == ("succeeded", "0.020000000")
+    quote = cheap.http.post("/v1/jobs", params={"dry_run": True}, json={"agent": "buyer", "input": "Hi"}).json()
+    assert (quote["expected_from"], quote["expected_cost_usd"]) == ("history", "0.015000000")
+    quote = dear.http.post("/v1/jobs", params={"dry_run": True}, json={"agent": "buyer", "input": "Hi"}).json()
+    assert quote["expected_cost_usd"] == "0.020000000"

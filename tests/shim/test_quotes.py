@@ -1,0 +1,131 @@
+"""Quotes: told with each job and, with `dry_run`, without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from celeriac.settings import MAX_JOB_USD
+from tests.conftest import Valkey
+from tests.processes import Shim, running
+
+AGENTS = """
+[agents.plain]
+description = "No cap of its own."
+instructions = "Be brief."
+lanes = ["openai/gpt-5-mini"]
+max_output_tokens = 1000
+
+[agents.cheap]
+description = "A cap of its own."
+instructions = "Be brief."
+lanes = ["openai/gpt-5-mini"]
+max_cost_usd = "0.25"
+"""
+
+
+@pytest.fixture(scope="module")
+def one_shim(valkey_server: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shim]:
+    agents = tmp_path_factory.mktemp("quotes") / "agents.toml"
+    agents.write_text(AGENTS)
+    with running(Shim(valkey_server.url, CELERIAC_AGENTS_FILE=str(agents))) as opened:
+        yield opened
+
+
+def ask(shim: Shim, agent: str = "plain", dry_run: bool = True, status: int = 200, **facts: Any) -> dict[str, Any]:
+    body = {"agent": agent, "input": "x" * 4000} | facts
+    answer = shim.http.post("/v1/jobs", params={"dry_run": dry_run}, json=body)
+    assert answer.status_code == status, answer.text
+    said: dict[str, Any] = answer.json()
+    return said
+
+
+def test_a_dry_run_stores_nothing(shim: Shim, valkey: Valkey) -> None:
+    """It says what the job would cost, and when it would start."""
+    before = sorted(valkey.client().keys("celeriac:*"))
+    said = ask(shim)
+    assert said.keys() == {
+        "max_cost_usd", "expected_cost_usd", "expected_from", "budget_left_usd", "position", "expected_start_at",
+    }  # fmt: skip
+    assert sorted(valkey.client().keys("celeriac:*")) == before
+    assert shim.http.get("/v1/jobs").json()["jobs"] == []
+
+
+def test_the_quote_comes_with_the_job(shim: Shim) -> None:
+    """The same as before it was submitted; and its cap stays in its record."""
+    before = ask(shim)
+    job = ask(shim, dry_run=False, status=202)
+    assert job["quote"] == before
+    assert job["max_cost_usd"] == before["max_cost_usd"]
+    known = shim.http.get(f"/v1/jobs/{job['id']}").json()
+    assert (known["max_cost_usd"], known["quote"]) == (job["max_cost_usd"], None)
+    assert ask(shim)["position"] == before["position"] + 1 == 1
+
+
+@pytest.mark.parametrize(
+    ("agent", "own", "most"),
+    [
+        ("plain", None, MAX_JOB_USD),
+        ("plain", "2", Decimal(2)),
+        ("plain", "50", MAX_JOB_USD),
+        ("cheap", None, Decimal("0.25")),
+        ("cheap", "0.1", Decimal("0.1")),
+        ("cheap", "2", Decimal("0.25")),
+        ("cheap", "0.000000001", Decimal("0.000000001")),
+    ],
+)
+def test_the_smallest_cap_counts(shim: Shim, agent: str, own: str | None, most: Decimal) -> None:
+    """The job's own, its agent's, or the deployment's: there is always one."""
+    said = ask(shim, agent, **({} if own is None else {"max_cost_usd": own}))
+    assert Decimal(said["max_cost_usd"]) == most
+    assert Decimal(said["expected_cost_usd"]) <= most
+
+
+def test_before_the_first_job_of_an_agent_the_price_list_says_what_one_costs(shim: Shim) -> None:
+    """gpt-5-mini: $0.25 and $2 a million tokens. A thousand tokens of question, and half of what it may answer."""
+    said = ask(shim)
+    assert said["expected_from"] == "prices"
+    assert Decimal(said["expected_cost_usd"]) == pytest.approx(Decimal("0.00125"), rel=Decimal("0.01"))
+    dearer = ask(shim, model="openai/gpt-5.4", max_output_tokens=2000)
+    assert Decimal(dearer["expected_cost_usd"]) > 5 * Decimal(said["expected_cost_usd"])
+
+
+def test_the_quote_says_what_the_budget_leaves(shim: Shim) -> None:
+    assert ask(shim)["budget_left_usd"] is None
+    put = {"caps": [{"window": "day", "cap_usd": "3"}]}
+    assert shim.http.put("/v1/budgets/tenant:default", json=put).status_code == 200
+    assert ask(shim)["budget_left_usd"] == "3.000000000"
+
+
+def test_a_repetition_is_quoted_too(shim: Shim) -> None:
+    """As it stands now: another job may have come before."""
+    body, key = {"agent": "plain", "input": "hi"}, {"Idempotency-Key": "k"}
+    ask(shim, dry_run=False, status=202)
+    first = shim.http.post("/v1/jobs", json=body, headers=key)
+    again = shim.http.post("/v1/jobs", json=body, headers=key)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert again.json()["quote"] == first.json()["quote"]
+    assert again.json()["quote"]["position"] == 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"agent": "nobody"}, "there is no agent"),
+        ({"model": "nowhere/gpt"}, "there is no such provider"),
+        ({"max_cost_usd": "much"}, "max_cost_usd"),
+        ({"tools": []}, "unpriceable_feature"),
+    ],
+)
+def test_a_dry_run_is_checked_as_a_job_is(shim: Shim, facts: dict[str, Any], said: str) -> None:
+    answer = shim.http.post("/v1/jobs", params={"dry_run": True}, json={"agent": "plain", "input": "hi"} | facts)
+    assert answer.status_code == 422
+    assert said in answer.text
+
+
+def test_the_deployment_says_what_a_job_may_cost(valkey: Valkey) -> None:
+    with running(Shim(valkey.url, CELERIAC_COSTS__MAX_JOB_USD="0.5")) as shim:
+        assert ask(shim, "assistant")["max_cost_usd"] == "0.500000000"
