@@ -21,6 +21,7 @@ from celeriac.agents.registry import Registry, read_agents
 from celeriac.agents.runner import Runner
 from celeriac.agents.toolbox import Toolbox
 from celeriac.agents.tools import Tool, find_tool
+from celeriac.alerting import Alerting, sinks_of
 from celeriac.costs.prices import Prices
 from celeriac.errors import Misconfigured, PriceUnknown
 from celeriac.jobs.lease import Fleet
@@ -41,6 +42,7 @@ class WorkerParts:
     registry: Registry
     runner: Runner
     intake: Intake
+    alerting: Alerting
 
 
 def new_name() -> str:
@@ -81,7 +83,12 @@ async def open_worker(settings: Settings, concurrency: int) -> AsyncIterator[Wor
                     chord_ttl=chord_ttl,
                     costs=settings.costs,
                 )
-                yield WorkerParts(stores, fleet, registry, runner, Intake(stores.jobs, registry, chord_ttl=chord_ttl))
+                alerting = Alerting(stores.alerts, sinks_of(settings.costs))
+                intake = Intake(stores.jobs, registry, chord_ttl=chord_ttl)
+                try:
+                    yield WorkerParts(stores, fleet, registry, runner, intake, alerting)
+                finally:
+                    await alerting.close()
     finally:
         await stores.close()
         await line.aclose()

@@ -136,8 +136,12 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
         "string: what somebody said of a call that was in doubt",
         "as the ledger's entries",
     ),
-    "alerts": ("alerts", "stream: thresholds of caps that were reached", "the newest 1,000"),
-    "told_alerts": ("told_alerts", "string: the newest of them that was told", "for ever"),
+    "alerts": ("alerts", "stream: caps of which a threshold was reached, or that soon will be", "the newest 1,000"),
+    "told_alerts": (
+        "told_alerts",
+        "hash: of each sink the newest it was told of, until when (ms) it is told more, and how often that failed",
+        "for ever, three a sink",
+    ),
     "changes": ("changes", "stream: who changed a budget or resolved a doubt", "the newest 10,000"),
     # What callers look at.
     "jobs": ("jobs:{tenant}", "zset: a tenant's jobs by submission number", "entries leave with their record"),

@@ -11,6 +11,8 @@ names are then in lower case, because the environment does not keep theirs.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import difflib
 import json
@@ -76,6 +78,24 @@ def _url(url: SecretStr, schemes: tuple[str, ...]) -> SecretStr:
     return url
 
 
+def _http_url(url: SecretStr) -> SecretStr:
+    if not urlsplit(_url(url, ("http", "https")).get_secret_value()).hostname:
+        raise ValueError("names no host; write it as https://api.example.com/v1")
+    return url
+
+
+def _signing_secret(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    if text.startswith("whsec_"):
+        try:
+            base64.b64decode(text.removeprefix("whsec_"), validate=True)
+        except binascii.Error:
+            raise ValueError("has no base64 after whsec_") from None
+    if len(text) < 24:
+        raise ValueError('is shorter than 24 characters; `echo "whsec_$(openssl rand -base64 24)"` makes one')
+    return secret
+
+
 def _redis_url(url: SecretStr) -> SecretStr:
     from redis.asyncio import BlockingConnectionPool
     from redis.exceptions import RedisError
@@ -104,12 +124,12 @@ def _dsn(dsn: SecretStr) -> SecretStr:
 
 
 def _base_url(url: str) -> str:
-    if not urlsplit(_url(SecretStr(url), ("http", "https")).get_secret_value()).hostname:
-        raise ValueError("names no host; write it as https://api.example.com/v1")
-    return url
+    return _http_url(SecretStr(url)).get_secret_value()
 
 
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
+Url = Annotated[SecretStr, AfterValidator(_http_url)]
+SigningSecret = Annotated[SecretStr, AfterValidator(_signing_secret)]
 Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 BrokerUrl = Annotated[SecretStr, AfterValidator(_broker_url)]
@@ -291,6 +311,17 @@ class CostSettings(Section):
         description="Whether a lane is left alone, until an operator opens it, once a call of it cost more than its "
         "bound.",
     )
+    alert_url: Url | None = Field(
+        None, description="Where alerts about budgets are posted as JSON, signed. Default: nowhere."
+    )
+    alert_secret: SigningSecret | None = Field(
+        None,
+        description="Signs them, as Standard Webhooks has it: `whsec_` and base64, or a text of 24 characters or more.",
+    )
+    slack_url: Url | None = Field(
+        None,
+        description="An incoming webhook of Slack, or one that is compatible, which is told of the same.",
+    )
     max_job_usd: Annotated[Decimal, Field(gt=0, le=1_000_000, decimal_places=9)] = Field(
         MAX_JOB_USD,
         description="Dollars that a job may cost, with all that work for it, where its agent says nothing of that.",
@@ -427,6 +458,8 @@ class Settings(BaseSettings):
             yield f"CELERIAC_COSTS__RECEIPT_KEY: is to name the key that signs ({', '.join(sorted(keys))})"
         if current is not None and current not in keys:
             yield f"CELERIAC_COSTS__RECEIPT_KEY: CELERIAC_COSTS__RECEIPT_KEYS has no key {current}"
+        if self.costs.alert_url is not None and self.costs.alert_secret is None:
+            yield "CELERIAC_COSTS__ALERT_SECRET: is missing; it signs what is posted to CELERIAC_COSTS__ALERT_URL"
         for name, key in keys.items():
             if not key.get_secret_value():
                 yield f"CELERIAC_COSTS__RECEIPT_KEYS: the key {name} is empty"

@@ -12,6 +12,7 @@ from celeriac.connections import ALWAYS, CLOCK, Redis, answering, open_redis
 from celeriac.contexts import store as contexts
 from celeriac.contexts.store import ContextStore
 from celeriac.costs import books
+from celeriac.costs.alerts import Alerts
 from celeriac.costs.budgets import Budgets
 from celeriac.costs.doubts import Doubts
 from celeriac.costs.ledger import Ledger
@@ -40,6 +41,7 @@ class Stores:
     contexts: ContextStore
     lanes: Lanes
     budgets: Budgets
+    alerts: Alerts
     doubts: Doubts
     ledger: Ledger
     usage: Totals
@@ -92,6 +94,7 @@ def open_stores(
         contexts=ContextStore(redis, made),
         lanes=Lanes(redis, made),
         budgets=Budgets(redis, made, settings.costs.time_zone),
+        alerts=Alerts(redis, made),
         doubts=Doubts(redis, made),
         ledger=Ledger(redis, settings.costs.entries_ttl),
         usage=Totals(redis, settings.costs.time_zone),

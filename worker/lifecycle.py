@@ -19,7 +19,6 @@ from celery.platforms import EX_FAILURE
 from celeriac.agents.runner import Run
 from celeriac.assembly import WorkerParts, new_name, open_worker
 from celeriac.connections import patiently
-from celeriac.costs.money import usd
 from celeriac.errors import CeleriacError, Fenced, Misconfigured, StoreUnavailable
 from celeriac.jobs.dispatch import SUBMIT, celery_app, is_suspects, suspects, templates
 from celeriac.jobs.lease import HEARTBEAT, HistoryLost, limits
@@ -383,15 +382,7 @@ class Lease:
         # Last: it may take its time.
         if beat.upkeep:
             await parts.fleet.upkeep()
-            for alert in await parts.stores.budgets.untold():
-                log.error(
-                    "budget_threshold_reached",
-                    scope=alert.scope,
-                    window=alert.window,
-                    percent=alert.percent,
-                    use_usd=usd(alert.use),
-                    cap_usd=usd(alert.cap),
-                )
+            await parts.alerting.look()
 
     async def _compare(self, held: frozenset[str]) -> None:
         """Hand back what the store believes that we run. Twice in a row, since a claim may be under way."""

@@ -8,6 +8,7 @@ local LENGTH = {hour = 3600, day = 93600, week = 612000, month = 2685600}
 local OUTLIVES = 35 * 86400 -- seconds for which the sum of a window is kept after its end: answers may come late
 local MOST_SERIES = 5000    -- in one span of the usage; what is beyond them counts together
 local KEPT_ALERTS, KEPT_CHANGES = 1000, 10000
+local HARDLY = 5             -- percent of a cap, below which nothing is said of when it is reached
 local RECENT = 50            -- jobs of an agent whose mean cost is told to who asks
 local PROMISED = 5000       -- ms for which room is kept for a job that was woken, until it has asked
 local LINE = '$'            -- before a scope: its line is one among the lines of lanes, and no lane's name begins so
@@ -167,6 +168,11 @@ local function books_room(b, windows, bound, is_woken)
   return worst
 end
 
+local function alert_add(kind, c, firm, ...)
+  redis.pcall('XADD', K.alerts(), 'MAXLEN', '~', KEPT_ALERTS, '*', 'kind', kind, 'scope', c.scope, 'window', c.window,
+    'use', string.format('%.0f', firm), 'cap', string.format('%.0f', c.cap), 'at', now, ...)
+end
+
 -- A threshold of a cap is reached by what is settled and in doubt: said once in its window.
 local function books_alert(b)
   for _, c in ipairs(caps_of(b.scopes)) do
@@ -180,8 +186,41 @@ local function books_alert(b)
     end
     if reached > told and call('EXISTS', key) == 1 then
       call('HSET', key, 'alerted', string.format('%.0f %d', c.cap, reached))
-      redis.pcall('XADD', K.alerts(), 'MAXLEN', '~', KEPT_ALERTS, '*', 'scope', c.scope, 'window', c.window, 'percent', reached,
-        'use', string.format('%.0f', firm), 'cap', string.format('%.0f', c.cap), 'at', now)
+      alert_add('threshold', c, firm, 'percent', reached)
+    end
+  end
+end
+
+-- What a scope used in the last sixty minutes: of this hour all, of the one before as much as lies in them, as if it was even.
+local function hourly(scope, windows)
+  local start = tonumber(windows.hour[1])
+  local this = use_in(K.use(scope, 'hour.' .. windows.hour[1]))
+  local before = use_in(K.use(scope, string.format('hour.%.0f', start - 3600)))
+  return this + before * math.max(0, start + 3600 - now / 1000) / 3600
+end
+
+-- When a cap is reached if its scope goes on as in the last hour (s), or nil: it uses nothing, or has reached it.
+local function reached_at(firm, rate, cap)
+  if rate <= 0 or firm >= cap then return nil end
+  return now / 1000 + (cap - firm) / rate * 3600
+end
+
+-- An alert for each cap of a scope that will be reached before its window ends, once in the window; of one without an end, where that is
+-- within a day. What is hardly used yet says nothing.
+local function books_forecast(scope, windows)
+  local rate
+  for _, c in ipairs(caps_of({scope})) do
+    local w = windows[c.window]
+    local key = w and K.use(scope, c.window .. '.' .. w[1]) or K.used(scope)
+    local firm = use_in(key)
+    local told = call('HGET', key, 'forecast')
+    if told ~= string.format('%.0f', c.cap) and firm * 100 >= c.cap * HARDLY then
+      rate = rate or hourly(scope, windows)
+      local at = reached_at(firm, rate, c.cap)
+      if at and at < (w and w[2] or now / 1000 + 86400) then
+        call('HSET', key, 'forecast', string.format('%.0f', c.cap))
+        alert_add('rate', c, firm, 'rate', string.format('%.0f', rate), 'reached_at', string.format('%.0f', at))
+      end
     end
   end
 end
@@ -448,6 +487,8 @@ return {
   shift = books_shift,
   shift_above = shift_above,
   alert = books_alert,
+  forecast = books_forecast,
+  hourly = hourly,
   count = books_count,
   wake = books_wake,
   room = books_room,

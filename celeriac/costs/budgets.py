@@ -71,19 +71,6 @@ class Change:
     became: tuple[Cap, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Alert:
-    """A threshold was reached by what is settled and in doubt. use, cap: in nano-dollars."""
-
-    id: str
-    at: datetime
-    scope: str
-    window: Window
-    percent: int
-    use: int
-    cap: int
-
-
 def check_scope(scope: str, labels: Mapping[str, tuple[str, ...]]) -> str:
     """The same scope, if calls can be in it. labels: those that are declared. Raises Invalid."""
     kind, _, name = scope.partition(":")
@@ -138,7 +125,6 @@ class Budgets:
         self._redis: Any = redis
         self._zone = ZoneInfo(zone)
         self._use = scripts.load(HERE / "use.lua", ALWAYS)
-        self._tell = scripts.load(HERE / "tell_alerts.lua", ALWAYS)
 
     async def put(self, scope: str, caps: Sequence[Cap], by: str) -> None:
         """Set a scope's caps, all of them. Calls that are being made go on. Raises StoreUnavailable."""
@@ -190,17 +176,6 @@ class Budgets:
         """Of budgets, the newest first. Raises StoreUnavailable."""
         return [_change(at, entry) async for at, entry in changes(self._redis, "budget", most)]
 
-    async def untold(self) -> list[Alert]:
-        """Thresholds that were reached since this was asked last, by whomever. Raises StoreUnavailable."""
-        return [_alert(id, dict(zip(raw[::2], raw[1::2], strict=True))) for id, raw in await self._tell(page=100)]
-
-    async def alerts(self, after: str = "-", most: int = 100) -> list[Alert]:
-        """Thresholds that were reached, oldest first. after: the id of a known one. Raises StoreUnavailable."""
-        async with answering():
-            start = after if after == "-" else f"({after}"
-            entries = await self._redis.xrange(keys.spell("alerts"), start, count=most)
-        return [_alert(id, raw) for id, raw in entries]
-
 
 def _change(at: datetime, entry: Mapping[str, str]) -> Change:
     was, became = (_caps(entry[name]) or None for name in ("was", "became"))
@@ -210,11 +185,3 @@ def _change(at: datetime, entry: Mapping[str, str]) -> Change:
 def _use(cap: Cap, starts: int, ends: int, settled: bytes, in_doubt: bytes, reserved: bytes) -> Use:
     since, until = (datetime.fromtimestamp(at, UTC) if at else None for at in (starts, ends))
     return Use(cap, int(settled), int(in_doubt), int(reserved), since, until)
-
-
-def _alert(id: bytes, raw: Mapping[bytes, bytes]) -> Alert:
-    entry = {name.decode(): value.decode() for name, value in raw.items()}
-    window: Window = entry["window"]  # type: ignore[assignment]  # the script writes no other
-    at = datetime.fromtimestamp(int(float(entry["at"])) / 1000, UTC)
-    percent, use, cap = (int(entry[name]) for name in ("percent", "use", "cap"))
-    return Alert(id.decode(), at, unspelt(entry["scope"]), window, percent, use, cap)

@@ -230,7 +230,7 @@ async def test_a_threshold_is_told_once_in_its_window(buyers: Buyers) -> None:
     """By what is settled and in doubt; what is reserved may yet come back."""
     await buyers.caps("all", hour=100)
     job = await buyers.job()
-    alerts = partial(buyers.queue.stores.budgets.alerts)
+    alerts = partial(buyers.queue.stores.alerts.list)
     assert isinstance(await buyers.ask(job, 90, name="a"), Admitted)
     assert await alerts() == []
     await buyers.settle(job, "a", "settled", 50)
@@ -243,8 +243,6 @@ async def test_a_threshold_is_told_once_in_its_window(buyers: Buyers) -> None:
         ("all", "hour", 80, 90, 100),
     ]
     assert await alerts(told[0].id) == told[1:]
-    assert await buyers.queue.stores.budgets.untold() == told
-    assert await buyers.queue.stores.budgets.untold() == [], "once"
     buyers.queue.later(HOUR)
     await buyers.queue.fleet.heartbeat("w1", 50, taking=True)
     await buyers.buy(job, 60, 60)
@@ -397,7 +395,7 @@ async def test_a_raised_cap_has_thresholds_of_its_own(buyers: Buyers) -> None:
     await buyers.buy(job, 100, 100)
     await buyers.caps("all", ever=1000)
     await buyers.buy(job, 850, 850)
-    told = await buyers.queue.stores.budgets.alerts()
+    told = await buyers.queue.stores.alerts.list()
     assert [(alert.cap, alert.percent) for alert in told] == [(100, 100), (1000, 80)]
 
 

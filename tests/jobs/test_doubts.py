@@ -221,10 +221,10 @@ async def test_more_than_could_be_is_an_overrun_and_counts_for_the_alerts(
     await buyers.caps("all", ever=1000)
     job = await buyers.job()
     call = await buyers.doubt(job, 100)
-    assert await buyers.queue.stores.budgets.alerts() == []
+    assert await buyers.queue.stores.alerts.list() == []
     assert (await buyers.queue.stores.doubts.resolve(job.id, call, 600, "cli:ann")).overrun
     assert "call_over_its_bound" in capsys.readouterr().out
-    assert [alert.use for alert in await buyers.queue.stores.budgets.alerts()] == [600]
+    assert [alert.use for alert in await buyers.queue.stores.alerts.list()] == [600]
 
 
 async def test_who_waits_for_money_goes_on_by_a_resolution(buyers: Doubters) -> None:

@@ -1,0 +1,178 @@
+"""Alerts: found once in a window of a cap, and kept until each sink was told of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from celeriac.costs.alerts import Alert, Alerts
+from tests.jobs.conftest import Queue
+from tests.jobs.explained import faults
+from tests.jobs.test_budgets import HOUR, Buyers
+
+MINUTE = 60_000
+LEASE = timedelta(seconds=30)
+
+
+class Watchers(Buyers):
+    @property
+    def alerts(self) -> Alerts:
+        return self.queue.stores.alerts
+
+    async def spend(self, *, percent: int) -> None:
+        """Of a cap of a thousand on everything, by the hour."""
+        await self.buy(await self.job(), 10 * percent, 10 * percent)
+
+    async def percents(self, sink: str = "log", since: datetime | None = None) -> list[int | None]:
+        return [alert.percent for alert in (await self.alerts.take(sink, LEASE, since=since)).alerts]
+
+    async def forecast(self) -> list[Alert]:
+        """All that was found so far."""
+        await self.alerts.forecast()
+        return [alert for alert in await self.alerts.list() if alert.kind == "rate"]
+
+    async def wait(self, ms: int) -> None:
+        self.queue.later(ms)
+        await self.queue.fleet.heartbeat("w1", 50, taking=True)
+
+
+@pytest.fixture
+async def watchers(queue: Queue) -> Watchers:
+    # An hour begins.
+    queue.later(1_800_000_000_000 // HOUR * HOUR - queue.now)
+    await queue.worker(slots=50)
+    return Watchers(queue)
+
+
+async def test_one_at_a_time_tells_a_sink(watchers: Watchers) -> None:
+    """What it was told of is over; after a while without a word somebody else may tell it."""
+    await watchers.caps("all", hour=1000)
+    await watchers.spend(percent=50)
+    await watchers.spend(percent=30)
+    taken = await watchers.alerts.take("log", LEASE)
+    assert [alert.percent for alert in taken.alerts] == [50, 80]
+    assert await watchers.percents() == []
+    await watchers.alerts.told("log", taken.alerts[0])
+    assert await watchers.percents() == [80]
+    await watchers.wait(LEASE // timedelta(milliseconds=1) + 1)
+    assert await watchers.percents() == [80], "whoever had it died"
+    await watchers.alerts.told("log", taken.alerts[1])
+    assert await watchers.percents() == []
+
+
+async def test_a_sink_that_could_not_be_told_is_tried_again(watchers: Watchers) -> None:
+    """After a while, from the first that it did not take; nobody else waits for it."""
+    await watchers.caps("all", hour=1000)
+    await watchers.spend(percent=50)
+    await watchers.spend(percent=30)
+    taken = await watchers.alerts.take("webhook", LEASE)
+    await watchers.alerts.failed("webhook", timedelta(seconds=60), taken.alerts[0])
+    assert await watchers.percents("webhook") == []
+    assert await watchers.percents("log") == [50, 80]
+    await watchers.wait(MINUTE + 1)
+    again = await watchers.alerts.take("webhook", LEASE)
+    assert (again.tries, [alert.percent for alert in again.alerts]) == (1, [80])
+    await watchers.alerts.told("webhook", again.alerts[0])
+    await watchers.spend(percent=20)
+    fresh = await watchers.alerts.take("webhook", LEASE)
+    assert (fresh.tries, [alert.percent for alert in fresh.alerts]) == (0, [100])
+
+
+async def test_a_new_sink_hears_of_nothing_that_was_before_it(watchers: Watchers) -> None:
+    await watchers.caps("all", hour=1000)
+    await watchers.spend(percent=50)
+    [old] = await watchers.alerts.list()
+    since = datetime.fromtimestamp((int(old.id.partition("-")[0]) + 1) / 1000, UTC)
+    assert await watchers.percents("slack", since) == []
+    while int(datetime.now(UTC).timestamp() * 1000) <= int(since.timestamp() * 1000):
+        pass
+    await watchers.spend(percent=30)
+    assert await watchers.percents("slack", datetime.now(UTC) + timedelta(days=1)) == [80], "it is not new any more"
+    assert await watchers.percents("log") == [50, 80]
+
+
+async def test_clocks_that_go_back_keep_no_sink_waiting(watchers: Watchers) -> None:
+    await watchers.caps("all", hour=1000)
+    await watchers.spend(percent=50)
+    await watchers.alerts.take("log", LEASE)
+    watchers.queue.later(-2 * HOUR)
+    assert await watchers.percents() == [50]
+
+
+@pytest.mark.parametrize("planted", ["alerts", "told_alerts", "budgets", "windows"])
+async def test_a_key_of_the_wrong_type_stops_nobody(watchers: Watchers, planted: str) -> None:
+    await watchers.caps("all", hour=1000)
+    await watchers.spend(percent=50)
+    watchers.queue.planted = True
+    watchers.queue.redis.delete(f"celeriac:{planted}")
+    watchers.queue.redis.lpush(f"celeriac:{planted}", "nonsense")
+    await watchers.alerts.forecast()
+    assert await watchers.percents() == ([] if planted == "alerts" else [50])
+    assert not [fault for fault in faults(watchers.queue.redis) if "told_alerts" in fault]
+
+
+async def test_a_cap_that_will_be_reached_is_told_once_in_its_window(watchers: Watchers) -> None:
+    """With the time, and what the last hour used."""
+    await watchers.caps("all", day=1000)
+    await watchers.wait(30 * MINUTE)
+    await watchers.spend(percent=20)
+    [alert] = await watchers.forecast()
+    assert (alert.scope, alert.window, alert.use, alert.cap, alert.rate) == ("all", "day", 200, 1000, 200)
+    assert alert.reached_at == datetime.fromtimestamp(watchers.queue.now / 1000, UTC) + timedelta(hours=4)
+    await watchers.spend(percent=20)
+    assert len(await watchers.forecast()) == 1
+    await watchers.caps("all", day=2000)
+    assert [alert.cap for alert in await watchers.forecast()] == [1000, 2000]
+    await watchers.wait(24 * HOUR)
+    await watchers.spend(percent=40)
+    assert len(await watchers.forecast()) == 3
+
+
+async def test_the_hour_before_counts_as_far_as_it_lies_in_the_last_sixty_minutes(watchers: Watchers) -> None:
+    await watchers.caps("all", month=100_000)
+    await watchers.caps("tenant:acme", month=2000)
+    await watchers.spend(percent=40)
+    await watchers.wait(HOUR + 45 * MINUTE)
+    await watchers.spend(percent=10)
+    [alert] = await watchers.forecast()
+    assert (alert.scope, alert.rate) == ("tenant:acme", 100 + 400 // 4)
+
+
+@pytest.mark.parametrize(
+    ("caps", "why"),
+    [
+        ({"hour": 1100}, "the hour ends before"),
+        ({"day": 1_000_000}, "hardly any of it is used"),
+        ({"ever": 20_000}, "that is days away"),
+        ({"day": 500}, "it is reached already"),
+    ],
+)
+async def test_a_cap_that_will_not_be_reached_soon_is_not_told(
+    watchers: Watchers, caps: dict[str, int], why: str
+) -> None:
+    await watchers.caps("all", **caps)
+    await watchers.wait(50 * MINUTE)
+    job = await watchers.job()
+    for _ in range(5):
+        await watchers.buy(job, 100, 100)
+    await watchers.wait(2 * MINUTE)
+    assert await watchers.forecast() == [], why
+
+
+async def test_one_that_never_ends_is_told_a_day_before(watchers: Watchers) -> None:
+    await watchers.caps("all", ever=5000)
+    await watchers.spend(percent=50)
+    [alert] = await watchers.forecast()
+    assert (alert.window, alert.rate) == ("ever", 500)
+
+
+async def test_all_budgets_have_their_turn(watchers: Watchers) -> None:
+    """However many there are: each look is at some of them."""
+    for number in range(700):
+        await watchers.caps(f"agent:a{number}", day=1)
+    await watchers.caps("tenant:acme", day=1000)
+    await watchers.spend(percent=40)
+    for _ in range(20):
+        found = await watchers.forecast()
+    assert [alert.scope for alert in found] == ["tenant:acme"]
