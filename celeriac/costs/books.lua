@@ -239,7 +239,8 @@ local function count_in(key, series, counts, seconds)
   local sums, i = {}, 0
   for text in string.gmatch(stored or '', '%S+') do
     i = i + 1
-    sums[i] = amount(text)
+    -- As text: what is not counted now would lose its digits else.
+    sums[i] = string.format('%.0f', amount(text))
   end
   for n, count in ipairs(counts) do sums[n] = string.format('%.0f', (sums[n] or 0) + count) end
   if call('HSET', key, series, table.concat(sums, ' ')) == 1 and seconds then call('EXPIRE', key, seconds) end

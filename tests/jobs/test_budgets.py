@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from celeriac.costs.books import Account, counts, spelt, unspelt
+from celeriac.costs.books import COLUMNS, Account, counts, spelt, unspelt
 from celeriac.costs.budgets import Cap
 from celeriac.jobs.journal import Admitted, Full, Settlement
 from celeriac.jobs.model import Claim, Parent, Parked, Place
@@ -247,6 +247,18 @@ async def test_a_threshold_is_told_once_in_its_window(buyers: Buyers) -> None:
     await buyers.queue.fleet.heartbeat("w1", 50, taking=True)
     await buyers.buy(job, 60, 60)
     assert [a.percent for a in await alerts(told[1].id)] == [50]
+
+
+async def test_usage_is_exact_whatever_is_counted_after_it(buyers: Buyers) -> None:
+    """Lua writes its own numbers with fourteen digits."""
+    nanos = 123_456_789_012_345
+    job = await buyers.job()
+    await buyers.buy(job, nanos, nanos)
+    assert isinstance(await buyers.ask(job, 5), Admitted)
+    await buyers.queue.given_up()
+    [series] = buyers.queue.redis.hvals("celeriac:usage")
+    sums = dict(zip(COLUMNS, map(int, series.split()), strict=True))
+    assert (sums["calls"], sums["errors"], sums["cost"]) == (2, 1, nanos)
 
 
 @pytest.mark.parametrize("planted", ["budgets", "windows", "used", "use", "promised", "doubts", "ledger", "usage"])

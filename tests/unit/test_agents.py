@@ -14,7 +14,7 @@ from celeriac.errors import Invalid, Misconfigured, NotFound
 from celeriac.gate.lanes import Caps
 from celeriac.llm.model import Endpoint, Lane
 from celeriac.llm.shape import closed
-from celeriac.settings import SHIPPED_AGENTS
+from celeriac.settings import MAX_JOB_USD, SHIPPED_AGENTS
 from tests.processes import ROOT
 
 GOOD = '[agents.writer]\ndescription = "Writes."\nlanes = ["openai/gpt-5.4", "anthropic/claude-haiku-5-5"]\n'
@@ -105,7 +105,8 @@ def test_the_documents_name_each_key_of_an_agent_and_its_default() -> None:
         value = of.default
         text = "none" if value in (None, []) else f'`"{value}"`' if isinstance(value, str) else f"{value}".lower()
         known[key] = "" if of.is_required() else text
-    assert documented == known | {"temperature": "the provider's"}
+    of_others = {"temperature": "the provider's", "max_cost_usd": f'`CELERIAC_COSTS__MAX_JOB_USD`, `"{MAX_JOB_USD}"`'}
+    assert documented == known | of_others
 
 
 def test_the_shipped_agents_are_useful_as_they_are() -> None:
