@@ -91,10 +91,17 @@ local function books_reserve(b, bound)
   return broken
 end
 
+local function unused(key)
+  for _, sum in ipairs(call('HMGET', key, 'cost', 'in_doubt', 'reserved')) do
+    if sum and sum ~= '0' then return false end
+  end
+  return true
+end
+
 -- Out of one of the sums and into another, in all windows that there are: settling makes no new one. A key that holds something
 -- else is nobody's sum; the others go on.
 local function books_shift(b, was, back, is, nanos)
-  each_sum(b, function(key)
+  each_sum(b, function(key, till)
     if was and back then
       local left = redis.pcall('HINCRBY', key, was, back)
       if type(left) == 'table' then return end
@@ -104,7 +111,9 @@ local function books_shift(b, was, back, is, nanos)
         return
       end
     elseif redis.pcall('EXISTS', key) == 0 then return end
-    if is then redis.pcall('HINCRBY', key, is, nanos) end
+    if is then redis.pcall('HINCRBY', key, is, nanos)
+    -- Else a model that somebody invented, and no provider knows, would be remembered for ever.
+    elseif not till and unused(key) then call('DEL', key) end
   end)
 end
 
@@ -161,8 +170,11 @@ local function books_room(b, windows, bound, is_woken)
     if not is_woken then reserved = reserved + promised(c.scope) end
     local none = no_room_in(firm, reserved, c.cap, bound)
     local why = none or not is_woken and is_waited_for(c.scope) and 'held'
-    if why and (not worst or WORSE[why] > WORSE[worst[1]]) then
-      worst = {why, c.scope, c.window, windows[c.window] and windows[c.window][2] or 0, c.cap, none ~= nil}
+    local ends = windows[c.window] and windows[c.window][2] or 0
+    -- Of several that are spent the one that is so for longest.
+    if why and (not worst or WORSE[why] > WORSE[worst[1]]
+        or why == 'spent' and worst[1] == 'spent' and worst[4] > 0 and (ends == 0 or ends > worst[4])) then
+      worst = {why, c.scope, c.window, ends, c.cap, none ~= nil}
     end
   end
   return worst
@@ -423,7 +435,9 @@ local function wake_scope(scope, most)
         if not r then set_aside(id, 'lane') end
       end
     else
-      local bound, why = amount(call('HGET', K.job(id), 'lane_input')), nil
+      local bound, impatient = unpack(call('HMGET', K.job(id), 'lane_input', 'impatient'))
+      local why
+      bound = amount(bound)
       for _, c in ipairs(caps or caps_in(scope, id)) do
         local no = no_room_in(c.firm, c.reserved + kept, c.cap, bound)
         if no and (not why or WORSE[no] > WORSE[why]) then why = no end
@@ -432,8 +446,8 @@ local function wake_scope(scope, most)
         wait_for(scope)
         return
       end
-      -- What never fits goes on to hear so; and what a job may cost does not get better.
-      if why ~= 'spent' or of_job then
+      -- What never fits goes on to hear so, and who would not wait for the next window; what a job may cost does not get better.
+      if why ~= 'spent' or of_job or impatient then
         local done = try(id, 'lane', function()
           leave_place(r)
           call('HSET', K.job(id), 'woken', string.format('%s %.0f %.0f 0', LINE .. scope, now, bound))

@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from celeriac import keys
-from celeriac.connections import ALWAYS, Redis, Scripts, answering
+from celeriac.connections import ALWAYS, Redis, Scripts
 from celeriac.costs.audit import changes
 from celeriac.costs.books import HERE, WINDOWS, Window, as_argument, spelt, unspelt
 from celeriac.errors import Invalid, NotFound
@@ -125,6 +124,7 @@ class Budgets:
         self._redis: Any = redis
         self._zone = ZoneInfo(zone)
         self._use = scripts.load(HERE / "use.lua", ALWAYS)
+        self._put = scripts.load(HERE / "put_budget.lua", ALWAYS)
 
     async def put(self, scope: str, caps: Sequence[Cap], by: str) -> None:
         """Set a scope's caps, all of them. Calls that are being made go on. Raises StoreUnavailable."""
@@ -136,19 +136,7 @@ class Budgets:
             raise NotFound(f"there is no budget of {scope}", field="scope", remedy="GET /v1/budgets lists them")
 
     async def _change(self, scope: str, became: str, by: str) -> bool:
-        async with answering(), self._redis.pipeline(transaction=True) as pipe:
-            name, field = keys.spell("budgets"), spelt(scope)
-            was = (await self._redis.hget(name, field) or b"").decode()
-            if not was and not became:
-                return False
-            if became:
-                pipe.hset(name, field, became)
-            else:
-                pipe.hdel(name, field)
-            entry = {"what": "budget", "scope": field, "by": by, "was": was, "became": became}
-            pipe.xadd(keys.spell("changes"), entry, maxlen=10_000, approximate=True)
-            await pipe.execute()
-        return True
+        return bool(await self._put(scope=spelt(scope), caps=became, by=by))
 
     async def all(self) -> dict[str, tuple[Use, ...]]:
         """Of each scope that has a budget, its caps and what is used of them. Raises StoreUnavailable."""

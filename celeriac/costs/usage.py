@@ -106,6 +106,9 @@ class Totals:
 def _group(series: str, group_by: Sequence[str], tenant: str | None) -> tuple[str, ...] | None:
     """The series' place; None where it is another tenant's. Day and hour stay as they are: they are its span's."""
     if series == BEYOND:
+        # Of whoever there was no room for: nobody's own, whatever a tenant is called.
+        if tenant is not None:
+            return None
         parts, labels = [BEYOND] * 4, {}
     else:
         quoted = series.split(",")

@@ -202,6 +202,7 @@ class JobStore:
             parent=job.parent and _parent(job.parent),
             scopes=job.scopes,
             max_cost=max_cost,
+            impatient=job.on_budget == "fail",
             own_model=job.model is not None,
             keep=self._keep,
         )

@@ -2,7 +2,8 @@
 -- a: id, tenant, agent, queue, line, priority, context, if_busy, request_id, metadata (text), ignore_result, canvas (text), tell, run_at (ms),
 -- deadline (ms), expires_in (ms), idempotency, fingerprint, parent (id, worker, nonce of the run that asks for it; how many it may
 -- ask for in one life; ancestors; others, ids that it is about to ask for too), scopes (whose budgets it is in, where somebody asks for
--- its outlook), max_cost (nano-dollars, text), own_model (whether it asks a model of its own choice), keep; null where there is none.
+-- its outlook), max_cost (nano-dollars, text), impatient (fails
+-- where money is spent), own_model (whether it asks a model of its own choice), keep; null where there is none.
 -- ARGV[2]: the spec.
 -- Answers {"accepted", created ms, holder of the context or "", resume_at or "", bells, its outlook or {}}, {"known" or "reused", id, created ms},
 -- {"untimely", what is wrong with its times}, {"busy", holder, bells}, or to a run {"fenced"}, {"stop", "cancelled" or "expired"}
@@ -96,6 +97,7 @@ if parent then
   call('SADD', K.awaits(parent.id), a.id)
 end
 if given('max_cost') then call('HSET', K.job(a.id), 'max_cost', a.max_cost) end
+if a.impatient then call('HSET', K.job(a.id), 'impatient', 1) end
 if a.own_model then call('HSET', K.job(a.id), 'own_model', 1) end
 if a.tell then call('HSET', K.job(a.id), 'tell', 1) end
 if run_at then call('HSET', K.job(a.id), 'run_at', run_at) end

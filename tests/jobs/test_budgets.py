@@ -224,6 +224,63 @@ async def test_a_higher_cap_lets_them_go_on(buyers: Buyers) -> None:
     await buyers.caps("tenant:acme", ever=20)
     await buyers.queue.fleet.upkeep()
     assert await buyers.place(first) == Place.RUNG
+    again = await buyers.queue.claim(first.id)
+    await buyers.buy(again, 10, 10)
+    full = await buyers.ask(again, 10)
+    assert isinstance(full, Full)
+    await buyers.waits(again, full)
+    await buyers.queue.fleet.upkeep()
+    assert await buyers.place(again) == Place.PARKED
+    await buyers.queue.stores.budgets.delete("tenant:acme", "test")
+    await buyers.queue.fleet.upkeep()
+    assert await buyers.place(again) == Place.RUNG
+
+
+async def test_who_would_not_wait_hears_that_what_was_held_is_spent(buyers: Buyers) -> None:
+    """`"on_budget": "fail"`: it goes on, asks and is told so. Others wait for the next window."""
+    await buyers.caps("all", hour=100)
+    first = await buyers.job()
+    patient = await buyers.job()
+    impatient = await buyers.queue.claim(await buyers.queue.submit(tenant="acme", on_budget="fail"))
+    assert isinstance(await buyers.ask(first, 60, name="a"), Admitted)
+    for job in (patient, impatient):
+        full = await buyers.ask(job, 50)
+        assert isinstance(full, Full)
+        assert full.why == "held"
+        await buyers.waits(job, full)
+    await buyers.settle(first, "a", "settled", 60)
+    await buyers.queue.fleet.upkeep()
+    assert (await buyers.place(patient), await buyers.place(impatient)) == (Place.PARKED, Place.RUNG)
+    assert why(await buyers.ask(await buyers.queue.claim(impatient.id), 50)) == ("spent", "all")
+
+
+@pytest.mark.parametrize("scopes", [("all", "tenant:acme"), ("tenant:acme", "all")])
+async def test_of_several_spent_caps_the_one_is_named_that_is_so_for_longest(
+    buyers: Buyers, scopes: tuple[str, str]
+) -> None:
+    """Until then there is nothing to wait for."""
+    await buyers.caps(scopes[0], hour=10, month=10)
+    await buyers.caps(scopes[1], day=10)
+    job = await buyers.job()
+    await buyers.buy(job, 10, 10)
+    full = await buyers.ask(job, 1)
+    assert isinstance(full, Full)
+    assert (full.window, unspelt(full.scope)) == ("month", scopes[0])
+    await buyers.caps(scopes[1], ever=10)
+    full = await buyers.ask(job, 1)
+    assert isinstance(full, Full)
+    assert (full.window, full.ends) == ("ever", None)
+
+
+async def test_a_model_that_nobody_knows_is_not_remembered(buyers: Buyers) -> None:
+    """Its provider refuses it; a caller could fill the store with names. What was paid for stays."""
+    job = await buyers.job()
+    invented, known = Lane("openai", "gpt-invented"), LANE
+    for lane, stands in ((invented, "released"), (known, "settled"), (known, "released")):
+        assert isinstance(await buyers.ask(job, 10, lane, name="x" + str(buyers.calls)), Admitted)
+        await buyers.settle(job, buyers.name, stands, 10 if stands == "settled" else 0)
+    names = {unspelt(name.removeprefix("celeriac:used:")) for name in buyers.queue.redis.scan_iter("celeriac:used:*")}
+    assert names == {"all", "tenant:acme", "agent:assistant", "provider:openai", f"model:{known}"}
 
 
 async def test_a_threshold_is_told_once_in_its_window(buyers: Buyers) -> None:

@@ -193,3 +193,16 @@ def test_a_job_costs_no_more_than_it_was_quoted(house: House, tmp_path: Path) ->
     assert (quote["expected_from"], quote["expected_cost_usd"]) == ("history", "0.015000000")
     quote = dear.http.post("/v1/jobs", params={"dry_run": True}, json={"agent": "buyer", "input": "Hi"}).json()
     assert quote["expected_cost_usd"] == "0.020000000"
+
+
+def test_the_next_lane_is_asked_where_the_budget_of_one_is_spent(house: House, env: dict[str, str]) -> None:
+    """Of a provider, or of a model; with one lane left in money, no job waits for the other."""
+    shim = house.shim(**env)
+    house.worker(**env)
+    budget(shim, "provider:openai", day="0.000000001")
+    job = run(shim, "first")
+    assert job["state"] == "succeeded"
+    assert [call["lane"] for call in job["calls"]] == ["anthropic/claude-haiku-5-5"]
+    budget(shim, "model:anthropic/claude-haiku-5-5", day="0.000000001")
+    waits = shim.submit(agent="first", on_budget="fail")
+    assert shim.job(waits["id"], wait=60)["error"]["code"] == "budget_exceeded"
