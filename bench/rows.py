@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import calls, servers, workers
+from bench import calls, money, servers, workers
 from bench.environment import WITHOUT
 
 
@@ -50,16 +50,18 @@ class Size:
     idle_jobs: int
     rest: float
     requests: int
+    booked: int
 
 
-FULL = Size(500, 2000, 1.0, 2.0, 8, 80, 3, 5000, 30.0, 200, 30.0, 3000)
-QUICK = Size(20, 40, 0.1, 0.1, 2, 4, 1, 50, 0.3, 5, 1.0, 100)
+FULL = Size(500, 2000, 1.0, 2.0, 8, 80, 3, 5000, 30.0, 200, 30.0, 3000, 4000)
+QUICK = Size(20, 40, 0.1, 0.1, 2, 4, 1, 50, 0.3, 5, 1.0, 100, 80)
 
 
 def rows(size: Size, router: Path | None = None) -> Iterator[Row]:
     """One group of rows after the other, as they are measured. router: as `calls.one_round` takes it."""
     yield from _at_work(size)
     yield from _called(size, router)
+    yield from _booked(size)
     yield from _held(size)
     yield from _idle(size)
     yield from _at_rest(size)
@@ -126,6 +128,22 @@ def _called(size: Size, router: Path | None) -> Iterator[Row]:
         statistics.median(one.in_flight for one in theirs) if theirs else None,
         rate=True,
     )
+
+
+def _booked(size: Size) -> Iterator[Row]:
+    booked = money.booked(size.booked, size.rounds)
+    yield Row(
+        "CPU of admitting and settling a call, with two caps in each of five scopes; plain: two `EVALSHA` of redis-py "
+        "that do nothing",
+        "us",
+        booked.ours,
+        booked.bare,
+        "at most 250",
+        booked.ours <= 250,
+    )
+    report = money.reported(5)
+    what = f"Report of the usage of {money.DAYS} days and {money.SERIES} series, by day and model"
+    yield Row(what, "ms", report, None, "at most 50", report <= 50)
 
 
 def cpu(load: workers.Load) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 from urllib.parse import quote, unquote
@@ -101,16 +102,19 @@ class Account:
     def books(self, lane: Lane, at: datetime | None = None) -> dict[str, Any]:
         """As the scripts take it. at: where the store asked for the windows of this time."""
         windows = None if at is None else as_argument(ZoneInfo(self.zone), at)
-        return {
-            "scopes": [spelt(scope) for scope in self.scopes(lane)],
-            "series": self._series(lane),
-            "zone": self.zone,
-            "windows": windows,
-        }
+        scopes, series = _named(self, lane)
+        return {"scopes": scopes, "series": series, "zone": self.zone, "windows": windows}
 
-    def _series(self, lane: Lane) -> str:
+    def series(self, lane: Lane) -> str:
+        """Under what name its calls to a lane are counted."""
         parts = [self.tenant, self.agent, lane.provider, lane.model, *(f"{n}={v}" for n, v in self.labels)]
         return ",".join(quote(part, safe="=") for part in parts)
+
+
+@lru_cache(1024)
+def _named(account: Account, lane: Lane) -> tuple[tuple[str, ...], str]:
+    """The same for thousands of calls, and 25 us to spell."""
+    return tuple(spelt(scope) for scope in account.scopes(lane)), account.series(lane)
 
 
 def labels_of(declared: Mapping[str, tuple[str, ...]], metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -29,7 +29,7 @@ def test_every_row_is_measured():
         assert row.ours is not None
         for value in (row.ours, row.plain):
             assert value is None or (math.isfinite(value) and 0 < value < 1_000_000), row
-    assert sum(row.met is not None for row in made) == 7
+    assert sum(row.met is not None for row in made) == 9
 
 
 async def test_every_call_of_a_conversation_is_counted_and_shows_what_was_said_before():
