@@ -105,7 +105,11 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
         "hash: series -> calls, tokens and cost of an hour or a day",
         "as its entries; days as totals",
     ),
-    "usage_ever": ("usage", "hash: series -> calls, tokens and cost, ever", "for ever"),
+    "usage_ever": (
+        "usage",
+        "hash: tenant, agent, provider, model -> calls, tokens and cost, ever; they never go down",
+        "for ever, at most 1,000",
+    ),
     "ledger": (
         "ledger:{day}",
         "stream: one entry for each outcome of a call, and for each correction",
