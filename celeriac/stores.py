@@ -18,6 +18,7 @@ from celeriac.costs.usage import Totals
 from celeriac.errors import Misconfigured
 from celeriac.gate import lanes
 from celeriac.gate.lanes import Lanes
+from celeriac.jobs.census import Census
 from celeriac.jobs.dispatch import InScript, Produced, open_ringer
 from celeriac.jobs.events import Channels, Ends, Events
 from celeriac.jobs.journal import Journal
@@ -35,6 +36,7 @@ log = get_logger(__name__)
 class Stores:
     redis: Redis
     jobs: JobStore
+    census: Census
     journal: Journal
     contexts: ContextStore
     lanes: Lanes
@@ -86,6 +88,7 @@ def open_stores(
             lanes=lanes.LUA,
             celery_results=settings.jobs.celery_results,
         ),
+        census=Census(made),
         journal=Journal(made, lanes.LUA),
         contexts=ContextStore(redis, made),
         lanes=Lanes(redis, made),
