@@ -115,7 +115,13 @@ class Look:
 
     def census(self, now: int) -> Counted:
         """What the records say of the numbers of jobs. ended: by the records that are still there."""
-        places = Counter((job["queue"], Place(job["place"])) for job in self.jobs.values())
+
+        def queue_of(job: dict[str, str]) -> str:
+            # Whoever serves one queue runs jobs of this one: the census does not look at each of them.
+            serves = self.workers.get(job.get("worker", ""), {}).get("queues", "")
+            return serves if serves and "," not in serves else job["queue"]
+
+        places = Counter((queue_of(job), Place(job["place"])) for job in self.jobs.values())
         due = Counter(self.jobs[id]["queue"] for id, at in self.one("parked", ()) if at <= now)
         states = dict.fromkeys((State.QUEUED, State.RUNNING, State.PARKED), 0)
         for (_, place), number in places.items():
