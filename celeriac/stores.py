@@ -21,7 +21,7 @@ from celeriac.gate.lanes import Lanes
 from celeriac.jobs.census import Census
 from celeriac.jobs.dispatch import InScript, Produced, open_ringer
 from celeriac.jobs.events import Channels, Ends, Events
-from celeriac.jobs.journal import Journal
+from celeriac.jobs.journal import Journal, OnBooked
 from celeriac.jobs.lease import Fleet
 from celeriac.jobs.scripts import HERE, scripts
 from celeriac.jobs.store import JobStore, Keep
@@ -47,6 +47,10 @@ class Stores:
     ends: Ends
     events: Events
     ringer: InScript | Produced
+
+    def on_booked(self, tell: OnBooked) -> None:
+        """Whom to tell of each call whose outcome this process has booked. It must not raise."""
+        self.journal.on_booked = self.jobs.on_booked = tell
 
     async def close(self) -> None:
         await self.channels.close()

@@ -1,17 +1,18 @@
 -- Finish: answer, cost, context, release and the next bells in one step. Only the run that holds the job may; its money
 -- is booked in any case. a: id, worker, nonce, state, model, usage (text), error (text), settlement (or null), version,
 -- max_messages, max_bytes, checked, keep. ARGV[2..3]: answer, turn, each "" for none.
--- Answers {"done", changed, state, cost, in doubt, appended: "1", "0" or "", bells} or {"fenced", changed}; changed: how the
--- breaker of the last call's lane did. A job that was asked to stop and has
--- no answer yet ends as that says.
-local changed = ''
+-- Answers {"done", changed, money, state, cost, in doubt, appended: "1", "0" or "", bells} or {"fenced", changed, money};
+-- changed: how the breaker of the last call's lane did; money: what became of its settlement, as `settle.lua` says it. A job that
+-- was asked to stop and has no answer yet ends as that says.
+local changed, money = '', ''
 if a.settlement ~= cjson.null then
-  local money, at = book(a.id, a.settlement)
+  local at
+  money, at = book(a.id, a.settlement)
   if money == 'booked' then changed = lane_hear(a.settlement.heard, a.settlement.call, at) end
 end
 local r = read(a.id)
 local mine = fence(r, 'finish', a.worker, a.nonce)
-if mine == 'fenced' then return {'fenced', changed} end
+if mine == 'fenced' then return {'fenced', changed, money} end
 
 local answer, turn, appended, bells = ARGV[2], ARGV[3], '', {}
 if mine == 'mine' then
@@ -32,4 +33,4 @@ if mine == 'mine' then
   sweep(3)
 end
 local state, cost, in_doubt, kept = string.match(get(a.id, 'release_answer'), '^(%S+) (%S+) (%S+) (.*)$')
-return {'done', changed, state, cost, in_doubt, kept, bells}
+return {'done', changed, money, state, cost, in_doubt, kept, bells}

@@ -104,7 +104,7 @@ def test_metrics_agree_with_every_account_of_the_money(house: House, env: dict[s
     def run(agent: str = "first", **facts: Any) -> str:
         return str(shim.job(shim.submit(agent=agent, input="word " * 30, **facts)["id"], wait=60)["state"])
 
-    house.always(cached=40, usage={"reasoning": 3})
+    house.always(cached=40, reasoning=3)
     ends = Counter([run(), run()])
     house.scripted({"model": "gpt-5-mini", "status": 500})
     ends[run()] += 1

@@ -379,6 +379,23 @@ async def test_the_sums_of_all_time_are_those_of_a_thousand(buyers: Buyers) -> N
     assert (found["other/other"], found["openai/real"]) == ((2, 5), (3, 6))
 
 
+async def test_each_outcome_that_is_booked_is_told_once(buyers: Buyers) -> None:
+    """By whichever script it was booked, and not where it arrives again; what the store forgot is booked, and told."""
+    job = await buyers.job()
+    told: list[tuple[str, str]] = []
+    buyers.queue.stores.on_booked(lambda claim, made: told.append((claim.id, made.call)))
+    for name in ("a", "b", "c"):
+        assert isinstance(await buyers.ask(job, 10, name=name), Admitted)
+    made = {name: Settlement(name, "settled", 10, 7, {}, None, "", counts(Usage(input=1), 7)) for name in "abcd"}
+    for _ in range(2):
+        await buyers.queue.stores.journal.settle(job, made["a"])
+        await buyers.queue.stores.journal.commit(job, 0, {"text": "x"}, made["b"])
+    await buyers.queue.stores.journal.settle(job, made["d"])
+    for _ in range(2):
+        await buyers.queue.end(job, settlement=made["c"])
+    assert told == [(job.id, "a"), (job.id, "b"), (job.id, "d"), (job.id, "c")]
+
+
 async def test_settling_makes_no_sum_that_is_gone(buyers: Buyers) -> None:
     """Sums of a window go a while after its end: what settles later than that has none there any more."""
     job = await buyers.job()
