@@ -28,7 +28,7 @@ MOST: Final = 10_000
 
 
 class LiveUsage:
-    """What calls left, until the hub sends it. dispatcher: Celery's, None while the broker is away."""
+    """What calls left, until the hub sends it. dispatcher: Celery's, None before the first and after the last."""
 
     def __init__(self) -> None:
         self.dispatcher: Any = None
@@ -96,27 +96,25 @@ def facts(claim: Claim, settlement: Settlement) -> dict[str, Any]:
 
 
 class UsageEvents(bootsteps.StartStopStep):
-    """After each connection to the broker; before the last batch goes when it ends."""
+    """After each connection to the broker; and once more when the last jobs have ended, before the last batch goes."""
 
     requires = (EventBatches,)
 
     def include_if(self, consumer: Any) -> bool:
-        return consumer.hub is not None
+        return consumer.hub is not None and hasattr(consumer.app, "live_usage")  # else a worker without jobs
 
     def start(self, consumer: Any) -> None:
-        live: LiveUsage | None = getattr(consumer.app, "live_usage", None)
-        if live is None:  # a worker without jobs
-            return
+        live: LiveUsage = consumer.app.live_usage
         dispatcher = consumer.event_dispatcher
         dispatcher.buffer_group = {*dispatcher.buffer_group, GROUP}
         live.dispatcher = dispatcher
         self._timer = consumer.hub.call_repeatedly(EVERY, live.send)
 
     def stop(self, consumer: Any) -> None:
-        live: LiveUsage | None = getattr(consumer.app, "live_usage", None)
-        if live is not None and live.dispatcher is not None:
-            self._timer.cancel()
-            live.send()
-            live.dispatcher = None
+        """What comes until the broker is back, or the worker ends, waits."""
+        self._timer.cancel()
 
-    shutdown = stop
+    def shutdown(self, consumer: Any) -> None:
+        live: LiveUsage = consumer.app.live_usage
+        live.send()
+        live.dispatcher = None

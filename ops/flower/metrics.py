@@ -26,6 +26,7 @@ from celeriac.costs.usage import EVER, Row
 from celeriac.errors import Misconfigured, StoreUnavailable
 from celeriac.gate.lanes import Known
 from celeriac.jobs.census import Counted
+from celeriac.jobs.model import ENDS
 from celeriac.llm.model import CLASSES, Lane
 from celeriac.logs import get_logger
 from celeriac.settings import Settings
@@ -113,7 +114,7 @@ def _lane(name: str) -> Lane:
 
 
 def dollars(nanos: int) -> float:
-    """As Prometheus has numbers; exact to the nano-dollar up to nine million dollars."""
+    """As Prometheus has numbers; right to the nano-dollar up to about a million dollars."""
     return nanos / 10**9
 
 
@@ -176,7 +177,7 @@ def _jobs(counted: Counted) -> Iterator[Metric]:
         jobs.add_metric((state,), number)
     yield jobs
     ended = CounterMetricFamily("celeriac_jobs_ended", "Jobs that ended so", labels=("state",))
-    for end, number in counted.ended.items():
+    for end, number in (dict.fromkeys(map(str, sorted(ENDS)), 0) | dict(counted.ended)).items():
         ended.add_metric((end,), number)
     yield ended
     queues = GaugeMetricFamily(

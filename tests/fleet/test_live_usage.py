@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import threading
 import time
@@ -51,29 +52,21 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def listening(house: House, **handlers: Any) -> Iterator[list[Event]]:
+def listening(house: House) -> Iterator[list[Event]]:
     """Celery's own receiver of events, once it hears the worker. What it hears of usage is in the list."""
-    app, heard, stopped = Celery(broker=house.valkey.url, set_as_current=False), list[Event](), threading.Event()
-    hears = threading.Event()
-
-    def listen() -> None:
-        with app.connection_for_read() as connection:
-            receiver = app.events.Receiver(
-                connection, handlers={"llm-usage": heard.append, "worker-heartbeat": lambda _: hears.set()}
-            )
-            for _ in receiver.itercapture(limit=None, timeout=None, wakeup=True):
-                if stopped.is_set():
-                    return
-
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        assert hears.wait(30)
-        yield heard
-    finally:
-        stopped.set()
-        thread.join(10)
-        app.close()
+    app, heard, hears = Celery(broker=house.valkey.url, set_as_current=False), list[Event](), threading.Event()
+    handlers = {"llm-usage": heard.append, "worker-heartbeat": lambda _: hears.set()}
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers=handlers)
+        thread = threading.Thread(target=receiver.capture)
+        thread.start()
+        try:
+            assert hears.wait(30)
+            yield heard
+        finally:
+            receiver.should_stop = True
+            thread.join(10)
+    app.close()
 
 
 def test_each_booked_call_is_an_event(house: House, env: dict[str, str], tmp_path: Path) -> None:
@@ -172,6 +165,31 @@ SAME: Final = {
     "cost_usd": "cost_usd",
     "in_doubt_usd": "in_doubt_usd",
 }
+
+
+def test_a_worker_that_drains_tells_of_its_last_calls(house: House, env: dict[str, str]) -> None:
+    """It is told to stop while a call is made; the event comes before it is gone."""
+    worker, shim = house.worker(**env), house.shim(**env)
+    house.always(delay=2)
+    with listening(house) as heard:
+        job = shim.submit(agent="first")["id"]
+        wait_until(house.in_flight, "the model to be asked")
+        worker.signal(signal.SIGTERM)
+        assert worker.wait(60) == 0
+        wait_until(lambda: heard, "the event", 10)
+    assert [(event["uuid"], event["outcome"]) for event in heard] == [(job, "settled")]
+
+
+def test_events_go_on_after_the_broker_was_away(house: House, env: dict[str, str]) -> None:
+    """The worker has a new connection then, and sends on it."""
+    worker, shim = house.worker(**env), house.shim(**env)
+    house.valkey.client().client_kill_filter(_type="normal", skipme=True)
+    wait_until(lambda: worker.output().count("Connected to redis") == 2, "the worker to be back")
+    with listening(house) as heard:
+        job = shim.job(shim.submit(agent="first")["id"], wait=60)
+        assert job["state"] == "succeeded"
+        wait_until(lambda: heard, "the event")
+    assert [event["uuid"] for event in heard] == [job["id"]]
 
 
 def test_calls_are_told_of_only_while_somebody_asks_for_events() -> None:
