@@ -72,6 +72,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "round": ("round", "string: when the last upkeep was (ms)", "for ever"),
     "went_back": ("went_back", "string: how far parked jobs were looked at since the clock went back", "a few rounds"),
     "quiet": ("quiet", "string: nobody is given up until then (ms)", "one lease"),
+    "ends": ("ends", "hash: end -> how many jobs ended so", "for ever"),
     "broken": ("broken", "zset: what made no sense and was set aside, in that order", "the newest 1,000"),
     "alarmed": ("alarmed", "string: the newest of them that was reported", "for ever"),
     # Lanes: a provider and one of its models.
@@ -115,7 +116,11 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
         "hash: queue -> jobs that were chosen from it, when (ms), and how many a second lately",
         "for ever, one a queue",
     ),
-    "usage_ever": ("usage", "hash: series -> calls, tokens and cost, ever", "for ever"),
+    "usage_ever": (
+        "usage",
+        "hash: tenant, agent, provider, model -> calls, tokens and cost, ever; they never go down",
+        "for ever, at most 1,000",
+    ),
     "ledger": (
         "ledger:{day}",
         "stream: one entry for each outcome of a call, and for each correction",

@@ -20,9 +20,10 @@ from celeriac.costs.usage import Totals
 from celeriac.errors import Misconfigured
 from celeriac.gate import lanes
 from celeriac.gate.lanes import Lanes
+from celeriac.jobs.census import Census
 from celeriac.jobs.dispatch import InScript, Produced, open_ringer
 from celeriac.jobs.events import Channels, Ends, Events
-from celeriac.jobs.journal import Journal
+from celeriac.jobs.journal import Journal, OnBooked
 from celeriac.jobs.lease import Fleet
 from celeriac.jobs.scripts import HERE, scripts
 from celeriac.jobs.store import JobStore, Keep
@@ -37,6 +38,7 @@ log = get_logger(__name__)
 class Stores:
     redis: Redis
     jobs: JobStore
+    census: Census
     journal: Journal
     contexts: ContextStore
     lanes: Lanes
@@ -49,6 +51,10 @@ class Stores:
     ends: Ends
     events: Events
     ringer: InScript | Produced
+
+    def on_booked(self, tell: OnBooked) -> None:
+        """Whom to tell of each call whose outcome this process has booked. It must not raise."""
+        self.journal.on_booked = self.jobs.on_booked = tell
 
     async def close(self) -> None:
         await self.channels.close()
@@ -90,6 +96,7 @@ def open_stores(
             lanes=lanes.LUA,
             celery_results=settings.jobs.celery_results,
         ),
+        census=Census(made),
         journal=Journal(made, lanes.LUA),
         contexts=ContextStore(redis, made),
         lanes=Lanes(redis, made),

@@ -20,6 +20,7 @@ from tasks.base import Application
 from worker import control as control  # replaces Celery's own commands
 from worker.events import EventBatches
 from worker.lifecycle import Lifecycle
+from worker.live_usage import UsageEvents
 from worker.submissions import Submissions, write_when_full
 
 
@@ -49,6 +50,7 @@ def make_app(settings: Settings) -> Celery:
         write_when_full()
     app.steps["worker"].add(Lifecycle)
     app.steps["consumer"].add(EventBatches)
+    app.steps["consumer"].add(UsageEvents)
     app.steps["consumer"].add(Submissions)
     return app
 

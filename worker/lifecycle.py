@@ -25,6 +25,7 @@ from celeriac.jobs.lease import HEARTBEAT, HistoryLost, limits
 from celeriac.logs import always, get_logger
 from celeriac.settings import Settings
 from celeriac.stores import open_watchdog
+from worker.live_usage import LiveUsage
 from worker.pool import TaskPool
 
 log = get_logger(__name__)
@@ -94,6 +95,7 @@ class Lifecycle(bootsteps.StartStopStep):
 
         lease = Lease(settings, offer, bells(worker.app), lambda takes: pool.consume(queues_of[takes]), pool.fail)
         worker.app.lease = lease
+        live = worker.app.live_usage = LiveUsage()
         if settings.worker.health_port is not None:
             _open_probes(settings, pool, lease, silence)
 
@@ -102,6 +104,7 @@ class Lifecycle(bootsteps.StartStopStep):
             parts = await lease.open()
             registered = time.monotonic()
             worker.app.runner, worker.app.intake = parts.runner, parts.intake
+            parts.stores.on_booked(live.put)
             watchdog = open_watchdog(settings, parts.stores)
             pool.on_stall.append(lambda late: watchdog.watch(lease.worker, lease.heard, late, pool.stack))
             keep_what_is_there()

@@ -7,6 +7,9 @@ local WINDOWS = {'hour', 'day', 'week', 'month'}
 local LENGTH = {hour = 3600, day = 93600, week = 612000, month = 2685600}
 local OUTLIVES = 35 * 86400 -- seconds for which the sum of a window is kept after its end: answers may come late
 local MOST_SERIES = 5000    -- in one span of the usage; what is beyond them counts together
+-- In the sums of all time, whose series are never forgotten. Those without an answer take half of it at most: anybody may name
+-- models that there are not.
+local MOST_EVER = 1000
 local KEPT_ALERTS, KEPT_CHANGES = 1000, 10000
 local HARDLY = 5             -- percent of a cap, below which nothing is said of when it is reached
 local RECENT = 50            -- jobs of an agent whose mean cost is told to who asks
@@ -237,14 +240,15 @@ local function books_forecast(scope, windows)
   end
 end
 
--- Put what one call used to its series, in one span. counts: numbers, in the order of the usage's columns.
-local function count_in(key, series, counts, seconds)
+-- Put what one call used to its series, in one span. counts: numbers, in the order of the usage's columns. most: series that it
+-- holds; one that is in it stays, so that none of its sums ever goes down.
+local function count_in(key, series, counts, most, seconds)
   local stored = redis.pcall('HGET', key, series)
   if type(stored) == 'table' then
     call('DEL', key)
     stored = nil
   end
-  if not stored and call('HLEN', key) >= MOST_SERIES then
+  if not stored and call('HLEN', key) >= most then
     series = 'other'
     stored = call('HGET', key, series)
   end
@@ -259,9 +263,11 @@ local function count_in(key, series, counts, seconds)
 end
 
 local function books_count(b, counts)
-  count_in(K.usage_ever(), b.series, counts)
-  count_in(K.usage('hour.' .. b.starts[1]), b.series, counts, ENTRIES)
-  count_in(K.usage('day.' .. b.starts[2]), b.series, counts, TOTALS)
+  -- Without its labels: tenant, agent, provider, model.
+  local whose = string.match(b.series, '^[^,]*,[^,]*,[^,]*,[^,]*')
+  count_in(K.usage_ever(), whose or b.series, counts, counts[2] == 0 and MOST_EVER or MOST_EVER / 2)
+  count_in(K.usage('hour.' .. b.starts[1]), b.series, counts, MOST_SERIES, ENTRIES)
+  count_in(K.usage('day.' .. b.starts[2]), b.series, counts, MOST_SERIES, TOTALS)
 end
 
 -- A call is kept as "<stands> <bound> <amount> <when> <facts>". Until its outcome is known, its facts hold what it is booked under.

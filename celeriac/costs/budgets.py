@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from celeriac.connections import ALWAYS, Redis, Scripts
+from celeriac import keys
+from celeriac.connections import ALWAYS, Redis, Scripts, answering
 from celeriac.costs.audit import changes
 from celeriac.costs.books import HERE, WINDOWS, Window, as_argument, spelt, unspelt
 from celeriac.errors import Invalid, NotFound
@@ -18,6 +19,8 @@ from celeriac.settings import NAME
 #: Sums of one window and scope stay below what Lua's numbers hold exactly.
 MOST_NANOS: Final = 9 * 10**15
 MOST_ALERTS: Final = 10
+#: Scopes that one script looks at, where there may be many.
+PAGE: Final = 100
 #: What a scope is, and what its name looks like.
 KINDS: Final[Mapping[str, str]] = {
     "tenant": NAME,
@@ -141,6 +144,17 @@ class Budgets:
     async def all(self) -> dict[str, tuple[Use, ...]]:
         """Of each scope that has a budget, its caps and what is used of them. Raises StoreUnavailable."""
         return await self._look(None)
+
+    async def some(self, most: int) -> tuple[dict[str, tuple[Use, ...]], int]:
+        """The same of at most so many scopes, the first by name; and how many more have a budget. Redis is not held up
+        by all of them at once. Raises StoreUnavailable.
+        """
+        async with answering():
+            scopes = sorted(scope.decode() for scope in await self._redis.hkeys(keys.spell("budgets")))
+        found: dict[str, tuple[Use, ...]] = {}
+        for first in range(0, min(most, len(scopes)), PAGE):
+            found |= await self._look(scopes[first : min(most, first + PAGE)])
+        return found, len(scopes[most:])
 
     async def get(self, scope: str) -> tuple[Use, ...]:
         """Raises NotFound, StoreUnavailable."""

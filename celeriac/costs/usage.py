@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from celeriac import keys
 from celeriac.connections import Redis, answering
-from celeriac.costs.books import COLUMNS, HOUR, windows_at
+from celeriac.costs.books import COLUMNS, HOUR, spelt, windows_at
 from celeriac.errors import Invalid
 
 #: What a report may be grouped by, besides `label:NAME`.
@@ -20,6 +20,8 @@ LABEL: Final = "label:"
 #: A report looks at no more spans than these: a day, or an hour where it is grouped by that.
 MOST_DAYS: Final = 400
 MOST_HOURS: Final = 31 * 24
+#: What the sums of all time are kept by.
+EVER: Final = ("tenant", "agent", "provider", "model")
 #: Under this name those series are counted that a span had no room for.
 BEYOND: Final = "other"
 
@@ -87,6 +89,37 @@ class Totals:
             Row(dict(zip(group_by, group, strict=True)), dict(zip(COLUMNS, sums, strict=True)))
             for group, sums in sorted(rows.items())
         ]
+
+    async def ever(self) -> list[Row]:
+        """Sums since the first call, by tenant, agent, provider and model.
+
+        None of them ever goes down: what is in doubt is in none. A thousand at most; calls of further ones are in
+        `other`. Raises StoreUnavailable.
+        """
+        async with answering():
+            series = await self._redis.hgetall(keys.spell("usage_ever"))
+        rows: dict[tuple[str, ...], list[int]] = {}
+        for name, text in series.items():
+            # Those of one group differ by their labels: former releases kept these apart.
+            sums = rows.setdefault(_group(name.decode(), EVER, None) or (), [0] * len(COLUMNS))
+            for column, count in enumerate(text.split()):
+                sums[column] += int(count)
+        return [
+            Row(dict(zip(EVER, group, strict=True)), dict(zip(COLUMNS, sums, strict=True)))
+            for group, sums in sorted(rows.items())
+        ]
+
+    async def in_doubt(self, lanes: Sequence[str]) -> tuple[int, dict[str, int]]:
+        """What may have been billed, in nano-dollars, at one moment: for all calls, and for those of each lane.
+
+        Raises StoreUnavailable.
+        """
+        async with answering():
+            asked = self._redis.pipeline(transaction=True)
+            for scope in ("all", *(f"model:{lane}" for lane in lanes)):
+                asked.hget(keys.spell("used", scope=spelt(scope)), "in_doubt")
+            total, *each = [int(nanos or 0) for nanos in await asked.execute()]
+        return total, dict(zip(lanes, each, strict=True))
 
     def _spans(self, kind: str, start: datetime, end: datetime) -> Iterator[datetime]:
         most = MOST_HOURS if kind == "hour" else MOST_DAYS

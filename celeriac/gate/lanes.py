@@ -30,6 +30,9 @@ LUA: Final = (HERE / "lanes.lua").read_text()
 #: Seconds that a lane is left alone which asked us to slow down and named no time.
 UNNAMED_WAIT: Final = 2.0
 
+#: Before a scope's name: the line of those who wait for its money is one among those of lanes.
+SCOPE: Final = "$"
+
 Says = Literal["answered", "alive", "failed", "busy", "refused", "nothing"]
 
 
@@ -184,7 +187,21 @@ class Lanes:
         async with answering():
             names: Any = await self._redis.smembers(keys.spell("lanes"))
         # Among them are the lines of those who wait for money.
-        return {_unspelt(name.decode()) for name in names if not name.startswith(b"$")}
+        return {_unspelt(name.decode()) for name in names if not name.startswith(SCOPE.encode())}
+
+    async def lines(self, most: int) -> tuple[dict[Lane, int], dict[str, int]]:
+        """How many jobs wait, by the lane that they wait for, and by the scope whose money they wait for, spelt as in
+        keys. Of lines there may be as many as jobs: no more than so many are looked at. Raises StoreUnavailable.
+        """
+        async with answering():
+            names: Any = await self._redis.smembers(keys.spell("lanes"))
+            named = [name.decode() for name in sorted(names)[:most]]
+            asked: Any = self._redis.pipeline(transaction=False)
+            for name in named:
+                asked.zcard(keys.spell("lane_line", lane=name))
+            waiting = dict(zip(named, await asked.execute(), strict=True))
+        of_lanes = {_unspelt(name): jobs for name, jobs in waiting.items() if not name.startswith(SCOPE)}
+        return of_lanes, {name.removeprefix(SCOPE): jobs for name, jobs in waiting.items() if name.startswith(SCOPE)}
 
     async def open(self, lane: Lane) -> bool:
         """Ask it again, at bounds that are not raised: its price was put right. Answers whether it had been closed, or

@@ -246,6 +246,7 @@ end
 local function end_job(r, state, bells, run)
   move(r, 'ended', state)
   call('HSET', K.job(r.id), 'state', state, 'ended', now)
+  redis.pcall('HINCRBY', K.ends(), state, 1)
   call('HDEL', K.job(r.id), 'stop', 'asked', 'asked_until', 'asked_over')
   call('ZREM', K.deadlines(), r.id)
   doubt_open_calls(r.id)

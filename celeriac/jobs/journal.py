@@ -57,6 +57,15 @@ class Settlement:
         }
 
 
+OnBooked = Callable[[Claim, Settlement], object]
+#: How a script says that what it was told of a call was news, whether it knew the call or not.
+BOOKED: Final = (b"booked", b"unknown")
+
+
+def nobody(claim: Claim, settlement: Settlement) -> None:
+    """Who is told of what was booked, unless somebody asks."""
+
+
 @dataclass(frozen=True, slots=True)
 class Closed:
     """A lane that may not be asked now. wait: for so long, then it may be asked, or asked about. why: a code."""
@@ -104,6 +113,8 @@ class Journal:
     """The journals of all jobs. lanes: the helpers that know of lanes, for the scripts."""
 
     def __init__(self, scripts: Scripts, lanes: str) -> None:
+        #: Told of each call whose outcome was booked by this process, once. It must not raise: the money is booked.
+        self.on_booked: OnBooked = nobody
         self._admit = scripts.load(HERE / "admit.lua", NEW_WORK, before=lanes)
         self._settle = scripts.load(HERE / "settle.lua", ALWAYS, before=lanes, durable=True)
         self._say = scripts.load(HERE / "say.lua", NEW_WORK)
@@ -177,6 +188,8 @@ class Journal:
         while True:
             said, money, stored, changed = await self._commit(claim, step, packed, settlement, told)
             tell_of_lane(settlement, changed)
+            if settlement is not None and money in BOOKED:
+                self.on_booked(claim, settlement)
             if said != b"gap":
                 break
             # The store lost history, and this run knows what is missing.
@@ -240,6 +253,8 @@ class Journal:
         )
         tell_of_lane(settlement, changed)
         tell_of_money(claim, settlement, money)
+        if money in BOOKED:
+            self.on_booked(claim, settlement)
 
 
 def _full(why: bytes, scope: bytes, window: bytes, ends: int, cap: bytes, bound: bytes) -> Full:

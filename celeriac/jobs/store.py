@@ -19,7 +19,7 @@ from celeriac import keys
 from celeriac.connections import ALWAYS, NEW_WORK, READ, Redis, Scripts, answering, pack, unpack
 from celeriac.errors import Conflict, Fenced, Invalid, KeyReused, Stopped
 from celeriac.jobs.dispatch import Ringer
-from celeriac.jobs.journal import tell_of_lane, tell_of_money
+from celeriac.jobs.journal import BOOKED, OnBooked, nobody, tell_of_lane, tell_of_money
 from celeriac.jobs.model import (
     AGENT_UNKNOWN,
     PRIORITIES,
@@ -136,6 +136,8 @@ class JobStore:
         lanes: str,
         celery_results: bool = False,
     ) -> None:
+        #: As the journal's.
+        self.on_booked: OnBooked = nobody
         self._redis = redis
         self._celery_results = celery_results
         self._ringer = ringer
@@ -483,6 +485,8 @@ class JobStore:
         changed, money, *rest = rest
         tell_of_lane(ending.settlement, changed)
         tell_of_money(claim, ending.settlement, money)
+        if ending.settlement is not None and money in BOOKED:
+            self.on_booked(claim, ending.settlement)
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
         state, cost, in_doubt, appended, bells = rest

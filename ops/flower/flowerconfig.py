@@ -9,6 +9,7 @@ import ast
 from typing import Any
 
 from celeriac.jobs.dispatch import RUN_JOB
+from ops.flower import metrics as metrics  # answers /metrics in place of Flower's handler
 
 tasks_columns = "name,uuid,state,result,received,started,runtime,retries,worker"
 max_tasks = 50_000

@@ -13,7 +13,8 @@ from typing import Any, Final
 import redis
 
 from celeriac.costs.books import COLUMNS, WINDOWS
-from celeriac.jobs.model import ENDS, SEEN_AS, Place
+from celeriac.jobs.census import Counted, OfQueue
+from celeriac.jobs.model import ENDS, SEEN_AS, Place, State
 from celeriac.keys import KEYS, PREFIX
 
 #: Keys that stay, and hold a number, a name or a text: their size does not grow with the work.
@@ -38,6 +39,7 @@ STAY: Final = {
     "alerts",
     "told_alerts",
     "changes",
+    "ends",
 }
 #: Keys that age, whatever they hold.
 AGE: Final = {
@@ -111,6 +113,43 @@ class Look:
             self.by[key.name].append(key)
         self.jobs: dict[str, dict[str, str]] = {key.parts["id"]: key.value for key in self.by["job"]}
         self.workers: dict[str, dict[str, str]] = {key.parts["worker"]: key.value for key in self.by["worker"]}
+
+    def census(self, now: int) -> Counted:
+        """What the records say of the numbers of jobs. ended: by the records that are still there."""
+
+        def queue_of(job: dict[str, str]) -> str:
+            # Whoever serves one queue runs jobs of this one: the census does not look at each of them.
+            serves = self.workers.get(job.get("worker", ""), {}).get("queues", "")
+            return serves if serves and "," not in serves else job["queue"]
+
+        places = Counter((queue_of(job), Place(job["place"])) for job in self.jobs.values())
+        due = Counter(self.jobs[id]["queue"] for id, at in self.one("parked", ()) if at <= now)
+        states = dict.fromkeys((State.QUEUED, State.RUNNING, State.PARKED), 0)
+        for (_, place), number in places.items():
+            if place != Place.ENDED:
+                states[SEEN_AS[place]] += number
+        return Counted(
+            states=states,
+            ended=Counter(job["state"] for job in self.jobs.values() if job["place"] == Place.ENDED),
+            queues={
+                queue: OfQueue(
+                    *(places[queue, place] for place in (Place.READY, Place.RUNG, Place.RUNNING)), due[queue]
+                )
+                for queue, _ in places
+            },
+        )
+
+    def miscounted(self, told: Counted, now: int) -> list[str]:
+        """Where what a census told differs from the records."""
+        records = self.census(now)
+        wrong = [f"there are {records.states}, and the census says {told.states}"] * (records.states != told.states)
+        for queue in records.queues.keys() | told.queues.keys():
+            its, nothing = records.queues.get(queue), OfQueue(0, 0, 0, 0)
+            if (its or nothing) != told.queues.get(queue, nothing):
+                wrong.append(f"in {queue} are {its}, and the census says {told.queues.get(queue)}")
+        return wrong + [
+            f"{n} {end}, told {told.ended}" for end, n in records.ended.items() if n > told.ended.get(end, 0)
+        ]
 
     def members(self, name: str) -> dict[tuple[str, ...], Any]:
         return {tuple(key.parts.values()): key.value for key in self.by[name]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -376,6 +377,90 @@ async def test_the_ledger_and_the_budget_agree(buyers: Buyers) -> None:
     ]
     assert await buyers.used("all") == (20, 40, 0)
     assert {(e.job, e.tenant, e.agent, e.attempt) for e in found} == {(job.id, "acme", "assistant", 1)}
+
+
+async def test_sums_of_all_time_only_grow(buyers: Buyers) -> None:
+    """A call in doubt costs nothing in them, whatever becomes of it; what its answer cost late is added, and it counts
+    as one call and one error. What is in doubt is told apart, and goes down.
+    """
+    job = await buyers.job()
+    usage = buyers.queue.stores.usage
+    await buyers.buy(job, 10, 7, labels=(("team", "red"),))
+    assert isinstance(await buyers.ask(job, 20, name="late", labels=(("team", "blue"),)), Admitted)
+    assert isinstance(await buyers.ask(job, 40, name="lost", lane=Lane("anthropic", "claude")), Admitted)
+    seen = []
+
+    async def look() -> tuple[int, dict[str, int]]:
+        rows = {row.group["model"]: row.sums for row in await usage.ever()}
+        seen.append({(model, name): count for model, sums in rows.items() for name, count in sums.items()})
+        return await usage.in_doubt([str(LANE), "anthropic/claude", "openai/none"])
+
+    assert await look() == (0, {str(LANE): 0, "anthropic/claude": 0, "openai/none": 0})
+    doubt = Settlement("late", "doubt", 0, 0, {}, None, "", counts(None, error=True))
+    await buyers.queue.stores.journal.settle(job, doubt)
+    assert await look() == (20, {str(LANE): 20, "anthropic/claude": 0, "openai/none": 0})
+    await buyers.settle(job, "late", "settled", 13)
+    await buyers.queue.finish(job)
+    assert await look() == (40, {str(LANE): 0, "anthropic/claude": 40, "openai/none": 0})
+    for before, after in pairwise(seen):
+        assert all(after[name] >= count for name, count in before.items())
+    last = seen[-1]
+    assert [last[str(LANE), name] for name in ("calls", "errors", "cost", "input")] == [2, 1, 20, 2]
+    assert [last["anthropic/claude", name] for name in ("calls", "errors", "cost")] == [1, 1, 0]
+    assert buyers.queue.redis.hlen("celeriac:usage") == 2, "labels are not told apart"
+
+
+async def test_the_sums_of_all_time_are_those_of_a_thousand(buyers: Buyers) -> None:
+    """Calls of further ones are in `other`; who has a name keeps it. Those that nobody answers for take half of all."""
+    job = await buyers.job()
+    usage = buyers.queue.stores.usage
+
+    async def call(model: str, nanos: int = 1, *, fails: bool = False) -> None:
+        assert isinstance(await buyers.ask(job, 10, lane=Lane("openai", model)), Admitted)
+        made = counts(None, error=True) if fails else counts(Usage(input=1), nanos)
+        stands: Any = "released" if fails else "settled"
+        settlement = Settlement(buyers.name, stands, 0, 0 if fails else nanos, {}, None, "", made)
+        await buyers.queue.stores.journal.settle(job, settlement)
+
+    async def costs() -> dict[str, tuple[int, int]]:
+        return {row.group["model"]: (row.sums["calls"], row.sums["cost"]) for row in await usage.ever()}
+
+    buyers.queue.planted = True
+    planted = {f"acme,assistant,openai,m{number}": "1 0 1 0 0 0 0 0 1 0" for number in range(499)}
+    # As former releases wrote them.
+    planted["acme,assistant,openai,m7,team=red"] = "1 1"
+    buyers.queue.redis.hset("celeriac:usage", mapping=planted)
+    await call("invented", fails=True)
+    await call("m7", fails=True)
+    await call("real")
+    await call("real", fails=True)
+    found = await costs()
+    assert (found["other/other"], found["openai/m7"], found["openai/real"]) == ((1, 0), (3, 1), (2, 1))
+    assert "openai/invented" not in found
+    more = {f"acme,assistant,openai,n{number}": "1 0 1 0 0 0 0 0 1 0" for number in range(999 - len(found))}
+    buyers.queue.redis.hset("celeriac:usage", mapping=more)
+    await call("one too many", 5)
+    await call("real", 5)
+    found = await costs()
+    assert len(found) == 999
+    assert (found["other/other"], found["openai/real"]) == ((2, 5), (3, 6))
+
+
+async def test_each_outcome_that_is_booked_is_told_once(buyers: Buyers) -> None:
+    """By whichever script it was booked, and not where it arrives again; what the store forgot is booked, and told."""
+    job = await buyers.job()
+    told: list[tuple[str, str]] = []
+    buyers.queue.stores.on_booked(lambda claim, made: told.append((claim.id, made.call)))
+    for name in ("a", "b", "c"):
+        assert isinstance(await buyers.ask(job, 10, name=name), Admitted)
+    made = {name: Settlement(name, "settled", 10, 7, {}, None, "", counts(Usage(input=1), 7)) for name in "abcd"}
+    for _ in range(2):
+        await buyers.queue.stores.journal.settle(job, made["a"])
+        await buyers.queue.stores.journal.commit(job, 0, {"text": "x"}, made["b"])
+    await buyers.queue.stores.journal.settle(job, made["d"])
+    for _ in range(2):
+        await buyers.queue.end(job, settlement=made["c"])
+    assert told == [(job.id, "a"), (job.id, "b"), (job.id, "d"), (job.id, "c")]
 
 
 async def test_settling_makes_no_sum_that_is_gone(buyers: Buyers) -> None:

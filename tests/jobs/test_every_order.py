@@ -503,7 +503,10 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def everything_is_explained(self) -> None:
-        assert faults(self.redis) == []
+        """And each job is counted where it stands."""
+        look = Look(self.redis)
+        assert list(look.faults()) == []
+        assert self.do(self.queue.miscounted(look)) == []
 
     @invariant()
     def a_run_that_lost_its_job_never_holds_it_again(self) -> None:
