@@ -509,7 +509,6 @@ return {
   shift_above = shift_above,
   alert = books_alert,
   forecast = books_forecast,
-  hourly = hourly,
   count = books_count,
   wake = books_wake,
   room = books_room,
