@@ -176,8 +176,17 @@ class Calls:
             log.warning("stored_answer_not_noted", call=name)
 
     def _doubt_of(self, call: Call, error: ModelError) -> Doubt:
-        response = self._kept.get(call.name, "")
-        return Doubt(call.name, str(call.lane), call.bound, call.digest, response, error.request_id, call.took)
+        return Doubt(
+            call=call.name,
+            lane=str(call.lane),
+            bound=call.bound,
+            digest=call.digest,
+            at=call.sent,
+            response=self._kept.get(call.name, ""),
+            request_id=error.request_id,
+            took=call.took,
+            books=call.books,
+        )
 
     async def _found(self, request: ModelRequest) -> Answer | None:
         """The answer to this very question that a call in doubt was given after all. Each is looked up once.
@@ -194,10 +203,20 @@ class Calls:
             if not isinstance(self._client, LooksUp):
                 continue
             provider, _, model = doubt.lane.partition("/")
-            lane, took = Lane(provider, model), doubt.took or (0, 0)
+            lane = Lane(provider, model)
             looked = replace(request, lane=lane, call=doubt.call, on_text=None, on_stored=None)
-            # Of the tokens that it might have used its lane learns nothing: that was another one's to say.
-            call = Call(doubt.call, lane, 0.0, self.prices.bound(looked), doubt.bound, (0, 0), took, datetime.now(UTC))
+            call = Call(
+                name=doubt.call,
+                lane=lane,
+                waited=0.0,
+                asked=self.prices.bound(looked, doubt.at),
+                bound=doubt.bound,
+                # Of the tokens that it might have used its lane learns nothing: that was another one's to say.
+                most=(0, 0),
+                took=doubt.took or (0, 0),
+                sent=doubt.at,
+                books=doubt.books,
+            )
             try:
                 answer = await self._client.look_up(looked, doubt.response)
             except ContentRefused as error:

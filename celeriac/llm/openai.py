@@ -190,12 +190,13 @@ class OpenAI(Adapter):
                 )
             if made is not None:
                 named = request_id({"x-request-id": str(made.get("request_id") or "")})
-                return replace(self._read(made, request), request_id=named)
+                answer = self._read(made, request)
+                return replace(answer, region=answer.region or self.region, request_id=named)
             why = "unknown there"
         except Declined as error:
             # With its usage it is settled like an answer.
             if error.kind is ContentRefused and not error.in_doubt:
-                refused = error.facts
+                refused = {"region": self.region, **error.facts}
             why = error.kind.code
         except NotAnAnswer as error:
             why = str(error)

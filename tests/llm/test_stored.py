@@ -285,6 +285,21 @@ async def test_a_refusal_that_got_lost_is_settled_from_its_usage(case: Stored) -
     assert not error.in_doubt
 
 
+async def test_what_is_found_is_of_the_region_that_was_asked(case: Stored) -> None:
+    """OpenAI says it by the name of its host alone, and bills more there."""
+    case.adapter.region = "eu"
+    await case.provider.script({"text": "It is Paris."}, {"finish": "refusal"})
+    await case.adapter.answer(request := case.stored())
+    answer = await case.look_up(request)
+    assert answer is not None
+    assert answer.region == "eu"
+    with pytest.raises(ContentRefused):
+        await case.adapter.answer(request := case.stored())
+    with pytest.raises(ContentRefused) as caught:
+        await case.look_up(request)
+    assert caught.value.region == "eu"
+
+
 async def test_a_response_without_a_name_is_not_looked_for(responses: Stored) -> None:
     """The connection broke before it was said; there is no other way to find it."""
     await responses.meets(reset="after")
