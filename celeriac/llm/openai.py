@@ -43,6 +43,11 @@ FIRST_LOOK: Final = 0.25
 LONGEST_LOOK: Final = 4.0
 #: How often a completion is looked for, and how often in a row a look at a response may fail.
 LOOKS: Final = 4
+#: Seconds that one look may take: what is kept there is only read.
+ONE_LOOK: Final = 5.0
+#: What a look fails with.
+LOOK_FAILED: Final = (openai.OpenAIError, httpx2.HTTPError, NotAnAnswer, TimeoutError)
+NOT_LOOKED_AT: Final = "it could not be looked at any more"
 
 STOP: Mapping[str, StopReason] = {
     "stop": "end",
@@ -162,20 +167,20 @@ class OpenAI(Adapter):
             wait = min(LONGEST_LOOK, wait * 1.5)
             try:
                 made, failed = await self._get(f"/responses/{response}"), 0
-            except (openai.OpenAIError, httpx2.HTTPError, NotAnAnswer) as error:
+            except LOOK_FAILED as error:
                 failed += 1
-                status = getattr(error, "status_code", 500)
-                if failed == LOOKS or (status < 500 and status not in (408, 429)):
+                if failed == LOOKS or not _may_pass(error):
                     break
         else:
             return made
-        raise NotAnAnswer("it could not be looked at any more")
+        raise NotAnAnswer(NOT_LOOKED_AT)
 
     async def _get(self, path: str, **query: Any) -> dict[str, Any]:
         # The wire of the call says how far that got, and not how far this did.
         token = current_wire.set(Wire())
         try:
-            response = await self._sdk.get(path, cast_to=httpx2.Response, options={"params": query})
+            async with asyncio.timeout(ONE_LOOK):
+                response = await self._sdk.get(path, cast_to=httpx2.Response, options={"params": query})
             return json_object(response.content)
         finally:
             current_wire.reset(token)
@@ -211,18 +216,37 @@ class OpenAI(Adapter):
         return await self._awaited({"status": UNFINISHED[0]}, response) if response else None
 
     async def _completion(self, call: str) -> dict[str, Any] | None:
-        """It is listed as soon as it is whole, which may be a moment after its connection broke."""
-        wait = 2 * FIRST_LOOK
+        """It is listed as soon as it is whole, which may be a moment after its connection broke. A look that failed
+        tells no more than one that found nothing yet.
+
+        Raises NotAnAnswer where the last look failed.
+        """
+        wait, is_last_failed = 2 * FIRST_LOOK, False
         for look in range(LOOKS):
             if look:
                 await asyncio.sleep(wait)
                 wait *= 2
-            found = await self._get("/chat/completions", metadata={CALL: call})
-            for made in member(found, "data", list):
+            try:
+                listed = member(await self._get("/chat/completions", metadata={CALL: call}), "data", list)
+            except LOOK_FAILED as error:
+                is_last_failed = True
+                if not _may_pass(error):
+                    break
+                continue
+            is_last_failed = False
+            for made in listed:
                 # Some who speak this API know no such filter, and list the answers to others.
                 if isinstance(made, dict) and (made.get("metadata") or {}).get(CALL) == call:
                     return made
+        if is_last_failed:
+            raise NotAnAnswer(NOT_LOOKED_AT)
         return None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the next look may show more than this one, which failed."""
+    status: int = getattr(error, "status_code", 500)
+    return status >= 500 or status in (408, 429)
 
 
 def _function(tool: ToolSpec) -> dict[str, Any]:
