@@ -154,10 +154,10 @@ class OpenAI(Adapter):
             return made
         if request.on_stored is not None:
             await request.on_stored(response)
-        return await self._awaited(made, response)
+        return await self._awaited(made, response, request.call)
 
-    async def _awaited(self, made: dict[str, Any], response: str) -> dict[str, Any]:
-        """The same response, finished; the caller's deadline is the end of it.
+    async def _awaited(self, made: dict[str, Any], response: str, call: str) -> dict[str, Any]:
+        """The same response, finished; the caller's deadline is the end of it. Another call's is a look that failed.
 
         Raises NotAnAnswer, and nothing that says what became of the call: that it cannot be looked at proves nothing.
         """
@@ -166,7 +166,10 @@ class OpenAI(Adapter):
             await asyncio.sleep(wait)
             wait = min(LONGEST_LOOK, wait * 1.5)
             try:
-                made, failed = await self._get(f"/responses/{response}"), 0
+                looked_at = await self._get(f"/responses/{response}")
+                if looked_at.get("id") != response or not _may_be_of(call, looked_at):
+                    raise NotAnAnswer("another call's")
+                made, failed = looked_at, 0
             except LOOK_FAILED as error:
                 failed += 1
                 if failed == LOOKS or not _may_pass(error):
@@ -191,7 +194,9 @@ class OpenAI(Adapter):
         try:
             async with asyncio.timeout(request.deadline):
                 made = await (
-                    self._response(response) if request.api == "responses" else self._completion(request.call)
+                    self._response(response, request.call)
+                    if request.api == "responses"
+                    else self._completion(request.call)
                 )
             if made is not None:
                 named = request_id({"x-request-id": str(made.get("request_id") or "")})
@@ -212,14 +217,14 @@ class OpenAI(Adapter):
         log.info("stored_answer_not_found", call=request.call, lane=str(request.lane), why=why)
         return None
 
-    async def _response(self, response: str) -> dict[str, Any] | None:
-        return await self._awaited({"status": UNFINISHED[0]}, response) if response else None
+    async def _response(self, response: str, call: str) -> dict[str, Any] | None:
+        return await self._awaited({"status": UNFINISHED[0]}, response, call) if response else None
 
     async def _completion(self, call: str) -> dict[str, Any] | None:
         """It is listed as soon as it is whole, which may be a moment after its connection broke. A look that failed
         tells no more than one that found nothing yet.
 
-        Raises NotAnAnswer where the last look failed.
+        Raises NotAnAnswer where the last look failed, or where there are several: each was billed, and one is booked.
         """
         wait, is_last_failed = 2 * FIRST_LOOK, False
         for look in range(LOOKS):
@@ -234,13 +239,26 @@ class OpenAI(Adapter):
                     break
                 continue
             is_last_failed = False
-            for made in listed:
-                # Some who speak this API know no such filter, and list the answers to others.
-                if isinstance(made, dict) and (made.get("metadata") or {}).get(CALL) == call:
-                    return made
+            # Some who speak this API know no such filter, and list the answers to others.
+            found: list[dict[str, Any]] = [made for made in listed if _call_of(made) == call]
+            if len(found) > 1:
+                log.warning("several_stored_answers", call=call, answers=len(found))
+                raise NotAnAnswer("several answers to one call")
+            if found:
+                return found[0]
         if is_last_failed:
             raise NotAnAnswer(NOT_LOOKED_AT)
         return None
+
+
+def _may_be_of(call: str, made: dict[str, Any]) -> bool:
+    """By the metadata that it was sent; some who speak this API give none back."""
+    return not made.get("metadata") or _call_of(made) == call
+
+
+def _call_of(made: object) -> object:
+    metadata = made.get("metadata") if isinstance(made, dict) else None
+    return metadata.get(CALL) if isinstance(metadata, dict) else None
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -266,11 +266,46 @@ async def test_nobody_is_given_the_answer_to_another_call(http: httpx2.AsyncClie
     """Some who speak this API know no such filter, and list all that they have."""
     nameless = {name: value for name, value in COMPLETION.items() if name != "metadata"}
     strange = [nameless, *(nameless | {"metadata": other} for other in (None, {"celeriac_call": "c-8"}, ["c-7"]))]
-    for others, found in ((strange[:3], None), ([*strange[:3], COMPLETION], "It is Paris."), (strange[3:], None)):
+    for others, found in ((strange, None), ([*strange, COMPLETION], "It is Paris.")):
         async with serving(json.dumps({"data": others}).encode()) as url:
             client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
             answer = await client.look_up(Case("chat", client, None).request(stored=True, call="c-7"), "")
             assert (answer and answer.text) == found
+
+
+@pytest.mark.parametrize(
+    "another",
+    [{"id": "resp_8"}, {"id": None}, {"metadata": {"celeriac_call": "c-8"}}, {"metadata": {"of": "us"}}],
+    ids=str,
+)
+async def test_nobody_is_given_the_response_to_another_call(http: httpx2.AsyncClient, another: dict[str, Any]) -> None:
+    """A gateway that mixes them up may give each its own the next time. That a call is named nowhere proves nothing."""
+    mixed_up, named = [json.dumps(RESPONSE | more).encode() for more in (another, {"metadata": COMPLETION["metadata"]})]
+    for pages, found in (
+        ([mixed_up, named], "It is Paris."),
+        ([FOUND["responses"]], "It is Paris."),
+    ):
+        async with serving(*pages) as url:
+            client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
+            request = Case("responses", client, None).request(stored=True, call="c-7")
+            answer = await client.look_up(request, "resp_7")
+            assert (answer and answer.text) == found
+    async with serving(QUEUED, mixed_up) as url:
+        client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
+        with pytest.raises(BadAnswer) as caught:
+            await client.answer(request)
+    assert caught.value.in_doubt
+
+
+async def test_of_several_answers_to_one_call_none_is_taken(
+    http: httpx2.AsyncClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each was billed: settled at the price of one, the call would be booked too low, and nobody would hear of it."""
+    async with serving(json.dumps({"data": [COMPLETION, COMPLETION]}).encode()) as url:
+        client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
+        assert await client.look_up(Case("chat", client, None).request(stored=True, call="c-7"), "") is None
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "several_stored_answers" in line]
+    assert "answers=2" in line
 
 
 async def test_a_response_that_is_still_made_is_waited_for(responses: Stored) -> None:
