@@ -58,14 +58,16 @@ STOP: Mapping[str, StopReason] = {
 
 
 class OpenAI(Adapter):
-    """own: whether OpenAI itself is at the other end, None to tell by the URL. asks_for_usage: as `Endpoint` has it.
+    """own: whether OpenAI itself is at the other end, None to tell by the URL. asks_for_usage, stores: as `Endpoint`
+    has them.
 
     OpenAI is sent `max_completion_tokens` (its reasoning models refuse the older name), `store=false` and the service
     tier. Everybody else is sent `max_tokens` and nothing that is OpenAI's own: it is the one name that llama.cpp, vLLM,
     Ollama, Mistral and the others all take, some refuse fields they do not know, and none stores chat completions.
 
-    What may be stored is, whoever is asked: chat completions under the name of their call, by which they are looked up,
-    and responses, made in the background, under a name that the provider gives them before it makes them.
+    What may be stored is, by whoever stores: chat completions under the name of their call, by which they are looked
+    up, and responses, made in the background, under a name that the provider gives them before it makes them. All
+    others are asked as if nothing might be.
     """
 
     status_error = openai.APIStatusError
@@ -89,6 +91,7 @@ class OpenAI(Adapter):
         base_url: str | None = None,
         own: bool | None = None,
         asks_for_usage: bool = True,
+        stores: bool = True,
     ) -> None:
         # The URL is always given: else the SDK would take OPENAI_BASE_URL from the environment, past our settings.
         self._sdk = openai.AsyncOpenAI(api_key=key, base_url=base_url or OPENAI_URL, max_retries=0, http_client=http)
@@ -98,6 +101,12 @@ class OpenAI(Adapter):
         self._own = is_openai(base_url or OPENAI_URL) if own is None else own
         self.region = region_of(base_url or OPENAI_URL)
         self._asks_for_usage = asks_for_usage
+        self._stores = stores
+
+    async def answer(self, request: ModelRequest) -> Answer:
+        if request.stored and not self._stores:
+            request = replace(request, stored=False, on_stored=None)
+        return await super().answer(request)
 
     async def _ask(self, request: ModelRequest) -> httpx2.Response:
         path, body = (
@@ -190,6 +199,8 @@ class OpenAI(Adapter):
 
     async def look_up(self, request: ModelRequest, response: str) -> Answer | None:
         """As `LooksUp` has it, within the request's deadline. What fails here is logged, and None."""
+        if not self._stores:
+            return None
         refused: dict[str, Any] = {}
         try:
             async with asyncio.timeout(request.deadline):
