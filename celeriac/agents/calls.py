@@ -134,6 +134,8 @@ class Calls:
         self._draining: dict[str, asyncio.Task[Answer]] = {}
         self._answered: dict[str, Settlement] = {}
         self._doubts = list(claim.doubts[:LOOKED_UP])
+        #: Lane, and digest of a question -> its refusal, which was found and booked before it was that lane's turn.
+        self._declined: dict[tuple[Lane, str], ContentRefused] = {}
         #: Call -> its provider's own name of the answer that it keeps.
         self._kept: dict[str, str] = {}
 
@@ -145,6 +147,8 @@ class Calls:
         """
         if self._doubts and (found := await self._found(request)) is not None:
             return found
+        if self._declined and (declined := self._declined.pop((request.lane, request.digest()), None)) is not None:
+            raise declined
         call = await self._admit(new_id(), request)
         self._open[call.name] = call
         if call.digest:
@@ -195,7 +199,8 @@ class Calls:
         with a deploy, or the conversation was trimmed. What answers that does not answer this, so questions are told
         apart by their digests. Whoever was asked does not matter: each of the lanes would have done.
 
-        Raises ContentRefused, booked, where the model had declined.
+        Raises ContentRefused, booked, where the model that is to be asked had declined. Where it was another one, that
+        is kept until it would be asked: it is not to be paid for declining once more.
         """
         digest = request.digest()
         for doubt in [doubt for doubt in self._doubts if doubt.digest == digest]:
@@ -222,7 +227,10 @@ class Calls:
             except ContentRefused as error:
                 settlement = self._looked_up(doubt, self._failed(call, error, 0.0))
                 await patiently(partial(self._journal.settle, self._claim, settlement))
-                raise
+                if lane == request.lane:
+                    raise
+                self._declined[lane, digest] = error
+                continue
             if answer is None:
                 continue
             log.info("stored_answer_found", call=doubt.call, lane=doubt.lane)

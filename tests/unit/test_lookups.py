@@ -17,12 +17,13 @@ from celeriac.connections import patiently
 from celeriac.costs.books import Account
 from celeriac.costs.prices import Prices
 from celeriac.drill.proxy import Proxy
-from celeriac.errors import ModelError, ModelTimeout
+from celeriac.errors import ContentRefused, ModelError, ModelTimeout
 from celeriac.gate.lanes import spelt
 from celeriac.jobs.journal import breaker_changes, overruns
 from celeriac.jobs.lease import Fleet
 from celeriac.jobs.model import Call, Claim, Doubt, NewJob
 from celeriac.jobs.store import new_id, new_nonce
+from celeriac.llm.fallback import Fallback
 from celeriac.llm.limits import Limit
 from celeriac.llm.model import Answer, Lane, Message, ModelRequest, Usage
 from celeriac.llm.scripted import Line, Scripted
@@ -363,6 +364,40 @@ async def test_a_strict_lane_that_is_closed_is_told_of_once(desk: Desk, capsys: 
     assert (change.lane, change.state, change.why) == (LANE, "open", "overrun")
     [known] = await desk.stores.lanes.look([LANE])
     assert (known.why, known.over > 2) == ("overrun", True)
+
+
+@pytest.mark.parametrize("first", ["A plant.", LOST], ids=["the first answers", "the first fails"])
+async def test_a_refusal_that_is_found_is_that_of_its_own_lane(desk: Desk, first: Line) -> None:
+    """Found while another is asked, it is booked, and that one is asked. Who refused is not asked, nor paid, again."""
+    other = replace(REQUEST, lane=Lane("openai", "gpt-5-nano"))
+    with pytest.raises(ModelTimeout):
+        await desk.calls(Keeper(LOST)).answer(other)
+    await desk.again()
+    declined = ContentRefused("no", usage=Usage(input=10, output=5), provider="openai", model="gpt-5-nano")
+    model = Keeper(first, "Never asked.", found=[declined])
+    calls = desk.calls(model)
+    asking = Fallback([(REQUEST.lane, calls), (other.lane, calls)]).answer(REQUEST)
+    if first is LOST:
+        with pytest.raises(ContentRefused):
+            await asking
+    else:
+        assert (await asking).text == "A plant."
+    assert [request.lane for request in model.requests] == [LANE]
+    await calls.close()
+    [refused] = [call for call in await desk.booked() if call.facts["lane"] == str(other.lane)]
+    assert (refused.stands, refused.facts["error"], refused.facts["late"]) == ("settled", "content_refused", True)
+
+
+async def test_a_refusal_that_is_found_ends_the_turn_of_its_lane(desk: Desk) -> None:
+    """It is not asked again. That of another question is no refusal of this one."""
+    declined = ContentRefused("no", usage=Usage(input=10, output=5))
+    model = Keeper(LOST, "A plant.", found=[declined])
+    calls = desk.calls(model)
+    with pytest.raises(ContentRefused):
+        await calls.answer(REQUEST)
+    assert len(model.requests) == 1
+    assert (await calls.answer(replace(REQUEST, instructions="Be brief."))).text == "A plant."
+    await calls.close()
 
 
 @pytest.mark.parametrize("ends", [LOST, ANSWER], ids=["it fails", "it is answered"])
