@@ -158,12 +158,13 @@ class Calls:
         try:
             answer = await (self._streamed(call, request) if self._claim.stream else self._client.answer(request))
         except ModelError as error:
-            settlement = self._failed(call, error, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            settlement = self._failed(call, error, seconds)
             await patiently(lambda: self._journal.settle(self._claim, settlement))
             del self._open[call.name]
             if not (call.digest and error.in_doubt):
                 raise
-            self._doubts.append(self._doubt_of(call, error))
+            self._doubts.append(self._doubt_of(call, error, seconds))
             if (found := await self._found(request)) is None:
                 raise
             return found
@@ -179,7 +180,7 @@ class Calls:
         except StoreUnavailable:
             log.warning("stored_answer_not_noted", call=name)
 
-    def _doubt_of(self, call: Call, error: ModelError) -> Doubt:
+    def _doubt_of(self, call: Call, error: ModelError, seconds: float) -> Doubt:
         return Doubt(
             call=call.name,
             lane=str(call.lane),
@@ -190,6 +191,8 @@ class Calls:
             request_id=error.request_id,
             took=call.took,
             books=call.books,
+            waited=call.waited,
+            seconds=seconds,
         )
 
     async def _found(self, request: ModelRequest) -> Answer | None:
@@ -213,7 +216,7 @@ class Calls:
             call = Call(
                 name=doubt.call,
                 lane=lane,
-                waited=0.0,
+                waited=doubt.waited,
                 asked=self.prices.bound(looked, doubt.at),
                 bound=doubt.bound,
                 # Of the tokens that it might have used its lane learns nothing: that was another one's to say.
@@ -225,7 +228,8 @@ class Calls:
             try:
                 answer = await self._client.look_up(looked, doubt.response)
             except ContentRefused as error:
-                settlement = self._looked_up(doubt, self._failed(call, error, 0.0))
+                error.request_id = error.request_id or doubt.request_id
+                settlement = self._looked_up(doubt, self._failed(call, error, doubt.seconds))
                 await patiently(partial(self._journal.settle, self._claim, settlement))
                 if lane == request.lane:
                     raise
@@ -234,7 +238,8 @@ class Calls:
             if answer is None:
                 continue
             log.info("stored_answer_found", call=doubt.call, lane=doubt.lane)
-            answer = replace(answer, call=doubt.call, request_id=answer.request_id or doubt.request_id)
+            request_id = answer.request_id or doubt.request_id
+            answer = replace(answer, call=doubt.call, request_id=request_id, seconds=doubt.seconds)
             self._answered[doubt.call] = self._looked_up(doubt, self._settled(call, answer))
             return answer
         return None

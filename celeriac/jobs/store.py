@@ -638,6 +638,8 @@ def _doubts(flat: Sequence[bytes]) -> tuple[Doubt, ...]:
                     request_id=told.get("request_id", ""),
                     took=(int(told["took"][0]), int(told["took"][1])) if "took" in told else None,
                     books=told.get("books", ""),
+                    waited=float(told.get("waited", 0)),
+                    seconds=float(told.get("seconds", 0)),
                 )
             )
     return tuple(found)

@@ -202,6 +202,7 @@ class OpenAI(Adapter):
         if not self._stores:
             return None
         refused: dict[str, Any] = {}
+        wire = Wire()
         try:
             async with asyncio.timeout(request.deadline):
                 made = await (
@@ -210,9 +211,9 @@ class OpenAI(Adapter):
                     else self._completion(request.call)
                 )
             if made is not None:
-                named = request_id({"x-request-id": str(made.get("request_id") or "")})
+                wire.headers = {"x-request-id": str(made.get("request_id") or "")}
                 answer = self._read(made, request)
-                return replace(answer, region=answer.region or self.region, request_id=named)
+                return replace(answer, region=answer.region or self.region, request_id=request_id(wire.headers))
             why = "unknown there"
         except Declined as error:
             # With its usage it is settled like an answer.
@@ -224,7 +225,7 @@ class OpenAI(Adapter):
         except Exception as error:  # whatever it is, the call stays in doubt as it was
             why = type(error).__name__
         if refused:
-            raise failure(ContentRefused, request.lane, Wire(), in_doubt=False, **refused)
+            raise failure(ContentRefused, request.lane, wire, in_doubt=False, **refused)
         log.info("stored_answer_not_found", call=request.call, lane=str(request.lane), why=why)
         return None
 

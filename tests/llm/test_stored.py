@@ -377,8 +377,9 @@ async def test_a_refusal_that_got_lost_is_settled_from_its_usage(case: Stored) -
     with pytest.raises(ContentRefused) as caught:
         await case.look_up(request)
     error = caught.value
-    calls, input, output = await billed(case)
-    assert (calls, error.usage.input, error.usage.output) == (1, input, output)
+    [line] = (await case.provider.bill(lines=True))["lines"]
+    assert (error.usage.input, error.usage.output) == (line["input"], line["output"])
+    assert error.request_id == (line["id"] if case.name == "chat" else "")
     assert not error.in_doubt
 
 

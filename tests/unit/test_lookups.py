@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -117,6 +119,12 @@ class Desk:
     def left(self, bucket: str) -> float:
         return float(self.lane()[bucket].split(" ")[2])
 
+    def shut(self, seconds: float) -> None:
+        """The lane is left alone for so long."""
+        ms = int(seconds * 1000)
+        facts = {"shut": int(time.time() * 1000) + ms, "span": ms, "why": "rate_limited"}
+        self.redis.hset(keys.spell("lane", lane=spelt(LANE)), mapping=facts)
+
     async def again(self) -> None:
         """The run lets go of the job, and another one takes it."""
         await self.stores.jobs.park(self.claim, "retry", timedelta(0))
@@ -193,6 +201,36 @@ async def test_a_doubt_is_looked_up_by_the_run_that_goes_on(desk: Desk) -> None:
     await calls.close()
     [call] = await desk.booked()
     assert (call.stands, call.facts["response"], call.facts["request_id"]) == ("settled", "resp_7", "req_7")
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["this run", "the next run"])
+@pytest.mark.parametrize("refused", [False, True], ids=["an answer", "a refusal"])
+async def test_the_receipt_of_what_is_found_says_what_was_known_of_its_call(
+    desk: Desk, refused: bool, later: bool
+) -> None:
+    """How long it waited, how long it took to fail, and how its provider names it."""
+    found = ContentRefused("no", usage=Usage(input=10, output=5)) if refused else ANSWER
+
+    async def fails(_: ModelRequest) -> ModelError:
+        await asyncio.sleep(0.2)
+        return LOST
+
+    desk.shut(0.3)
+    model = Keeper(fails, found=[None, found] if later else [found])
+    calls = desk.calls(model)
+    if later:
+        with pytest.raises(ModelTimeout):
+            await calls.answer(REQUEST)
+        await desk.again()
+        calls = desk.calls(model)
+    with suppress(ContentRefused):
+        await calls.answer(REQUEST)
+    await calls.close()
+    [call] = await desk.booked()
+    facts = call.facts
+    assert (call.stands, facts["late"], facts["request_id"]) == ("settled", True, "req_7")
+    assert 0.15 < facts["waited"] < 2
+    assert 0.2 <= facts["seconds"] < 2
 
 
 async def test_a_doubt_of_a_run_that_lost_its_job_is_looked_up(desk: Desk) -> None:
