@@ -311,6 +311,14 @@ async def test_the_time_to_wait_is_read(sdk: Case, headers: dict[str, str], seco
     assert caught.value.retry_after == seconds
 
 
+@pytest.mark.parametrize("over", ["0", "-5", "nan", "soon", ""])
+def test_a_time_that_is_over_hides_none_that_is_to_come(over: str) -> None:
+    """Some send both headers, and one of them without a meaning."""
+    assert retry_after({"retry-after-ms": over, "retry-after": "7"}) == 7.0
+    assert retry_after({"retry-after-ms": over, "retry-after": date(1000.0)}, now=980.0) == 20.0
+    assert retry_after({"retry-after-ms": over, "retry-after": over}) is None
+
+
 def date(seconds: float) -> str:
     return formatdate(seconds, usegmt=True)
 
