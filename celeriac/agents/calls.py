@@ -134,6 +134,8 @@ class Calls:
         self._draining: dict[str, asyncio.Task[Answer]] = {}
         self._answered: dict[str, Settlement] = {}
         self._doubts = list(claim.doubts[:LOOKED_UP])
+        #: Lane, and digest of a question -> its refusal, which was found and booked before it was that lane's turn.
+        self._declined: dict[tuple[Lane, str], ContentRefused] = {}
         #: Call -> its provider's own name of the answer that it keeps.
         self._kept: dict[str, str] = {}
 
@@ -145,6 +147,8 @@ class Calls:
         """
         if self._doubts and (found := await self._found(request)) is not None:
             return found
+        if self._declined and (declined := self._declined.pop((request.lane, request.digest()), None)) is not None:
+            raise declined
         call = await self._admit(new_id(), request)
         self._open[call.name] = call
         if call.digest:
@@ -154,12 +158,13 @@ class Calls:
         try:
             answer = await (self._streamed(call, request) if self._claim.stream else self._client.answer(request))
         except ModelError as error:
-            settlement = self._failed(call, error, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            settlement = self._failed(call, error, seconds)
             await patiently(lambda: self._journal.settle(self._claim, settlement))
             del self._open[call.name]
             if not (call.digest and error.in_doubt):
                 raise
-            self._doubts.append(self._doubt_of(call, error))
+            self._doubts.append(self._doubt_of(call, error, seconds))
             if (found := await self._found(request)) is None:
                 raise
             return found
@@ -175,9 +180,20 @@ class Calls:
         except StoreUnavailable:
             log.warning("stored_answer_not_noted", call=name)
 
-    def _doubt_of(self, call: Call, error: ModelError) -> Doubt:
-        response = self._kept.get(call.name, "")
-        return Doubt(call.name, str(call.lane), call.bound, call.digest, response, error.request_id, call.took)
+    def _doubt_of(self, call: Call, error: ModelError, seconds: float) -> Doubt:
+        return Doubt(
+            call=call.name,
+            lane=str(call.lane),
+            bound=call.bound,
+            digest=call.digest,
+            at=call.sent,
+            response=self._kept.get(call.name, ""),
+            request_id=error.request_id,
+            took=call.took,
+            books=call.books,
+            waited=call.waited,
+            seconds=seconds,
+        )
 
     async def _found(self, request: ModelRequest) -> Answer | None:
         """The answer to this very question that a call in doubt was given after all. Each is looked up once.
@@ -186,7 +202,8 @@ class Calls:
         with a deploy, or the conversation was trimmed. What answers that does not answer this, so questions are told
         apart by their digests. Whoever was asked does not matter: each of the lanes would have done.
 
-        Raises ContentRefused, booked, where the model had declined.
+        Raises ContentRefused, booked, where the model that is to be asked had declined. Where it was another one, that
+        is kept until it would be asked: it is not to be paid for declining once more.
         """
         digest = request.digest()
         for doubt in [doubt for doubt in self._doubts if doubt.digest == digest]:
@@ -194,20 +211,35 @@ class Calls:
             if not isinstance(self._client, LooksUp):
                 continue
             provider, _, model = doubt.lane.partition("/")
-            lane, took = Lane(provider, model), doubt.took or (0, 0)
+            lane = Lane(provider, model)
             looked = replace(request, lane=lane, call=doubt.call, on_text=None, on_stored=None)
-            # Of the tokens that it might have used its lane learns nothing: that was another one's to say.
-            call = Call(doubt.call, lane, 0.0, self.prices.bound(looked), doubt.bound, (0, 0), took, datetime.now(UTC))
+            call = Call(
+                name=doubt.call,
+                lane=lane,
+                waited=doubt.waited,
+                asked=self.prices.bound(looked, doubt.at),
+                bound=doubt.bound,
+                # Of the tokens that it might have used its lane learns nothing: that was another one's to say.
+                most=(0, 0),
+                took=doubt.took or (0, 0),
+                sent=doubt.at,
+                books=doubt.books,
+            )
             try:
                 answer = await self._client.look_up(looked, doubt.response)
             except ContentRefused as error:
-                settlement = self._looked_up(doubt, self._failed(call, error, 0.0))
+                error.request_id = error.request_id or doubt.request_id
+                settlement = self._looked_up(doubt, self._failed(call, error, doubt.seconds))
                 await patiently(partial(self._journal.settle, self._claim, settlement))
-                raise
+                if lane == request.lane:
+                    raise
+                self._declined[lane, digest] = error
+                continue
             if answer is None:
                 continue
             log.info("stored_answer_found", call=doubt.call, lane=doubt.lane)
-            answer = replace(answer, call=doubt.call, request_id=answer.request_id or doubt.request_id)
+            request_id = answer.request_id or doubt.request_id
+            answer = replace(answer, call=doubt.call, request_id=request_id, seconds=doubt.seconds)
             self._answered[doubt.call] = self._looked_up(doubt, self._settled(call, answer))
             return answer
         return None

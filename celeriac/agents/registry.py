@@ -130,6 +130,7 @@ class _ProviderTable(BaseModel):
     base_url: BaseUrl
     api_key_env: str = Field("", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
     stream_options: bool = True
+    stores: bool = False
 
 
 class _McpTable(BaseModel):
@@ -242,7 +243,7 @@ class _Reading:
         if not self._tables.get("agents"):
             self._mistakes.append(f"{self._file}:1: names no agent; begin with [agents.assistant]")
         providers = {
-            name: Endpoint(table.api, table.base_url, table.api_key_env, table.stream_options)
+            name: Endpoint(table.api, table.base_url, table.api_key_env, table.stream_options, table.stores)
             for name, table in self._section("providers", _ProviderTable, OWN_PROVIDER, NO_PROVIDER)
         }
         caps = {

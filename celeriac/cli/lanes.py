@@ -31,7 +31,9 @@ COLUMNS = ("LANE", "MAY BE ASKED", "WAITING", "LEFT OF ITS RATES")
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def lanes(changes: int, opened: str | None, as_json: bool) -> None:
-    """Lanes of agents, and those that jobs wait for: which may be asked, their rates; and which breakers changed."""
+    """Lanes of agents, those that jobs wait for, and those whose calls cost more than their bounds: which may be asked,
+    their rates; and which breakers changed.
+    """
 
     async def work(stores: Stores, settings: Settings) -> tuple[list[Known], list[Change]]:
         from celeriac.agents.registry import read_agents
@@ -39,7 +41,7 @@ def lanes(changes: int, opened: str | None, as_json: bool) -> None:
         registry = read_agents(settings.agents_file)
         changed = await stores.lanes.changes(changes) if changes else []
         named = {lane for agent in registry for lane in agent.lanes} | registry.caps.keys() | {c.lane for c in changed}
-        named |= await stores.lanes.waited_for()
+        named |= await stores.lanes.waited_for() | await stores.lanes.overran()
         return await stores.lanes.look(sorted(named, key=str)), changed
 
     if opened is not None:
@@ -54,9 +56,7 @@ def lanes(changes: int, opened: str | None, as_json: bool) -> None:
     for line in table([COLUMNS, *map(_row, known)]):
         click.echo(line)
     for change in changed:
-        span = f"for {change.wait.total_seconds():g} s" if change.wait else "until `celeriac lanes --open` is said"
-        what = f"opened {span}: {change.why}" if change.state == "open" else "closed"
-        click.echo(f"{change.at:%Y-%m-%d %H:%M:%S}Z  {change.lane}  {what}")
+        click.echo(f"{change.at:%Y-%m-%d %H:%M:%S}Z  {change.lane}  {_what(change)}")
 
 
 def _open(name: str) -> None:
@@ -66,13 +66,21 @@ def _open(name: str) -> None:
     if not all(name.partition("/")):
         raise Invalid(f"{name} is no lane", remedy="write PROVIDER/MODEL, as openai/gpt-5.4-mini")
 
-    async def work(stores: Stores, settings: Settings) -> bool:
+    async def work(stores: Stores, settings: Settings) -> str:
         return await stores.lanes.open(lane(name))
 
     was = over_the_stores(work)
     click.echo(
         f"{name} is asked again, at its own bounds" if was else f"{name} had no call that cost more than its bound"
     )
+
+
+def _what(change: Change) -> str:
+    if change.state == "open":
+        span = f"for {change.wait.total_seconds():g} s" if change.wait else "until `celeriac lanes --open` is said"
+        return f"opened {span}: {change.why}"
+    by = f" by an {change.why}" if change.why else ""
+    return ("closed" if change.state == "closed" else "its bounds were taken back") + by
 
 
 def _row(known: Known) -> Sequence[str]:

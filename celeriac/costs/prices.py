@@ -132,8 +132,8 @@ class Prices:
             terms.region,
         )
 
-    def bound(self, request: ModelRequest) -> int:
-        """The highest price that the call can have, in nano-dollars: it is booked before the call is sent.
+    def bound(self, request: ModelRequest, at: datetime | None = None) -> int:
+        """The highest price that the call can have, in nano-dollars: it is booked before the call is sent. at: when.
 
         Every byte a token, at the dearest class of input that it can cause, and the whole output limit; at the tier and
         in the region that it is sent with, the dearest where it is sent with none. A model may be billed under a longer
@@ -141,7 +141,8 @@ class Prices:
         """
         # Looked up for each call, and the same for many: tokens are rounded up by at most a sixteenth, prices are those
         # of the hour.
-        tokens, hour = most_input(request), int(time.time()) // 3600
+        moment = time.time() if at is None else at.timestamp()
+        tokens, hour = most_input(request), int(moment) // 3600
         step = max(1, 1 << tokens.bit_length() - 5)
         return self._bound_of(request.lane, -(-tokens // step) * step, request.max_output_tokens, hour)
 

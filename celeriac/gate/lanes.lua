@@ -360,10 +360,11 @@ local function lane_hear(h, name, at)
   lane_learn(h)
   local lane, says = h.lane, h.says
   if h.over and h.over > 0 and lane_overrun(lane, h.over, h.strict) then
+    redis.call('HDEL', K.lane(lane), 'by_hand')
     lane_tell(lane, 'open', 'overrun', 0)
     return 'opened 0 overrun'
   end
-  local opened, probe, closed = of_lane(lane, 'opened', 'probe', 'closed')
+  local opened, probe, closed, by_hand = of_lane(lane, 'opened', 'probe', 'closed', 'by_hand')
   opened = number(opened)
   local probing, changed = opened > 0 and probe == name, ''
   if says == 'refused' then
@@ -378,5 +379,10 @@ local function lane_hear(h, name, at)
     if lane_count(lane, says == 'failed') then return lane_open(lane, 1, h.why, h.wait) end
   end
   if h.wait > 0 then lane_cool(lane, h.wait, h.why) end
+  -- An operator opened it since: whoever hears that first says so.
+  if by_hand and changed == '' then
+    redis.call('HDEL', K.lane(lane), 'by_hand')
+    return 'closed'
+  end
   return changed
 end

@@ -22,6 +22,9 @@ from celeriac.errors import (
 )
 from celeriac.llm.limits import SHORTEST_WAIT, Limit
 from celeriac.llm.model import Lane, Usage
+from celeriac.logs import get_logger
+
+log = get_logger(__name__)
 
 HERE: Final = Path(__file__).parent
 #: The helpers that the scripts of the job store share with ours.
@@ -160,12 +163,12 @@ class Known:
 @dataclass(frozen=True, slots=True)
 class Change:
     """Of a breaker. wait: for how long it opened, zero for until an operator opens the lane. why: a code, "" where it
-    closed.
+    closed because the lane works again. "reset": the lane was open, and its bounds are no longer raised.
     """
 
     at: datetime
     lane: Lane
-    state: Literal["open", "closed"]
+    state: Literal["open", "closed", "reset"]
     why: str
     wait: timedelta
 
@@ -176,6 +179,7 @@ class Lanes:
     def __init__(self, redis: Redis, scripts: Scripts) -> None:
         self._redis = redis
         self._look = scripts.load(HERE / "look.lua", ALWAYS, before=LUA)
+        self._open = scripts.load(HERE / "open.lua", ALWAYS, before=LUA)
 
     async def look(self, lanes: Sequence[Lane]) -> list[Known]:
         """Raises StoreUnavailable."""
@@ -203,13 +207,20 @@ class Lanes:
         of_lanes = {_unspelt(name): jobs for name, jobs in waiting.items() if not name.startswith(SCOPE)}
         return of_lanes, {name.removeprefix(SCOPE): jobs for name, jobs in waiting.items() if name.startswith(SCOPE)}
 
-    async def open(self, lane: Lane) -> bool:
-        """Ask it again, at bounds that are not raised: its price was put right. Answers whether it had been closed, or
-        its bounds raised, for a call that cost more than its bound. Raises StoreUnavailable.
-        """
+    async def overran(self) -> set[Lane]:
+        """Lanes of which a call cost more than its bound, until an operator opens them. Raises StoreUnavailable."""
         async with answering():
-            gone: Any = await self._redis.hdel(keys.spell("overruns"), spelt(lane))
-        return bool(gone)
+            names: Any = await self._redis.hkeys(keys.spell("overruns"))
+        return {_unspelt(name.decode()) for name in names}
+
+    async def open(self, lane: Lane) -> Literal["closed", "raised", ""]:
+        """Ask it again, at bounds that are not raised: its price was put right. Answers how it had been for a call that
+        cost more than its bound; "" where there was none. Raises StoreUnavailable.
+        """
+        was: Literal["closed", "raised", ""] = (await self._open(lane=spelt(lane))).decode()
+        if was:
+            log.warning("lane_opened", lane=str(lane), was=was)
+        return was
 
     async def changes(self, most: int) -> list[Change]:
         """The newest of the last thousand, newest first. Raises StoreUnavailable."""
@@ -228,5 +239,5 @@ def _known(lane: Lane, wait: int, why: bytes, opened: int, waiting: int, over: i
 
 def _change(id: bytes, facts: Mapping[str, str]) -> Change:
     at = datetime.fromtimestamp(int(id.partition(b"-")[0]) / 1000, UTC)
-    state: Literal["open", "closed"] = "open" if facts["state"] == "open" else "closed"
+    state: Any = facts["state"] if facts["state"] in ("open", "reset") else "closed"
     return Change(at, _unspelt(facts["lane"]), state, facts["why"], timedelta(milliseconds=float(facts["ms"])))

@@ -222,18 +222,23 @@ class Call:
 class Doubt:
     """A call in doubt whose provider may have kept its answer.
 
-    lane: as it is written. bound: in nano-dollars. digest: of its request. response: the provider's own name
-    of the answer, request_id: of the request, "" where nobody knows. took: input and output tokens that it was expected
-    to use; None where nobody knows that any more.
+    lane: as it is written. bound: in nano-dollars. digest: of its request. at: when it was admitted, a moment before it
+    was sent. response: the provider's own name of the answer, request_id: of the request, "" where nobody knows. took:
+    input and output tokens that it was expected to use; None where nobody knows that any more. books: what it is booked
+    under, "" for nothing. waited, seconds: until it was admitted, and until it failed; 0 where nobody knows.
     """
 
     call: str
     lane: str
     bound: int
     digest: str
+    at: datetime
     response: str = ""
     request_id: str = ""
     took: tuple[int, int] | None = None
+    books: str = ""
+    waited: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -630,11 +630,23 @@ def _doubts(flat: Sequence[bytes]) -> tuple[Doubt, ...]:
     found = []
     for name, text in sorted(zip(flat[::2], flat[1::2], strict=True), reverse=True):
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            _, bound, _, _, facts = text.split(b" ", 4)
+            _, bound, _, at, facts = text.split(b" ", 4)
             told = orjson.loads(facts)
-            took = (int(told["took"][0]), int(told["took"][1])) if "took" in told else None
-            names = told.get("response", ""), told.get("request_id", "")
-            found.append(Doubt(name.decode(), told["lane"], int(bound), told["digest"], *names, took=took))
+            found.append(
+                Doubt(
+                    call=name.decode(),
+                    lane=told["lane"],
+                    bound=int(bound),
+                    digest=told["digest"],
+                    at=_time(at),
+                    response=told.get("response", ""),
+                    request_id=told.get("request_id", ""),
+                    took=(int(told["took"][0]), int(told["took"][1])) if "took" in told else None,
+                    books=told.get("books", ""),
+                    waited=float(told.get("waited", 0)),
+                    seconds=float(told.get("seconds", 0)),
+                )
+            )
     return tuple(found)
 
 

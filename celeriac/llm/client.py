@@ -63,7 +63,6 @@ async def open_models(
     wanted: dict[str, tuple[str, str, str | None]] = {
         name: (end.api, _key_of(name, end), end.base_url) for name, end in providers.items()
     }
-    silent = {name for name, end in providers.items() if not end.asks_for_usage}
     if key := _key(settings.openai_api_key, settings.openai_base_url):
         wanted["openai"] = "openai", key, settings.openai_base_url
     if key := _key(settings.anthropic_api_key, settings.anthropic_base_url):
@@ -74,8 +73,9 @@ async def open_models(
             # Imported here, in a thread: the two SDKs cost 1.5 s and 100 MB, and few processes need both.
             adapters: Any = await asyncio.to_thread(import_module, f"celeriac.llm.{api}")
             kind = adapters.OpenAI if api == "openai" else adapters.Anthropic
-            region = {"region": settings.anthropic_region}
-            facts: dict[str, Any] = region if api == "anthropic" else {"asks_for_usage": name not in silent}
+            facts: dict[str, Any] = {"region": settings.anthropic_region} if api == "anthropic" else {}
+            if api == "openai" and (end := providers.get(name)):
+                facts = {"asks_for_usage": end.asks_for_usage, "stores": end.stores}
             clients[name] = kind(http, key=key, base_url=base_url, **facts)
         if settings.env == "dev":
             clients["scripted"] = Echo()

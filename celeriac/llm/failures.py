@@ -247,16 +247,20 @@ def request_id(headers: Mapping[str, str]) -> str:
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Seconds to wait, up to `LONGEST_WAIT`; None if the provider named no time that can be read, or one that is over:
-    "at once" is no answer to when. now: by our clock.
+    "at once" is no answer to when. Of two that it named the first that is not over counts. now: by our clock.
     """
-    seconds = _number(headers.get("retry-after-ms"), 0.001)
-    if seconds is None:
-        seconds = _number(headers.get("retry-after"), 1.0)
-    if seconds is None and (then := _moment(headers.get("retry-after"))) is not None:
-        now, its = time.time() if now is None else now, _moment(headers.get("date"))
-        # A date is by the clock of whoever named it; ours may be minutes off.
-        seconds = then - (its if its is not None and abs(its - now) < ANOTHER_DAY else now)
-    return None if seconds is None or seconds <= 0 else min(seconds, LONGEST_WAIT)
+    said = headers.get("retry-after")
+    times = _number(headers.get("retry-after-ms"), 0.001), _number(said, 1.0), _until(said, headers.get("date"), now)
+    return next((min(seconds, LONGEST_WAIT) for seconds in times if seconds is not None and seconds > 0), None)
+
+
+def _until(said: str | None, date: str | None, now: float | None) -> float | None:
+    """Seconds until a date. date: when that was said."""
+    if (then := _moment(said)) is None:
+        return None
+    now, its = time.time() if now is None else now, _moment(date)
+    # A date is by the clock of whoever named it; ours may be minutes off.
+    return then - (its if its is not None and abs(its - now) < ANOTHER_DAY else now)
 
 
 def _moment(said: str | None) -> float | None:

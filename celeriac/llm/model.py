@@ -107,13 +107,15 @@ class Lane:
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A provider of the deployment's own. api: whose it speaks. key_variable: in the environment, "" for no key.
-    asks_for_usage: whether a stream has to ask for its usage (OpenAI's `stream_options`), which some refuse.
+    asks_for_usage: whether a stream has to ask for its usage (OpenAI's `stream_options`), which some refuse. stores:
+    whether it may be told to keep answers (OpenAI's `store` and `metadata`), which most do not and some refuse.
     """
 
     api: Literal["openai", "anthropic"]
     base_url: str
     key_variable: str = ""
     asks_for_usage: bool = True
+    stores: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,11 @@ FIRST_LOOK: Final = 0.25
 LONGEST_LOOK: Final = 4.0
 #: How often a completion is looked for, and how often in a row a look at a response may fail.
 LOOKS: Final = 4
+#: Seconds that one look may take: what is kept there is only read.
+ONE_LOOK: Final = 5.0
+#: What a look fails with.
+LOOK_FAILED: Final = (openai.OpenAIError, httpx2.HTTPError, NotAnAnswer, TimeoutError)
+NOT_LOOKED_AT: Final = "it could not be looked at any more"
 
 STOP: Mapping[str, StopReason] = {
     "stop": "end",
@@ -53,14 +58,16 @@ STOP: Mapping[str, StopReason] = {
 
 
 class OpenAI(Adapter):
-    """own: whether OpenAI itself is at the other end, None to tell by the URL. asks_for_usage: as `Endpoint` has it.
+    """own: whether OpenAI itself is at the other end, None to tell by the URL. asks_for_usage, stores: as `Endpoint`
+    has them.
 
     OpenAI is sent `max_completion_tokens` (its reasoning models refuse the older name), `store=false` and the service
     tier. Everybody else is sent `max_tokens` and nothing that is OpenAI's own: it is the one name that llama.cpp, vLLM,
     Ollama, Mistral and the others all take, some refuse fields they do not know, and none stores chat completions.
 
-    What may be stored is, whoever is asked: chat completions under the name of their call, by which they are looked up,
-    and responses, made in the background, under a name that the provider gives them before it makes them.
+    What may be stored is, by whoever stores: chat completions under the name of their call, by which they are looked
+    up, and responses, made in the background, under a name that the provider gives them before it makes them. All
+    others are asked as if nothing might be.
     """
 
     status_error = openai.APIStatusError
@@ -84,6 +91,7 @@ class OpenAI(Adapter):
         base_url: str | None = None,
         own: bool | None = None,
         asks_for_usage: bool = True,
+        stores: bool = True,
     ) -> None:
         # The URL is always given: else the SDK would take OPENAI_BASE_URL from the environment, past our settings.
         self._sdk = openai.AsyncOpenAI(api_key=key, base_url=base_url or OPENAI_URL, max_retries=0, http_client=http)
@@ -93,6 +101,12 @@ class OpenAI(Adapter):
         self._own = is_openai(base_url or OPENAI_URL) if own is None else own
         self.region = region_of(base_url or OPENAI_URL)
         self._asks_for_usage = asks_for_usage
+        self._stores = stores
+
+    async def answer(self, request: ModelRequest) -> Answer:
+        if request.stored and not self._stores:
+            request = replace(request, stored=False, on_stored=None)
+        return await super().answer(request)
 
     async def _ask(self, request: ModelRequest) -> httpx2.Response:
         path, body = (
@@ -149,10 +163,10 @@ class OpenAI(Adapter):
             return made
         if request.on_stored is not None:
             await request.on_stored(response)
-        return await self._awaited(made, response)
+        return await self._awaited(made, response, request.call)
 
-    async def _awaited(self, made: dict[str, Any], response: str) -> dict[str, Any]:
-        """The same response, finished; the caller's deadline is the end of it.
+    async def _awaited(self, made: dict[str, Any], response: str, call: str) -> dict[str, Any]:
+        """The same response, finished; the caller's deadline is the end of it. Another call's is a look that failed.
 
         Raises NotAnAnswer, and nothing that says what became of the call: that it cannot be looked at proves nothing.
         """
@@ -161,67 +175,108 @@ class OpenAI(Adapter):
             await asyncio.sleep(wait)
             wait = min(LONGEST_LOOK, wait * 1.5)
             try:
-                made, failed = await self._get(f"/responses/{response}"), 0
-            except (openai.OpenAIError, httpx2.HTTPError, NotAnAnswer) as error:
+                looked_at = await self._get(f"/responses/{response}")
+                if looked_at.get("id") != response or not _may_be_of(call, looked_at):
+                    raise NotAnAnswer("another call's")
+                made, failed = looked_at, 0
+            except LOOK_FAILED as error:
                 failed += 1
-                status = getattr(error, "status_code", 500)
-                if failed == LOOKS or (status < 500 and status not in (408, 429)):
+                if failed == LOOKS or not _may_pass(error):
                     break
         else:
             return made
-        raise NotAnAnswer("it could not be looked at any more")
+        raise NotAnAnswer(NOT_LOOKED_AT)
 
     async def _get(self, path: str, **query: Any) -> dict[str, Any]:
         # The wire of the call says how far that got, and not how far this did.
         token = current_wire.set(Wire())
         try:
-            response = await self._sdk.get(path, cast_to=httpx2.Response, options={"params": query})
+            async with asyncio.timeout(ONE_LOOK):
+                response = await self._sdk.get(path, cast_to=httpx2.Response, options={"params": query})
             return json_object(response.content)
         finally:
             current_wire.reset(token)
 
     async def look_up(self, request: ModelRequest, response: str) -> Answer | None:
         """As `LooksUp` has it, within the request's deadline. What fails here is logged, and None."""
+        if not self._stores:
+            return None
         refused: dict[str, Any] = {}
+        wire = Wire()
         try:
             async with asyncio.timeout(request.deadline):
                 made = await (
-                    self._response(response) if request.api == "responses" else self._completion(request.call)
+                    self._response(response, request.call)
+                    if request.api == "responses"
+                    else self._completion(request.call)
                 )
             if made is not None:
-                named = request_id({"x-request-id": str(made.get("request_id") or "")})
-                return replace(self._read(made, request), request_id=named)
+                wire.headers = {"x-request-id": str(made.get("request_id") or "")}
+                answer = self._read(made, request)
+                return replace(answer, region=answer.region or self.region, request_id=request_id(wire.headers))
             why = "unknown there"
         except Declined as error:
             # With its usage it is settled like an answer.
             if error.kind is ContentRefused and not error.in_doubt:
-                refused = error.facts
+                refused = {"region": self.region, **error.facts}
             why = error.kind.code
         except NotAnAnswer as error:
             why = str(error)
         except Exception as error:  # whatever it is, the call stays in doubt as it was
             why = type(error).__name__
         if refused:
-            raise failure(ContentRefused, request.lane, Wire(), in_doubt=False, **refused)
+            raise failure(ContentRefused, request.lane, wire, in_doubt=False, **refused)
         log.info("stored_answer_not_found", call=request.call, lane=str(request.lane), why=why)
         return None
 
-    async def _response(self, response: str) -> dict[str, Any] | None:
-        return await self._awaited({"status": UNFINISHED[0]}, response) if response else None
+    async def _response(self, response: str, call: str) -> dict[str, Any] | None:
+        return await self._awaited({"status": UNFINISHED[0]}, response, call) if response else None
 
     async def _completion(self, call: str) -> dict[str, Any] | None:
-        """It is listed as soon as it is whole, which may be a moment after its connection broke."""
-        wait = 2 * FIRST_LOOK
+        """It is listed as soon as it is whole, which may be a moment after its connection broke. A look that failed
+        tells no more than one that found nothing yet.
+
+        Raises NotAnAnswer where the last look failed, or where there are several: each was billed, and one is booked.
+        """
+        wait, is_last_failed = 2 * FIRST_LOOK, False
         for look in range(LOOKS):
             if look:
                 await asyncio.sleep(wait)
                 wait *= 2
-            found = await self._get("/chat/completions", metadata={CALL: call})
-            for made in member(found, "data", list):
-                # Some who speak this API know no such filter, and list the answers to others.
-                if isinstance(made, dict) and (made.get("metadata") or {}).get(CALL) == call:
-                    return made
+            try:
+                listed = member(await self._get("/chat/completions", metadata={CALL: call}), "data", list)
+            except LOOK_FAILED as error:
+                is_last_failed = True
+                if not _may_pass(error):
+                    break
+                continue
+            is_last_failed = False
+            # Some who speak this API know no such filter, and list the answers to others.
+            found: list[dict[str, Any]] = [made for made in listed if _call_of(made) == call]
+            if len(found) > 1:
+                log.warning("several_stored_answers", call=call, answers=len(found))
+                raise NotAnAnswer("several answers to one call")
+            if found:
+                return found[0]
+        if is_last_failed:
+            raise NotAnAnswer(NOT_LOOKED_AT)
         return None
+
+
+def _may_be_of(call: str, made: dict[str, Any]) -> bool:
+    """By the metadata that it was sent; some who speak this API give none back."""
+    return not made.get("metadata") or _call_of(made) == call
+
+
+def _call_of(made: object) -> object:
+    metadata = made.get("metadata") if isinstance(made, dict) else None
+    return metadata.get(CALL) if isinstance(metadata, dict) else None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the next look may show more than this one, which failed."""
+    status: int = getattr(error, "status_code", 500)
+    return status >= 500 or status in (408, 429)
 
 
 def _function(tool: ToolSpec) -> dict[str, Any]:

@@ -49,8 +49,26 @@ def lanes(valkey: Valkey, agents: Path, *arguments: str) -> str:
     return ended.stdout
 
 
-def meet(valkey: Valkey, model: str, *errors: ModelError, limits: tuple[Limit, ...] = (), parked: bool = False) -> None:
-    """Calls of this model of OpenAI's end so, in a run of their own."""
+def row(said: str, begins: str) -> str:
+    [line] = [line for line in said.splitlines() if line.startswith(begins)]
+    return line
+
+
+def overrun(valkey: Valkey, model: str, *, strict: bool) -> None:
+    """A call of this model of OpenAI's costs two and a half times its bound."""
+    meet(valkey, model, None, over=2500, strict=strict)
+
+
+def meet(
+    valkey: Valkey,
+    model: str,
+    *errors: ModelError | None,
+    limits: tuple[Limit, ...] = (),
+    parked: bool = False,
+    over: int = 0,
+    strict: bool = False,
+) -> None:
+    """Calls of this model of OpenAI's end so, in a run of their own; None: they are answered."""
 
     async def run() -> None:
         settings, lane = load_settings(redis_url=valkey.url), Lane("openai", model)
@@ -64,7 +82,7 @@ def meet(valkey: Valkey, model: str, *errors: ModelError, limits: tuple[Limit, .
             await stores.jobs.wait_for_lane(claim, spelt(lane), timedelta(seconds=30))
         for number, error in enumerate(errors):
             await stores.journal.admit(claim, f"c{number}", 0, {}, asking(lane, (0, 0), Caps(), 9.0))
-            says = heard(lane, error, limits=limits)
+            says = heard(lane, error, limits=limits, over=over, strict=strict)
             await stores.journal.settle(claim, Settlement(f"c{number}", "released", 0, 0, {}, says))
         await stores.close()
         await line.aclose()
@@ -104,6 +122,24 @@ def test_lanes_that_no_agent_names_are_shown_while_jobs_wait_for_them(valkey: Va
     meet(valkey, "gpt-9", parked=True)
     [line] = [line for line in lanes(valkey, agents).splitlines() if line.startswith("openai/gpt-9 ")]
     assert line.split() == ["openai/gpt-9", "yes", "1"]
+
+
+def test_lanes_whose_calls_cost_more_than_their_bounds_are_shown(valkey: Valkey, agents: Path) -> None:
+    """Whoever names them, until an operator opens them; who did is said then, and why nobody waits for it any more."""
+    for model, strict in ("gpt-8", False), ("gpt-9", True):
+        overrun(valkey, model, strict=strict)
+    raised, closed = [row(lanes(valkey, agents), f"openai/{model} ") for model in ("gpt-8", "gpt-9")]
+    assert "yes, at bounds times 2.5" in raised
+    assert "when an operator opens it: a call cost more than its bound, at bounds times 2.5" in closed
+    for model in ("gpt-8", "gpt-9"):
+        assert "is asked again" in lanes(valkey, agents, "--open", f"openai/{model}")
+    assert "had no call that cost more" in lanes(valkey, agents, "--open", "openai/gpt-9")
+    newest, second, first = lanes(valkey, agents, "--changes", "3").splitlines()[-3:]
+    assert newest.endswith("openai/gpt-9  closed by an operator")
+    assert second.endswith("openai/gpt-8  its bounds were taken back by an operator")
+    assert first.endswith("openai/gpt-9  opened until `celeriac lanes --open` is said: overrun")
+    facts = [json.loads(line) for line in lanes(valkey, agents, "--json", "--changes", "1").splitlines()]
+    assert (facts[-1]["lane"], facts[-1]["state"], facts[-1]["why"]) == ("openai/gpt-9", "closed", "operator")
 
 
 def test_the_period_of_a_rate_is_said(valkey: Valkey, agents: Path) -> None:

@@ -319,6 +319,23 @@ async def test_usage_is_exact_whatever_is_counted_after_it(buyers: Buyers) -> No
     assert (sums["calls"], sums["errors"], sums["cost"]) == (2, 1, nanos)
 
 
+@pytest.mark.parametrize("doubted", ["by its run", "by who took its job away"])
+async def test_a_call_whose_answer_comes_late_is_one_call_in_the_usage(buyers: Buyers, doubted: str) -> None:
+    """It was counted when it came to be in doubt, as one without an answer; what it used and cost is added then."""
+    job = await buyers.job()
+    said = await buyers.ask(job, 100)
+    assert isinstance(said, Admitted)
+    if doubted == "by its run":
+        lost = Settlement(buyers.name, "doubt", 100, 0, {}, None, said.books, counts(None, error=True))
+        await buyers.queue.stores.journal.settle(job, lost)
+    else:
+        await buyers.queue.given_up()
+    await buyers.settle(job, buyers.name, "settled", 40)
+    [series] = buyers.queue.redis.hvals("celeriac:usage")
+    sums = dict(zip(COLUMNS, map(int, series.split()), strict=True))
+    assert (sums["calls"], sums["errors"], sums["input"], sums["cost"]) == (1, 1, 1, 40)
+
+
 @pytest.mark.parametrize("planted", ["budgets", "windows", "used", "use", "promised", "doubts", "ledger", "usage"])
 async def test_a_key_of_the_wrong_type_lets_nothing_through_that_it_guards(buyers: Buyers, planted: str) -> None:
     """Sums that cannot be read let no call through, and none is half booked; the rest is made anew."""

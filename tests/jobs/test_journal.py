@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
 from celeriac import keys
 from celeriac.connections import pack, unpack
+from celeriac.costs.books import Account, counts
 from celeriac.errors import Fenced, Invalid, Stopped
-from celeriac.jobs.journal import MOST_NANOS, Journal, Settlement
+from celeriac.jobs.journal import MOST_NANOS, Admitted, Journal, Settlement
 from celeriac.jobs.model import Claim, Doubt, JobError, State
+from celeriac.llm.model import Lane
 from tests.conftest import Valkey
 from tests.jobs.conftest import Queue
 
@@ -246,12 +250,19 @@ async def test_whoever_goes_on_is_told_which_answers_may_have_been_kept(
 ) -> None:
     """Of calls in doubt for the step that is to be made alone, the newest first, and under which name."""
     asked = {"lane": "openai/x", "step": 1, "digest": "d1"}
+    queue.later(1_800_000_000_000)  # windows begin before, and not before 1970
+    await queue.beat()
     await journal.admit(claim, "c0", 100, asked)
     await journal.note(claim, "c0", "resp_0")
     await journal.commit(claim, 0, {"text": "one"}, settled(40, call="c0"))
     await journal.admit(claim, "c1", 100, asked | {"step": 1})
     await journal.admit(claim, "c2", 100, {"lane": "openai/x", "step": 2})
-    await journal.admit(claim, "c3", 100, asked | {"step": 2})
+    account, at = Account("default", "clerk"), datetime.fromtimestamp(queue.now / 1000, UTC)
+    under = partial(account.books, Lane("openai", "x"))
+    admitted = await journal.admit(claim, "c3", 100, asked | {"step": 2}, books=under)
+    assert isinstance(admitted, Admitted)
+    books = admitted.books
+    assert "all" in books
     await journal.admit(claim, "c4", 200, asked | {"step": 2, "lane": "other/y", "digest": "d2"})
     await journal.admit(claim, "c5", 100, asked | {"step": 2})
     await journal.settle(claim, Settlement("c5", "released", 100, 0, asked | {"step": 2}))
@@ -261,13 +272,13 @@ async def test_whoever_goes_on_is_told_which_answers_may_have_been_kept(
     await queue.worker("w2")
     second = await queue.claim(claim.id, "w2")
     assert second.doubts == (
-        Doubt("c4", "other/y", 200, "d2", took=(0, 0)),
-        Doubt("c3", "openai/x", 100, "d1", response='resp_"3"', took=(0, 0)),
+        Doubt("c4", "other/y", 200, "d2", at, took=(0, 0)),
+        Doubt("c3", "openai/x", 100, "d1", at, response='resp_"3"', took=(0, 0), books=books),
     )
     assert {call.id: call.facts.get("digest") for call in (await queue.job(claim.id)).calls} == dict.fromkeys(
         ["c0", "c1", "c2", "c3", "c4", "c5"]
     ), "it is nothing for callers"
-    await journal.commit(second, 1, {"text": "two"}, settled(40, call="c3"))
+    await journal.commit(second, 1, {"text": "two"}, replace(settled(40, call="c3"), counts=counts(None, 40)))
     await queue.jobs.give_back(second)
     assert (await queue.claim(claim.id, "w2")).doubts == ()
 

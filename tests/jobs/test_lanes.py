@@ -25,7 +25,7 @@ from celeriac.errors import (
     Unreachable,
 )
 from celeriac.gate.lanes import Caps, asking, heard, spelt, unheard
-from celeriac.jobs.journal import Admitted, Closed, Settlement
+from celeriac.jobs.journal import Admitted, Closed, Settlement, breaker_changes
 from celeriac.jobs.model import Claim, Parked, Place, State
 from celeriac.llm.model import Lane, Usage
 from tests.jobs.conftest import Queue
@@ -893,11 +893,60 @@ async def test_a_strict_lane_is_closed_by_an_overrun_until_an_operator_opens_it(
     assert await callers.closed() == (60, "overrun")
     [change] = await queue.stores.lanes.changes(9)
     assert (change.state, change.why, change.wait) == ("open", "overrun", timedelta(0))
-    assert await queue.stores.lanes.open(LANE)
-    assert not await queue.stores.lanes.open(LANE)
+    assert await queue.stores.lanes.open(LANE) == "closed"
+    assert await queue.stores.lanes.open(LANE) == ""
     await queue.pass_time(5, "w1")
     assert queue.record(job)["place"] == Place.RUNG
     assert await over(queue, callers.claim, "c", 1000, 10) == 1000
+
+
+async def test_that_an_operator_opened_a_lane_is_told(callers: Callers, capsys: pytest.CaptureFixture[str]) -> None:
+    """In its changes and the log at once, and by the next call of it in the metrics of a worker: once in the fleet."""
+    queue, claim, lanes = callers.queue, callers.claim, callers.queue.stores.lanes
+    await over(queue, claim, "a", 1000, 2500, strict=True)
+    assert await lanes.overran() == {LANE}
+    assert await lanes.open(LANE) == "closed"
+    assert await lanes.overran() == set()
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "lane_opened" in line]
+    assert f"lane={LANE} " in line
+    [newest, _] = await lanes.changes(9)
+    assert (newest.lane, newest.state, newest.why, newest.wait) == (LANE, "closed", "operator", timedelta(0))
+    counted = breaker_changes[str(LANE), "closed"]
+    for _ in range(3):
+        await callers.call()
+    assert breaker_changes[str(LANE), "closed"] == counted + 1
+    assert capsys.readouterr().out.count("breaker_closed") == 1
+    assert len(await lanes.changes(9)) == 2
+
+
+async def test_a_lane_that_is_closed_again_is_not_told_of_as_open(callers: Callers) -> None:
+    """A call that was under way cost more than its bound too."""
+    queue, claim = callers.queue, callers.claim
+    under_way = [await callers.ask(name) for name in ("b", "c")]
+    await over(queue, claim, "a", 1000, 2500, strict=True)
+    await queue.stores.lanes.open(LANE)
+    counted = breaker_changes[str(LANE), "closed"]
+    says = heard(LANE, over=2500, strict=True)
+    await queue.stores.journal.settle(claim, Settlement("b", "settled", 0, 5, {}, says))
+    await callers.hear("c")
+    assert under_way == ["b", "c"]
+    assert breaker_changes[str(LANE), "closed"] == counted
+    assert [change.state for change in await queue.stores.lanes.changes(9)] == ["open", "closed", "open"]
+
+
+async def test_that_bounds_are_taken_back_is_told(callers: Callers, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lane was open, so nothing closed or opened."""
+    lanes = callers.queue.stores.lanes
+    await over(callers.queue, callers.claim, "a", 1000, 2500)
+    counted = breaker_changes[str(LANE), "closed"]
+    assert await lanes.open(LANE) == "raised"
+    assert await lanes.open(LANE) == ""
+    assert capsys.readouterr().out.count("lane_opened") == 1
+    [change] = await lanes.changes(9)
+    assert (change.state, change.why) == ("reset", "operator")
+    await callers.call()
+    assert breaker_changes[str(LANE), "closed"] == counted
+    assert await over(callers.queue, callers.claim, "b", 1000, 10) == 1000
 
 
 @pytest.mark.parametrize("what", ["string", "nonsense", "immense"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
 from inspect import getmembers, isclass
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -26,6 +28,8 @@ from celeriac.llm.openai import OpenAI
 from celeriac.llm.transport import Wire, open_http
 
 from .conftest import WIRES, Case, adapter
+
+ROOT = Path(__file__).parents[2]
 
 #: row of the table, fault, error, in doubt
 ROWS = [
@@ -160,6 +164,14 @@ def subclasses(kind: type[Exception]) -> Iterator[type[Exception]]:
     for sub in kind.__subclasses__():
         yield sub
         yield from subclasses(sub)
+
+
+def test_the_documents_say_of_each_error_what_is_done_about_it() -> None:
+    """All that a call to a model may end with."""
+    table = (ROOT / "docs/retries.md").read_text().partition("## What is done about an error")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    codes = {kind.code for _, kind in getmembers(errors, isclass) if issubclass(kind, ModelError)} - {ModelError.code}
+    assert sorted(named) == sorted(codes)
 
 
 @pytest.mark.parametrize(("base", "client"), [(openai.OpenAIError, OpenAI), (anthropic.AnthropicError, Anthropic)])
@@ -309,6 +321,14 @@ async def test_the_time_to_wait_is_read(sdk: Case, headers: dict[str, str], seco
     with pytest.raises(RateLimited) as caught:
         await sdk.answer()
     assert caught.value.retry_after == seconds
+
+
+@pytest.mark.parametrize("over", ["0", "-5", "nan", "soon", ""])
+def test_a_time_that_is_over_hides_none_that_is_to_come(over: str) -> None:
+    """Some send both headers, and one of them without a meaning."""
+    assert retry_after({"retry-after-ms": over, "retry-after": "7"}) == 7.0
+    assert retry_after({"retry-after-ms": over, "retry-after": date(1000.0)}, now=980.0) == 20.0
+    assert retry_after({"retry-after-ms": over, "retry-after": over}) is None
 
 
 def date(seconds: float) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 
 from celeriac.drill.process import ProviderProcess
@@ -39,6 +43,41 @@ async def test_each_has_its_own_url_key_and_api(provider: ProviderProcess, monke
         ("/v1/messages", "2222"),
         ("/v1/chat/completions", "eded"),
     ]
+
+
+@pytest.mark.parametrize("api", ["chat", "responses"])
+async def test_only_who_says_that_it_stores_is_asked_to(
+    provider: ProviderProcess, api: Literal["chat", "responses"]
+) -> None:
+    """Some refuse a request that asks for it, and no other lane is asked then: the request is at fault. OpenAI does."""
+    named: list[str] = []
+    calls = 0
+
+    async def note(name: str) -> None:
+        named.append(name)
+
+    settings = load_settings(openai_api_key="key", openai_base_url=f"{provider.url}/v1")
+    own = {
+        "plain": Endpoint("openai", f"{provider.url}/v1"),
+        "keeping": Endpoint("openai", f"{provider.url}/v1", stores=True),
+    }
+    async with open_models(settings, 10, own) as models:
+        for name, stores in ("plain", False), ("keeping", True), ("openai", True):
+            for on_text in None, lambda _: None:
+                calls += 1
+                request = replace(
+                    asking(name), api=api, stored=True, call=f"{api}-{calls}", on_stored=note, on_text=on_text
+                )
+                await models.answer(request)
+                body = json.loads((await provider.requests())[-1]["body"])
+                assert (body.get("store"), "metadata" in body) == (stores or (None if api == "chat" else False), stores)
+                assert ("background" in body) is (stores and api == "responses")
+                assert bool(named) is (stores and api == "responses")
+                looks = (await provider.state())["looks"]
+                found = await models.look_up(request, named[-1] if named else "resp_7")
+                assert (found is not None) is stores
+                assert ((await provider.state())["looks"] > looks) is stores
+                named.clear()
 
 
 async def test_a_key_that_is_not_there_stops_the_start() -> None:

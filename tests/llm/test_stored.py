@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import httpx2
 import openai
@@ -27,6 +27,23 @@ LOST: dict[str, list[dict[str, Any]]] = {
     "chat": [{"reset": "after"}, {"fault": "truncated"}, {"reset": "middle"}, {"delay": 1.0}],
     "responses": [{"delay": 1.0}],
 }
+
+
+#: As the providers say it, of the call c-7.
+COMPLETION: Final[dict[str, Any]] = {
+    "choices": [{"message": {"role": "assistant", "content": "It is Paris."}, "finish_reason": "stop"}],
+    "model": "small",
+    "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12},
+    "metadata": {"celeriac_call": "c-7"},
+}
+RESPONSE: Final[dict[str, Any]] = {
+    "id": "resp_7",
+    "status": "completed",
+    "output": [{"type": "message", "content": [{"type": "output_text", "text": "It is Paris."}]}],
+    "usage": {"input_tokens": 9, "output_tokens": 3, "total_tokens": 12},
+}
+QUEUED: Final = json.dumps({"id": "resp_7", "status": "queued"}).encode()
+FOUND: Final = {"chat": json.dumps({"data": [COMPLETION]}).encode(), "responses": json.dumps(RESPONSE).encode()}
 
 
 class Stored(Case):
@@ -62,16 +79,25 @@ def responses(http: httpx2.AsyncClient, provider: ProviderProcess) -> Stored:
     return Stored("responses", http, provider)
 
 
+#: In place of a page: nothing is ever answered.
+SILENCE: Final = b"(silence)"
+
+
 @contextlib.asynccontextmanager
-async def serving(*pages: bytes | None) -> AsyncIterator[str]:
-    """Each question is answered with the next of these pages, and then with the last; None: the connection breaks."""
+async def serving(*pages: bytes | int | None) -> AsyncIterator[str]:
+    """Each question is answered with the next of these pages, and then with the last; a number is an error's status.
+    None: the connection breaks.
+    """
     left = list(pages)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         page = left.pop(0) if len(left) > 1 else left[0]
-        if page is not None:
-            head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(page)}\r\n"
+        if page is SILENCE:
+            await reader.read()
+        elif page is not None:
+            status, page = (page, b"{}") if isinstance(page, int) else (200, page)
+            head = f"HTTP/1.1 {status} As Told\r\ncontent-type: application/json\r\ncontent-length: {len(page)}\r\n"
             writer.write(f"{head}connection: close\r\n\r\n".encode() + page)
             await writer.drain()
         writer.close()
@@ -206,7 +232,9 @@ async def test_what_is_not_found_whole_is_not_found(case: Stored, behaviour: dic
         await case.adapter.answer(replace(request, deadline=0.6))
     looks = await case.looks()
     assert await case.look_up(request) is None
-    assert await case.looks() - looks <= max(LOOKS, 5)
+    asked = await case.looks() - looks
+    # Whoever is refused is refused again.
+    assert asked == 1 if behaviour.get("looked_up") in (401, 404) else asked <= max(LOOKS, 5)
     assert (await billed(case))[0] == 1
 
 
@@ -220,18 +248,64 @@ async def test_a_provider_that_is_away_is_asked_in_vain(http: httpx2.AsyncClient
                 assert await client.look_up(request, "resp_7") is None
 
 
+async def test_why_nothing_was_found_is_said(http: httpx2.AsyncClient, capsys: pytest.CaptureFixture[str]) -> None:
+    """That nobody knows the answer is something else than that nobody could be asked."""
+    for name, page, why in (
+        ("chat", b'{"data": []}', "unknown there"),
+        ("chat", 503, "it could not be looked at any more"),
+        ("responses", 404, "it could not be looked at any more"),
+    ):
+        async with serving(page) as url:
+            client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
+            assert await client.look_up(Case(name, client, None).request(stored=True, call="c-7"), "resp_7") is None
+        [line] = [line for line in capsys.readouterr().out.splitlines() if "stored_answer_not_found" in line]
+        assert why in line
+
+
 async def test_nobody_is_given_the_answer_to_another_call(http: httpx2.AsyncClient) -> None:
     """Some who speak this API know no such filter, and list all that they have."""
-    message = {"role": "assistant", "content": "It is Paris."}
-    made = {"choices": [{"message": message, "finish_reason": "stop"}], "model": "small"}
-    made |= {"usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}}
-    strange = [{}, {"metadata": None}, {"metadata": {"celeriac_call": "c-8"}}, {"metadata": ["c-7"]}]
-    mine = {"metadata": {"celeriac_call": "c-7"}}
-    for others, found in (([*strange[:3]], None), ([*strange[:3], mine], "It is Paris."), (strange[3:], None)):
-        async with serving(json.dumps({"data": [made | other for other in others]}).encode()) as url:
+    nameless = {name: value for name, value in COMPLETION.items() if name != "metadata"}
+    strange = [nameless, *(nameless | {"metadata": other} for other in (None, {"celeriac_call": "c-8"}, ["c-7"]))]
+    for others, found in ((strange, None), ([*strange, COMPLETION], "It is Paris.")):
+        async with serving(json.dumps({"data": others}).encode()) as url:
             client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
             answer = await client.look_up(Case("chat", client, None).request(stored=True, call="c-7"), "")
             assert (answer and answer.text) == found
+
+
+@pytest.mark.parametrize(
+    "another",
+    [{"id": "resp_8"}, {"id": None}, {"metadata": {"celeriac_call": "c-8"}}, {"metadata": {"of": "us"}}],
+    ids=str,
+)
+async def test_nobody_is_given_the_response_to_another_call(http: httpx2.AsyncClient, another: dict[str, Any]) -> None:
+    """A gateway that mixes them up may give each its own the next time. That a call is named nowhere proves nothing."""
+    mixed_up, named = [json.dumps(RESPONSE | more).encode() for more in (another, {"metadata": COMPLETION["metadata"]})]
+    for pages, found in (
+        ([mixed_up, named], "It is Paris."),
+        ([FOUND["responses"]], "It is Paris."),
+    ):
+        async with serving(*pages) as url:
+            client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
+            request = Case("responses", client, None).request(stored=True, call="c-7")
+            answer = await client.look_up(request, "resp_7")
+            assert (answer and answer.text) == found
+    async with serving(QUEUED, mixed_up) as url:
+        client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
+        with pytest.raises(BadAnswer) as caught:
+            await client.answer(request)
+    assert caught.value.in_doubt
+
+
+async def test_of_several_answers_to_one_call_none_is_taken(
+    http: httpx2.AsyncClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each was billed: settled at the price of one, the call would be booked too low, and nobody would hear of it."""
+    async with serving(json.dumps({"data": [COMPLETION, COMPLETION]}).encode()) as url:
+        client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
+        assert await client.look_up(Case("chat", client, None).request(stored=True, call="c-7"), "") is None
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "several_stored_answers" in line]
+    assert "answers=2" in line
 
 
 async def test_a_response_that_is_still_made_is_waited_for(responses: Stored) -> None:
@@ -260,12 +334,35 @@ async def test_a_response_that_cannot_be_looked_at_any_more_is_in_doubt(response
 
 async def test_a_look_that_fails_costs_no_answer(http: httpx2.AsyncClient) -> None:
     """It is looked again, and the call is not bought anew for that."""
-    begun: dict[str, Any] = {"id": "resp_7", "status": "queued"}
-    content = [{"type": "output_text", "text": "It is Paris."}]
-    made = begun | {"status": "completed", "output": [{"type": "message", "content": content}]}
-    made |= {"usage": {"input_tokens": 9, "output_tokens": 3, "total_tokens": 12}}
-    pages = [json.dumps(begun).encode(), None, b"<html>", json.dumps(made).encode()]
-    async with serving(*pages) as url:
+    async with serving(QUEUED, None, b"<html>", 503, FOUND["responses"]) as url:
+        client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
+        answer = await client.answer(Case("responses", client, None).request(stored=True, call="c-7"))
+    assert answer.text == "It is Paris."
+
+
+@pytest.mark.parametrize("name", ["chat", "responses"])
+@pytest.mark.parametrize("failed", [None, b"<html>", 408, 429, 503], ids=str)
+async def test_a_look_that_fails_is_made_again(http: httpx2.AsyncClient, name: str, failed: bytes | int | None) -> None:
+    """What is overloaded at first may have the answer all the same."""
+    async with serving(failed, FOUND[name]) as url:
+        client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
+        answer = await client.look_up(Case(name, client, None).request(stored=True, call="c-7"), "resp_7")
+    assert answer is not None
+    assert answer.text == "It is Paris."
+
+
+@pytest.mark.parametrize("name", ["chat", "responses"])
+async def test_a_look_that_hangs_is_one_that_failed(http: httpx2.AsyncClient, name: str) -> None:
+    """The next one finds what is there, well before the time of the call is over."""
+    async with serving(SILENCE, FOUND[name]) as url:
+        client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
+        answer = await client.look_up(Case(name, client, None).request(stored=True, call="c-7"), "resp_7")
+    assert answer is not None
+    assert answer.text == "It is Paris."
+
+
+async def test_a_look_that_hangs_does_not_use_up_the_time_of_its_call(http: httpx2.AsyncClient) -> None:
+    async with serving(QUEUED, SILENCE, FOUND["responses"]) as url:
         client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
         answer = await client.answer(Case("responses", client, None).request(stored=True, call="c-7"))
     assert answer.text == "It is Paris."
@@ -280,9 +377,25 @@ async def test_a_refusal_that_got_lost_is_settled_from_its_usage(case: Stored) -
     with pytest.raises(ContentRefused) as caught:
         await case.look_up(request)
     error = caught.value
-    calls, input, output = await billed(case)
-    assert (calls, error.usage.input, error.usage.output) == (1, input, output)
+    [line] = (await case.provider.bill(lines=True))["lines"]
+    assert (error.usage.input, error.usage.output) == (line["input"], line["output"])
+    assert error.request_id == (line["id"] if case.name == "chat" else "")
     assert not error.in_doubt
+
+
+async def test_what_is_found_is_of_the_region_that_was_asked(case: Stored) -> None:
+    """OpenAI says it by the name of its host alone, and bills more there."""
+    case.adapter.region = "eu"
+    await case.provider.script({"text": "It is Paris."}, {"finish": "refusal"})
+    await case.adapter.answer(request := case.stored())
+    answer = await case.look_up(request)
+    assert answer is not None
+    assert answer.region == "eu"
+    with pytest.raises(ContentRefused):
+        await case.adapter.answer(request := case.stored())
+    with pytest.raises(ContentRefused) as caught:
+        await case.look_up(request)
+    assert caught.value.region == "eu"
 
 
 async def test_a_response_without_a_name_is_not_looked_for(responses: Stored) -> None:

@@ -41,12 +41,14 @@ def test_a_deployment_has_providers_of_its_own(tmp_path: Path) -> None:
     text = (
         GOOD.replace("openai/", "together/")
         + '[providers.together]\nbase_url = "https://api.together.xyz/v1"\napi_key_env = "TOGETHER_API_KEY"\n'
-        + "stream_options = false\n"
+        + "stream_options = false\nstores = true\n"
         + '[providers.local]\napi = "anthropic"\nbase_url = "http://127.0.0.1:8081"\n'
     )
     known = registry(tmp_path, text)
     assert known.providers == {
-        "together": Endpoint("openai", "https://api.together.xyz/v1", "TOGETHER_API_KEY", asks_for_usage=False),
+        "together": Endpoint(
+            "openai", "https://api.together.xyz/v1", "TOGETHER_API_KEY", asks_for_usage=False, stores=True
+        ),
         "local": Endpoint("anthropic", "http://127.0.0.1:8081"),
     }
     for model in (None, "openai/x", "anthropic/x", "together/meta/llama", "local/x"):
