@@ -13,6 +13,7 @@ from celeriac.contexts import store as contexts
 from celeriac.contexts.store import ContextStore
 from celeriac.costs import books
 from celeriac.costs.budgets import Budgets
+from celeriac.costs.dearest import Dearest
 from celeriac.costs.ledger import Ledger
 from celeriac.costs.usage import Totals
 from celeriac.errors import Misconfigured
@@ -41,6 +42,7 @@ class Stores:
     budgets: Budgets
     ledger: Ledger
     usage: Totals
+    dearest: Dearest
     channels: Channels
     ends: Ends
     events: Events
@@ -92,6 +94,7 @@ def open_stores(
         budgets=Budgets(redis, made, settings.costs.time_zone),
         ledger=Ledger(redis, settings.costs.entries_ttl),
         usage=Totals(redis, settings.costs.time_zone),
+        dearest=Dearest(redis),
         channels=channels,
         ends=Ends(channels),
         events=Events(redis, channels),
