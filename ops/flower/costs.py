@@ -82,12 +82,12 @@ class CostsData(Data):
 
     async def _budgets(self, now: datetime) -> dict[str, Any]:
         found = await self.sources.stores.budgets.all()
-        rates = await self._rates(list(found), now)
         uses = [(scope, use) for scope, its in found.items() for use in its]
         # Those that are nearest to their cap first.
         uses.sort(key=lambda of: (-_share(of[1]), of[0]))
-        shown = [_budget(scope, use, rates[scope], now) for scope, use in uses[:MOST_BUDGETS]]
-        return {"shown": shown, "more": len(uses) - len(shown)}
+        shown, more = uses[:MOST_BUDGETS], len(uses[MOST_BUDGETS:])
+        rates = await self._rates(list(dict.fromkeys(scope for scope, _ in shown)), now)
+        return {"shown": [_budget(scope, use, rates[scope], now) for scope, use in shown], "more": more}
 
     async def _chart(self, now: datetime, over: str, by: str) -> dict[str, Any]:
         step, count = OVER[over]
@@ -151,7 +151,7 @@ def _series(rows: Sequence[Row], times: Sequence[str], step: str, by: str) -> di
     place = {at: index for index, at in enumerate(times)}
     costs: dict[str, list[int]] = {}
     for row in rows:
-        costs.setdefault(row.group[by], [0] * len(times))[place[row.group[step]]] += row.sums["cost"]
+        costs.setdefault(row.group[by], [0] * len(times))[place[row.group[step]]] = row.sums["cost"]
     ranked = sorted(costs, key=lambda name: (-sum(costs[name]), name))
     own, rest = ranked[:MOST_SERIES], ranked[MOST_SERIES:]
     series = [(name, costs[name]) for name in own]

@@ -293,6 +293,23 @@ async def test_the_jobs_of_all_tenants_are_one_list(queue: Queue) -> None:
     assert len(await queue.jobs.tenants(2)) == 2
 
 
+async def test_a_page_of_all_tenants_looks_at_no_more_than_it_shows(queue: Queue) -> None:
+    """However many jobs there are: each tenant's newest, and of those that have the newest a few more."""
+
+    async def looks() -> int:
+        queue.redis.config_resetstat()
+        assert len((await queue.jobs.list(None, limit=50)).jobs) == 50
+        used = queue.redis.info("commandstats")
+        return int(used["cmdstat_zrevrangebyscore"]["calls"]) + int(used["cmdstat_hmget"]["calls"])
+
+    for n in range(200):
+        await queue.submit(tenant=f"t{n % 4}")
+    few = await looks()
+    for n in range(800):
+        await queue.submit(tenant=f"t{n % 4}")
+    assert await looks() == few < 250
+
+
 async def test_jobs_are_listed_by_what_they_wait_for(queue: Queue) -> None:
     """Those that somebody has to allow something, among those that are parked for another reason."""
     await queue.worker()

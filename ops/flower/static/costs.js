@@ -37,7 +37,8 @@
       `${percent} %${b.alerted.includes(percent) ? " reached" : ""} `));
     const forecast = b.is_reached ? C.text("span", "the cap is reached", "bad")
       : b.reached_at ? C.text("span", `the cap is reached at ${C.soon(b.reached_at)}`, "warn")
-        : C.text("span", b.ends_at ? `not before ${C.soon(b.ends_at)}, when the window ends` : "not within a year", "muted");
+        : C.text("span", b.ends_at ? "not in this window" : "not within a year", "muted");
+    if (b.ends_at) forecast.title = `The window ends at ${C.soon(b.ends_at)}`;
     return [C.el("th", { scope: "row" }, b.scope), C.cell(b.window), C.cell(bar, "bar-column"), C.cell(C.usd(b.settled_usd), "number"),
       C.cell(C.usd(b.in_doubt_usd), "number"), C.cell(C.usd(b.reserved_usd), "number"), C.cell(C.usd(b.left_usd), "number"),
       C.cell(C.usd(b.cap_usd), "number"), C.cell(alerts.length ? C.el("span", {}, alerts) : ""), C.cell(forecast, "words")];

@@ -24,7 +24,7 @@
     const kinds = { succeeded: "good", failed: "bad", expired: "bad", running: "warn" };
     const words = [job.dead ? "dead letter" : job.stopping ? "stopping" : job.state];
     if (job.reason) words.push(job.reason.replaceAll("_", " "));
-    if (job.error && job.state === "failed") words.push(job.error.replaceAll("_", " "));
+    if (job.error && job.state === "failed" && !job.dead) words.push(job.error.replaceAll("_", " "));
     return C.el("span", { class: kinds[job.state] || null, title: job.resume_at ? `until ${C.when(job.resume_at)}` : null }, words.join(": "));
   }
 
@@ -36,7 +36,7 @@
     const buttons = job.may.map((action) => C.el("button", { type: "button", class: "btn btn-sm btn-outline-secondary", "data-name": action,
       "aria-label": `${A.NAMES[action]} ${job.id}`, on: { click: () => start(action, { ids: [job.id] }, `job ${job.id}`) } }, A.NAMES[action]));
     return [
-      canAct ? C.cell(box) : null, C.el("th", { scope: "row" }, C.link(job.id)), C.cell(state(job)), C.cell(job.agent), C.cell(job.tenant),
+      canAct ? C.cell(box) : null, C.el("th", { scope: "row" }, C.link(job.id)), C.cell(state(job), "words"), C.cell(job.agent), C.cell(job.tenant),
       C.cell(C.when(job.created_at)), C.cell(waited ? C.seconds((Date.parse(waited) - Date.parse(job.created_at)) / 1000) : "waits", "number"),
       C.cell(String(job.attempts), "number"),
       C.cell(C.usd(job.cost_usd) + (Number(job.in_doubt_usd) ? ` + ${C.usd(job.in_doubt_usd)} in doubt` : ""), "number"),

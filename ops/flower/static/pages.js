@@ -50,6 +50,7 @@
 
   function seconds(value) {
     if (value === null || value === undefined) return "";
+    if (value < 1) return `${Math.round(value * 1000)} ms`;
     if (value < 60) return `${value < 10 ? Number(value).toFixed(2) : Math.round(value)} s`;
     if (value < 5400) return `${Math.round(value / 60)} min`;
     return value < 172800 ? `${Math.round(value / 3600)} h` : `${Math.round(value / 86400)} d`;

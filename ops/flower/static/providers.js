@@ -23,16 +23,19 @@
 
   function lane(known) {
     const rates = known.rates.map((rate) => `${words(rate.name)} ${rate.left.toLocaleString("en")} of ${rate.most.toLocaleString("en")} ${period(rate.seconds)}`);
-    const errors = Object.entries(known.errors).map(([code, count]) => `${words(code)} ${count}`);
-    return [C.el("th", { scope: "row" }, known.lane), C.cell(breaker(known)),
+    return [C.el("th", { scope: "row" }, known.lane), C.cell(breaker(known), "words"),
       C.cell(known.cools ? C.text("span", `${C.seconds(known.wait_seconds)}: ${words(known.why)}`, "warn") : ""),
-      C.cell(known.waiting ? String(known.waiting) : "", "number"),
+      C.cell(known.waiting ? String(known.waiting) : "", "number"), C.el("td", {}, rates.map((rate) => C.el("div", {}, rate))),
+      C.cell(known.bounds_times > 1 ? C.text("span", `bounds times ${known.bounds_times}`, "warn") : "")];
+  }
+
+  function calls(known) {
+    const errors = Object.entries(known.errors).map(([code, count]) => `${words(code)} ${count}`);
+    return [C.el("th", { scope: "row" }, known.lane),
       C.cell(known.answered.toLocaleString("en"), "number"), C.el("td", {}, errors.map((error) => C.el("div", { class: "bad" }, error))),
       C.cell(C.seconds(known.median_seconds), "number"), C.cell(C.seconds(known.slow_seconds), "number"),
       C.cell(known.calls_today.toLocaleString("en"), "number"), C.cell(known.fallbacks_today ? known.fallbacks_today.toLocaleString("en") : "", "number"),
-      C.cell(C.usd(known.cost_today_usd), "number"),
-      C.el("td", { class: "words" }, rates.map((rate) => C.el("div", {}, rate))),
-      C.cell(known.bounds_times > 1 ? C.text("span", `bounds times ${known.bounds_times}`, "warn") : "")];
+      C.cell(C.usd(known.cost_today_usd), "number")];
   }
 
   function change(changed) {
@@ -42,6 +45,7 @@
 
   C.live(() => C.root.dataset.url, (said) => {
     C.rows(document.querySelector("#lanes tbody"), said.lanes, (known) => known.lane, lane, "No lane is known");
+    C.rows(document.querySelector("#calls tbody"), said.lanes, (known) => known.lane, calls, "No lane is known");
     C.rows(document.querySelector("#changes tbody"), said.changes, (changed) => `${changed.at} ${changed.lane} ${changed.state}`, change, "None has");
   });
 }());
