@@ -87,6 +87,11 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "lane_turns": ("lane_turns:{lane}", "hash: tenant -> its last place in the line", "while the line holds a job"),
     "lane_line": ("lane_line:{lane}", "zset: jobs that wait for it, tenants in turn", "while it holds a job"),
     "lanes": ("lanes", "set: lanes that jobs wait for", "while it holds a lane"),
+    "lane_calls": (
+        "lane_calls:{lane}:{hour}",
+        "hash: how calls of an hour ended -> how many; of those that were answered also how long they took",
+        "two days",
+    ),
     # Money. A scope is spelt so that no colon is in it.
     "budgets": (
         "budgets",
@@ -152,6 +157,12 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "jobs": ("jobs:{tenant}", "zset: a tenant's jobs by submission number", "entries leave with their record"),
     "jobs_in": ("jobs:{tenant}:{state}", "zset: the same in one state", "entries leave with the state or record"),
     "dead": ("dead:{tenant}", "zset: a tenant's dead letters by submission number", "entries leave with their record"),
+    "tenants": ("tenants", "set: whose jobs are listed", "entries leave with the tenant's last record"),
+    "dearest": (
+        "dearest:{day}",
+        "zset: tenant|agent|job -> what it cost (nano-dollars); of those that ended on a day (UTC) the dearest hundred",
+        "35 days",
+    ),
     "retention": ("retention", "zset: ended jobs by the end of their record (ms)", "entries leave when due"),
     "reader": (
         "reader:{process}",

@@ -353,6 +353,9 @@ class FetchSettings(Section):
 class FlowerSettings(Section):
     host: str = Field("127.0.0.1", description="Address Flower listens on.")
     port: int = Field(5555, ge=0, le=65535, description="Port Flower listens on.")
+    show_text: bool = Field(
+        False, description="Whether Flower's page of a job shows what was asked and answered, to all who may open it."
+    )
 
 
 class LocalSettings(Section):

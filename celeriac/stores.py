@@ -14,6 +14,7 @@ from celeriac.contexts.store import ContextStore
 from celeriac.costs import books
 from celeriac.costs.alerts import Alerts
 from celeriac.costs.budgets import Budgets
+from celeriac.costs.dearest import Dearest
 from celeriac.costs.doubts import Doubts
 from celeriac.costs.ledger import Ledger
 from celeriac.costs.usage import Totals
@@ -47,6 +48,7 @@ class Stores:
     doubts: Doubts
     ledger: Ledger
     usage: Totals
+    dearest: Dearest
     channels: Channels
     ends: Ends
     events: Events
@@ -105,6 +107,7 @@ def open_stores(
         doubts=Doubts(redis, made),
         ledger=Ledger(redis, settings.costs.entries_ttl),
         usage=Totals(redis, settings.costs.time_zone),
+        dearest=Dearest(redis),
         channels=channels,
         ends=Ends(channels),
         events=Events(redis, channels),

@@ -62,7 +62,7 @@ def ask(valkey: Valkey, job_id: str, *calls: dict[str, str]) -> None:
     _run(valkey, job_id, wait)
 
 
-def crash(valkey: Valkey, job_id: str) -> None:
+def crash(valkey: Valkey, job_id: str, queue: str = "celeriac") -> None:
     """For the last time, alone: it ends as a dead letter."""
 
     async def die(stores: Stores, fleet: Fleet, claim: Claim) -> None:
@@ -70,7 +70,7 @@ def crash(valkey: Valkey, job_id: str) -> None:
         await stores.redis.zadd("celeriac:workers", {claim.worker: 1})  # its lease has ended
         await fleet.upkeep()
 
-    _run(valkey, job_id, die)
+    _run(valkey, job_id, die, queue=queue)
 
 
 async def call(stores: Stores, claim: Claim) -> Settlement:
@@ -81,14 +81,19 @@ async def call(stores: Stores, claim: Claim) -> Settlement:
 
 
 def _run(
-    valkey: Valkey, job_id: str, do: Callable[[Stores, Fleet, Claim], Awaitable[None]], *, stays: bool = False
+    valkey: Valkey,
+    job_id: str,
+    do: Callable[[Stores, Fleet, Claim], Awaitable[None]],
+    *,
+    stays: bool = False,
+    queue: str = "celeriac",
 ) -> None:
     async def run() -> None:
         settings = load_settings(redis_url=valkey.url)
         stores = open_stores(settings)
         fleet, line = open_fleet(settings, stores, name="test")
         name = new_nonce()
-        await fleet.register(name, ["celeriac"], 100, (), dict(templates(celery_app(settings), ["celeriac"])))
+        await fleet.register(name, [queue], 100, (), dict(templates(celery_app(settings), [queue])))
         claim = await stores.jobs.claim(job_id, name, new_nonce())
         assert claim is not None
         await do(stores, fleet, claim)

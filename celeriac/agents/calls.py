@@ -360,7 +360,8 @@ class Calls:
         price = self._price(call, answer.lane, answer.model, answer.usage, tier=answer.tier, region=answer.region)
         facts = self._facts(call, answer.seconds, None, answer.request_id)
         facts |= _billed(answer.model, answer.usage, price, answer.tier)
-        return self._at_price(call, price, answer.usage, facts, _heard(call, None, answer.usage, answer.limits))
+        heard = _heard(call, None, answer.usage, answer.limits, answer.seconds)
+        return self._at_price(call, price, answer.usage, facts, heard)
 
     def _failed(self, call: Call, error: ModelError, seconds: float) -> Settlement:
         facts = self._facts(call, seconds, error.code, error.request_id)
@@ -368,11 +369,12 @@ class Calls:
             model = error.billed_model or call.lane.model
             price = self._price(call, call.lane, model, error.usage, tier=error.tier, region=error.region)
             facts |= _billed(model, error.usage, price, error.tier)
-            return self._at_price(call, price, error.usage, facts, _heard(call, error, error.usage, error.limits))
+            heard = _heard(call, error, error.usage, error.limits, seconds)
+            return self._at_price(call, price, error.usage, facts, heard)
         stands: Stands = "doubt" if error.in_doubt else "released"
         if error.in_doubt:
             facts |= self._to_find(call)
-        heard = _heard(call, error, None, error.limits)
+        heard = _heard(call, error, None, error.limits, seconds)
         return Settlement(call.name, stands, call.bound, 0, facts, heard, call.books, counts(None, error=True))
 
     def _to_find(self, call: Call) -> dict[str, str]:
@@ -428,8 +430,10 @@ class Calls:
         return max(0, dearer.nanos - price.nanos)
 
 
-def _heard(call: Call, error: ModelError | None, usage: Usage | None, limits: Sequence[Limit]) -> dict[str, Any]:
-    return heard(call.lane, error, most=call.most, took=call.took, usage=usage, limits=limits)
+def _heard(
+    call: Call, error: ModelError | None, usage: Usage | None, limits: Sequence[Limit], seconds: float
+) -> dict[str, Any]:
+    return heard(call.lane, error, most=call.most, took=call.took, usage=usage, limits=limits, seconds=seconds)
 
 
 def _not_now(lane: Lane, closed: Closed) -> ModelError:

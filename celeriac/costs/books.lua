@@ -13,6 +13,7 @@ local MOST_EVER = 1000
 local KEPT_ALERTS, KEPT_CHANGES = 1000, 10000
 local HARDLY = 5             -- percent of a cap, below which nothing is said of when it is reached
 local RECENT = 50            -- jobs of an agent whose mean cost is told to who asks
+local DEAREST, DEAREST_KEPT = 100, 35 * 86400 -- of the jobs of a day, and seconds for which they are listed
 local PROMISED = 5000       -- ms for which room is kept for a job that was woken, until it has asked
 local LINE = '$'            -- before a scope: its line is one among the lines of lanes, and no lane's name begins so
 
@@ -303,6 +304,16 @@ local function ledger_add(id, name, c, stands, nanos, in_doubt)
   if call('TTL', day) < 0 then call('EXPIRE', day, 86400 + ENTRIES) end
 end
 
+-- Among the jobs of a day that cost most, if it is one. Something else in that place must not keep the job from ending.
+local function list_cost(id)
+  local tenant, agent, cost = get(id, 'tenant', 'agent', 'cost')
+  if not (tenant and agent and amount(cost) > 0) then return end
+  local key = K.dearest(string.format('%.0f', math.floor(now / 86400000)))
+  if type(redis.pcall('ZADD', key, cost, tenant .. '|' .. agent .. '|' .. id)) == 'table' then return end
+  call('ZREMRANGEBYRANK', key, 0, -DEAREST - 1)
+  call('EXPIRE', key, DEAREST_KEPT)
+end
+
 -- Calls in doubt are listed until somebody knows better, or nobody can any more. They are kept whole, with whose they are: their jobs
 -- may be gone before.
 local function doubt_remove(entry)
@@ -519,6 +530,7 @@ return {
   resolved = doubt_resolved,
   resolve = doubt_resolve,
   enter = ledger_add,
+  list = list_cost,
   windows = windows_of,
   left = books_left,
   learn = learn_cost,

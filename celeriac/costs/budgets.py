@@ -63,6 +63,19 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
+class Sums:
+    """Of a scope in a window, in nano-dollars, whether it has a budget or not."""
+
+    settled: int
+    in_doubt: int
+    reserved: int
+
+    @property
+    def firm(self) -> int:
+        return self.settled + self.in_doubt
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """Of a budget. by: who said so. was, became: None for none."""
 
@@ -173,6 +186,19 @@ class Budgets:
             caps = _caps(text.decode())
             found[unspelt(scope.decode())] = tuple(_use(cap, *use) for cap, use in zip(caps, uses, strict=True))
         return found
+
+    async def sums(self, asked: Sequence[tuple[str, Window, datetime]]) -> list[Sums]:
+        """What calls cost that were admitted in windows: of each scope, a window, and when that began.
+
+        Known until 35 days after the window. Raises StoreUnavailable.
+        """
+        async with answering():
+            pipe = self._redis.pipeline(transaction=False)
+            for scope, window, start in asked:
+                name = keys.spell("use", scope=spelt(scope), window=f"{window}.{int(start.timestamp())}")
+                pipe.hmget(name, "cost", "in_doubt", "reserved")
+            found = await pipe.execute()
+        return [Sums(*(int(sum or 0) for sum in sums)) for sums in found]
 
     async def changes(self, most: int = 100) -> list[Change]:
         """Of budgets, the newest first. Raises StoreUnavailable."""

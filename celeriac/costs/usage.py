@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
@@ -22,6 +23,7 @@ MOST_DAYS: Final = 400
 MOST_HOURS: Final = 31 * 24
 #: What the sums of all time are kept by.
 EVER: Final = ("tenant", "agent", "provider", "model")
+Span = Literal["hour", "day"]
 #: Under this name those series are counted that a span had no room for.
 BEYOND: Final = "other"
 
@@ -66,8 +68,8 @@ class Totals:
         """Sums of all calls that were admitted in a time, by group, in order. A day or an hour counts whole, if it
         begins at or after `start` and before `end`. tenant: only this one's. Raises Invalid, StoreUnavailable.
         """
-        kind = "hour" if "hour" in group_by else "day"
-        spans = list(self._spans(kind, start, end))
+        kind: Span = "hour" if "hour" in group_by else "day"
+        spans = self.spans(kind, start, end)
         async with answering():
             asked = self._redis.pipeline(transaction=False)
             for span in spans:
@@ -76,7 +78,9 @@ class Totals:
         rows: dict[tuple[str, ...], list[int]] = {}
         names: dict[bytes, tuple[str, ...] | None] = {}
         for span, series in zip(spans, found, strict=True):
-            at = _moment(span)
+            # Thousands of series of hundreds of days take long to add up: others have their turn.
+            await asyncio.sleep(0)
+            at = moment(span)
             for name, text in series.items():
                 if name not in names:
                     names[name] = _group(name.decode(), group_by, tenant)
@@ -121,9 +125,13 @@ class Totals:
             total, *each = [int(nanos or 0) for nanos in await asked.execute()]
         return total, dict(zip(lanes, each, strict=True))
 
-    def _spans(self, kind: str, start: datetime, end: datetime) -> Iterator[datetime]:
+    def spans(self, kind: Span, start: datetime, end: datetime) -> list[datetime]:
+        """When the days or hours begin that begin in a time. Raises Invalid where a report covers fewer."""
+        return list(self._spans(kind, start, end))
+
+    def _spans(self, kind: Span, start: datetime, end: datetime) -> Iterator[datetime]:
         most = MOST_HOURS if kind == "hour" else MOST_DAYS
-        at, found = windows_at(self._zone, start)[kind][0], 0  # type: ignore[index]  # it is one of them
+        at, found = windows_at(self._zone, start)[kind][0], 0
         while at < end:
             after = at + HOUR if kind == "hour" else self.day(at)[1]
             if at >= start:
@@ -156,7 +164,8 @@ def _group(series: str, group_by: Sequence[str], tenant: str | None) -> tuple[st
     )
 
 
-def _moment(at: datetime) -> str:
+def moment(at: datetime) -> str:
+    """As a day or an hour is called in a row's group."""
     return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote, unquote
 
 from celeriac import keys
-from celeriac.connections import ALWAYS, Redis, Scripts, answering
+from celeriac.connections import ALWAYS, READ, Redis, Scripts, answering
 from celeriac.errors import (
     BadCredentials,
     BadModelRequest,
@@ -82,11 +82,13 @@ def heard(
     limits: Sequence[Limit] = (),
     over: int = 0,
     strict: bool = False,
+    seconds: float = 0.0,
 ) -> dict[str, Any]:
     """What a call says of its lane, as the scripts take it. error: None where it was answered.
 
     took: tokens that it was expected to use. usage: what it used, None where nobody knows. over: thousandths of its
     bound that it cost, where that was more than it; 0 where it was not. strict: the lane is then closed.
+    seconds: that it took.
     """
     wait = (error.retry_after if error else None) or 0.0
     if isinstance(error, RateLimited):
@@ -101,6 +103,7 @@ def heard(
         "used": usage and _counted(lane, usage),
         "over": over,
         "strict": strict,
+        "ms": int(seconds * 1000),
         "limits": [(limit.bucket, limit.most, limit.left, int(limit.period * 1000)) for limit in limits],
     }
 
@@ -173,6 +176,31 @@ class Change:
     wait: timedelta
 
 
+#: How much longer calls of one class of duration take than those of the one before: as the scripts have it.
+STEP: Final = 1.25
+TOOK: Final = "took."
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """How a lane's calls ended in the last hours. errors: by code. took: calls that were answered by the longest that
+    they may have taken, in seconds, the shortest first: a call's own time is at most a fifth less.
+    """
+
+    answered: int
+    errors: Mapping[str, int]
+    took: Sequence[tuple[float, int]]
+
+    def within(self, share: float) -> float | None:
+        """Seconds within which this share of those that were answered was, at most; None where none was."""
+        left = share * sum(count for _, count in self.took)
+        for seconds, count in self.took:
+            left -= count
+            if left <= 1e-9:
+                return seconds
+        return None
+
+
 class Lanes:
     """For whoever looks at the gate."""
 
@@ -180,11 +208,17 @@ class Lanes:
         self._redis = redis
         self._look = scripts.load(HERE / "look.lua", ALWAYS, before=LUA)
         self._open = scripts.load(HERE / "open.lua", ALWAYS, before=LUA)
+        self._ends = scripts.load(HERE / "calls_ended.lua", READ, before=LUA)
 
     async def look(self, lanes: Sequence[Lane]) -> list[Known]:
         """Raises StoreUnavailable."""
         found = await self._look(lanes=[spelt(lane) for lane in lanes])
         return [_known(lane, *values) for lane, values in zip(lanes, found, strict=True)]
+
+    async def ends(self, lanes: Sequence[Lane], hours: int) -> list[Ends]:
+        """Of each, in this clock hour and those before it, at most 48 in all. Raises StoreUnavailable."""
+        found = await self._ends(lanes=[spelt(lane) for lane in lanes], hours=hours)
+        return [_ends_of(flat) for flat in found]
 
     async def waited_for(self) -> set[Lane]:
         """Lanes that jobs wait for. Raises StoreUnavailable."""
@@ -235,6 +269,13 @@ def _known(lane: Lane, wait: int, why: bytes, opened: int, waiting: int, over: i
         for name, most, period, left in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
     }
     return Known(lane, timedelta(milliseconds=wait), why.decode(), opened > 0, waiting, over / 1000, rates)
+
+
+def _ends_of(flat: Sequence[Any]) -> Ends:
+    sums = {how.decode(): int(count) for how, count in zip(flat[::2], flat[1::2], strict=True)}
+    took = {int(how.removeprefix(TOOK)): sums.pop(how) for how in list(sums) if how.startswith(TOOK)}
+    answered = sums.pop("answered", 0)
+    return Ends(answered, sums, [(STEP**n / 1000, took[n]) for n in sorted(took)])
 
 
 def _change(id: bytes, facts: Mapping[str, str]) -> Change:

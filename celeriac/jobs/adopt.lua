@@ -24,6 +24,10 @@ if how == 'restored' then
   if own.idempotency then call('SET', K.idempotency(tenant, own.idempotency), a.id, 'NX') end
   if tonumber(own.seq) > tonumber(call('GET', K.seq()) or 0) then call('SET', K.seq(), own.seq) end
   call('ZADD', K.jobs(tenant), own.seq, a.id)
+  if type(redis.pcall('SADD', K.tenants(), tenant)) == 'table' then
+    call('DEL', K.tenants())
+    call('SADD', K.tenants(), tenant)
+  end
   r = read(a.id)
 end
 -- A step that the store lost would be bought again by whoever comes next.

@@ -110,6 +110,7 @@ local function book(id, s)
   local late = s.stands == 'settled' and c.stands ~= 'open'
   c.facts = late and string.gsub(s.facts, '}$', (s.facts == '{}' and '' or ',') .. '"late":true}') or s.facts
   call_move(id, s.call, c, s.stands, s.stands == 'settled' and s.nanos or s.stands == 'doubt' and c.bound or '0', counts)
+  if late and get(id, 'place') == 'ended' then books.list(id) end
   if not known then
     local ttl = call('PTTL', K.job(id))
     if ttl > 0 then call('PEXPIRE', K.calls(id), ttl) end
@@ -148,6 +149,7 @@ local function sweep(most)
     call('ZREM', K.jobs(tenant), id)
     call('ZREM', K.jobs_in(tenant, state), id)
     call('ZREM', K.dead(tenant), id)
+    if call('EXISTS', K.jobs(tenant)) == 0 then redis.pcall('SREM', K.tenants(), tenant) end
     call('ZREM', K.retention(), entry)
   end
 end
@@ -251,6 +253,7 @@ local function end_job(r, state, bells, run)
   call('ZREM', K.deadlines(), r.id)
   doubt_open_calls(r.id)
   if state == 'succeeded' then books.learn(r) end
+  books.list(r.id)
   stop_children(r, bells)
   try(r.id, 'parent', function() tell_parent(r, state, bells) end)
   if get(r.id, 'tell') then leave_untold(r, run, bells) else let_age(r, state) end

@@ -344,6 +344,14 @@ class Page:
     cursor: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Of jobs. dead: dead letters, which are among those that failed."""
+
+    states: Mapping[State, int]
+    dead: int
+
+
 @dataclass(slots=True)
 class Claim:
     """A run that this worker now holds. (worker, nonce) is the fence: every write of the run names both.

@@ -30,6 +30,7 @@ from celeriac.jobs.model import (
     Call,
     Child,
     Claim,
+    Counts,
     Doubt,
     Ended,
     Ending,
@@ -157,6 +158,7 @@ class JobStore:
         self._get = scripts.load(HERE / "get.lua", READ)
         self._account = scripts.load(HERE / "account.lua", READ)
         self._list = scripts.load(HERE / "list.lua", READ)
+        self._count = scripts.load(HERE / "count.lua", READ)
 
     async def submit(self, job: NewJob) -> Accepted:
         """Take the job: once this returns, it is stored. The same id again is the same job, and so is the same key.
@@ -368,15 +370,18 @@ class JobStore:
 
     async def list(
         self,
-        tenant: str,
+        tenant: str | None,
         *,
         state: State | None = None,
         dead: bool = False,
         agent: str = "",
+        reason: str = "",
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page:
-        """A page, newest first; with more to come it may be shorter than `limit`. dead: dead letters only.
+        """A page, newest first; with more to come it may be shorter than `limit`. tenant: None for everybody's.
+
+        dead: dead letters only. reason: only those that are parked for it.
 
         Raises Invalid for a cursor that no page gave out.
         """
@@ -387,13 +392,40 @@ class JobStore:
         for look in range(LOOKS):
             left = limit - len(found)
             then, *rows = await self._list(
-                tenant=tenant, state=state or "", dead=dead, agent=agent, before=before, limit=left, fields=SHOWN
+                tenant=tenant or "",
+                state=state or "",
+                dead=dead,
+                agent=agent,
+                reason=reason,
+                before=before,
+                limit=left,
+                fields=SHOWN,
             )
             found += [job for id, *row in rows if (job := _readable(id.decode(), *row)) is not None]
             before = then.decode()
             if not before or len(found) >= limit or look == LOOKS - 1:
                 break
         return Page(tuple(found), before.lstrip("(") or None)
+
+    async def count(self, tenant: str | None) -> Counts:
+        """How many jobs there are. tenant: None for everybody's."""
+        *states, dead = await self._count(tenant=tenant or "", states=list(State))
+        return Counts(dict(zip(State, states, strict=True)), dead)
+
+    async def tenants(self, most: int) -> Sequence[str]:
+        """Some of those that have jobs, by name; all of them where they are no more. Raises StoreUnavailable."""
+        async with answering():
+            found: Any = await self._redis.srandmember(keys.spell("tenants"), most)
+        return sorted(name.decode() for name in found)
+
+    async def question(self, job_id: str) -> Sequence[tuple[str, str]]:
+        """What was asked, as it was submitted, by whom and without pictures; nothing where there is no such job.
+
+        Raises StoreUnavailable.
+        """
+        async with answering():
+            spec: Any = await self._redis.hget(keys.spell("job", id=job_id), "spec")
+        return tuple((said[0], said[1]) for said in unpack(spec)["input"]) if spec else ()
 
     async def workers_alive(self) -> Sequence[frozenset[str]]:
         """For each worker whose lease runs, the queues that it serves."""

@@ -78,6 +78,10 @@ call('HSET', K.job(a.id), 'tenant', a.tenant, 'agent', a.agent, 'queue', a.queue
   'seq', seq, 'created', now, 'attempts', 0, 'retries', 0, 'ignore_result', a.ignore_result and 'true' or 'false',
   'request_id', a.request_id, 'metadata', a.metadata, 'spec', ARGV[2], 'place', 'new')
 call('ZADD', K.jobs(a.tenant), seq, a.id)
+if type(redis.pcall('SADD', K.tenants(), a.tenant)) == 'table' then
+  call('DEL', K.tenants())
+  call('SADD', K.tenants(), a.tenant)
+end
 if key then
   call('SET', K.idempotency(a.tenant, key), a.id)
   call('HSET', K.job(a.id), 'idempotency', key, 'fingerprint', a.fingerprint)

@@ -2,7 +2,7 @@
 
 A row is a job: its id, how it ended, when the worker received and started it, and how often it was tried. The result
 says first how long the job waited and ran, because Flower's own times begin when a worker takes the job. No prompt and
-no answer reaches Flower.
+no answer reaches it. Costs, jobs and providers have pages of their own, which read the store.
 """
 
 import ast
@@ -10,6 +10,9 @@ from typing import Any
 
 from celeriac.jobs.dispatch import RUN_JOB
 from ops.flower import metrics as metrics  # answers /metrics in place of Flower's handler
+from ops.flower.pages import add_pages
+
+add_pages()
 
 tasks_columns = "name,uuid,state,result,received,started,runtime,retries,worker"
 max_tasks = 50_000

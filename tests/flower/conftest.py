@@ -24,12 +24,13 @@ SECRET = "unmistakable"
 class Flower(Process):
     """`celery -A worker.app flower` as `celeriac up` starts it, and a client of it."""
 
-    def __init__(self, redis_url: str, cwd: Path, **env: str) -> None:
+    def __init__(self, redis_url: str, cwd: Path, *options: str, prefix: str = "", **env: str) -> None:
         port = free_port()
-        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+        self.url = f"http://127.0.0.1:{port}{prefix}"
+        self.http = httpx2.Client(base_url=self.url, timeout=30)
         super().__init__(
             *(sys.executable, "-m", "celery", "-A", "worker.app", "flower"),
-            *(f"--conf={FLOWER_CONF}", "--address=127.0.0.1", f"--port={port}"),
+            *(f"--conf={FLOWER_CONF}", "--address=127.0.0.1", f"--port={port}", *options),
             env={"CELERIAC_REDIS_URL": redis_url, "FLOWER_UNAUTHENTICATED_API": "true"} | env,
             cwd=cwd,
         )

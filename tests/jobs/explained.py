@@ -43,7 +43,8 @@ STAY: Final = {
 }
 #: Keys that age, whatever they hold.
 AGE: Final = {
-    "recount", "upkeep", "quiet", "room", "revoked", "deleted", "lane", "use", "usage", "ledger", "promised",
+    "recount", "upkeep", "quiet", "room", "revoked", "deleted", "lane", "lane_calls", "use", "usage", "ledger",
+    "promised", "dearest",
     "resolved",
 }  # fmt: skip
 COMPANY: Final = {2: 32, 3: 4, 4: 1}
@@ -277,6 +278,8 @@ class Look:
         for short, value in expected.items():
             if value:
                 yield f"{short} lacks {value}"
+        if (tenants := {job["tenant"] for job in self.jobs.values()}) != self.one("tenants", set()):
+            yield f"tenants holds {self.one('tenants', set())}, and these have jobs: {tenants}"
         if lines := {key.parts["lane"] for key in self.by["lane_line"]} - self.one("lanes", set()):
             yield f"jobs wait for {lines}, and lanes does not hold them"
         if lines := {key.parts["lane"] for key in self.by["lane_turns"]} - self.one("lanes", set()):

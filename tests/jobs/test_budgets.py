@@ -366,6 +366,66 @@ async def test_a_key_of_the_wrong_type_lets_nothing_through_that_it_guards(buyer
     assert int(queue.record(job)["cost"]) == 70, "what was paid is booked, whatever is broken"
 
 
+def noon(buyers: Buyers) -> datetime:
+    return datetime.fromtimestamp(buyers.queue.now / 1000, UTC)
+
+
+async def test_the_dearest_jobs_of_a_day_are_listed_as_they_end(buyers: Buyers) -> None:
+    """Those of several days together, each once; what settles after the end counts, and what is free is not listed."""
+    queue, dearest = buyers.queue, buyers.queue.stores.dearest
+    cheap, dear, free, late = [await buyers.job(tenant) for tenant in ("a", "b", "c", "d")]
+    for job, nanos in ((cheap, 10), (dear, 90_000_000_001), (free, 0)):
+        await buyers.buy(job, 10**11, nanos)
+        assert await dearest.between(noon(buyers), noon(buyers), 9) == [], "it has not ended"
+    await buyers.ask(late, 100, name="late")
+    for job in (cheap, dear, free, late):
+        await queue.finish(job)
+
+    async def listed(most: int = 9) -> list[tuple[str, str, int]]:
+        start = noon(buyers) - timedelta(days=2)
+        return [(d.job, d.tenant, d.nanos) for d in await dearest.between(start, noon(buyers), most)]
+
+    assert await listed() == [(dear.id, "b", 90_000_000_001), (cheap.id, "a", 10)]
+    queue.later(24 * HOUR)
+    await buyers.settle(late, "late", "settled", 70)
+    assert await listed() == [(dear.id, "b", 90_000_000_001), (late.id, "d", 70), (cheap.id, "a", 10)]
+    assert await listed(1) == [(dear.id, "b", 90_000_000_001)]
+    assert [d.job for d in await dearest.between(noon(buyers), noon(buyers), 9)] == [late.id], "another day"
+
+
+async def test_no_more_than_a_hundred_jobs_of_a_day_are_listed(buyers: Buyers) -> None:
+    """The cheapest leave; the list ages, and nonsense in its place keeps no job from ending."""
+    key = f"celeriac:dearest:{buyers.queue.now // 86_400_000}"
+    buyers.queue.planted = True
+    buyers.queue.redis.zadd(key, {f"a|b|{n}": n for n in range(10, 110)})
+    job, other = await buyers.job(), await buyers.job()
+    await buyers.buy(job, 100, 100)
+    await buyers.queue.finish(job)
+    assert buyers.queue.redis.zcard(key) == 100
+    assert buyers.queue.redis.zscore(key, "a|b|10") is None
+    assert buyers.queue.redis.zscore(key, f"acme|assistant|{job.id}") == 100
+    buyers.queue.redis.delete(key)
+    buyers.queue.redis.rpush(key, "nonsense")
+    buyers.queue.redis.expire(key, 100)
+    await buyers.buy(other, 100, 100)
+    await buyers.queue.finish(other)
+
+
+async def test_what_a_scope_cost_in_a_window_is_known_without_a_budget(buyers: Buyers) -> None:
+    """Settled, in doubt and reserved, of this hour and of the one before."""
+    job = await buyers.job()
+    await buyers.buy(job, 10, 7)
+    await buyers.ask(job, 20, name="b")
+    await buyers.settle(job, "b", "doubt")
+    hour = noon(buyers).replace(minute=0, second=0, microsecond=0)
+    buyers.queue.later(HOUR)
+    await buyers.ask(job, 30)
+    later = hour + timedelta(hours=1)
+    asked = [("tenant:acme", "hour", hour), ("tenant:acme", "hour", later), ("tenant:x", "hour", hour)]
+    found = await buyers.queue.stores.budgets.sums(asked)  # type: ignore[arg-type]  # windows are text here
+    assert [(s.settled, s.in_doubt, s.reserved, s.firm) for s in found] == [(7, 20, 0, 27), (0, 0, 30, 0), (0, 0, 0, 0)]
+
+
 async def test_the_ledger_and_the_budget_agree(buyers: Buyers) -> None:
     """Each outcome is an entry, a correction one of its own; their sums are what is settled and in doubt."""
     job = await buyers.job()

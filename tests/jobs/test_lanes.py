@@ -793,6 +793,39 @@ async def test_what_a_newer_release_owns_stays_in_its_line(callers: Callers) -> 
     assert not queue.redis.exists("celeriac:broken")
 
 
+async def test_how_calls_of_a_lane_end_is_counted_by_the_hour(callers: Callers) -> None:
+    """Answers with how long they took, failures by their code; each once, and what says nothing not at all."""
+    other = Lane("openai", "other")
+    for seconds in (0.0, 0.4, 0.4, 2.0):
+        name = await callers.ask()
+        assert isinstance(name, str)
+        said = Settlement(name, "released", 0, 0, {}, heard(LANE, seconds=seconds))
+        for _ in range(2):
+            await callers.queue.stores.journal.settle(callers.claim, said)
+    await callers.call(RateLimited(status=429, retry_after=0.001))
+    callers.queue.later(3_600_000)
+    await callers.call(BadModelRequest(status=400))
+    assert await callers.closed() is None
+    [ends, nothing] = await callers.queue.stores.lanes.ends([LANE, other], 2)
+    assert (ends.answered, ends.errors) == (4, {"rate_limited": 1, "bad_request": 1})
+    median, longest = ends.within(0.5), ends.within(1)
+    assert median is not None
+    assert longest is not None
+    assert 0.4 <= median < 0.5
+    assert 2 <= longest < 2.5
+    assert (nothing.answered, nothing.errors, nothing.within(0.5)) == (0, {}, None)
+    [latest] = await callers.queue.stores.lanes.ends([LANE], 1)
+    assert (latest.answered, latest.errors) == (0, {"bad_request": 1})
+
+
+async def test_counts_of_a_lane_that_make_no_sense_are_begun_anew(callers: Callers) -> None:
+    """What is planted there keeps no answer from being settled."""
+    callers.queue.redis.rpush(f"celeriac:lane_calls:{spelt(LANE)}:0", "nonsense")
+    assert (await callers.queue.stores.lanes.ends([LANE], 1))[0].answered == 0
+    await callers.call()
+    assert (await callers.queue.stores.lanes.ends([LANE], 1))[0].answered == 1
+
+
 async def test_a_late_refusal_changes_nothing_of_an_open_breaker(callers: Callers) -> None:
     """It was sent before."""
     late = await callers.ask()

@@ -105,7 +105,8 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     told = await queue.claim(await queue.submit(stream=True, ignore_result=False), "w4")
     await queue.finish(told)
     await queue.jobs.told(told.id, 0)
-    await queue.jobs.list("default")
+    await queue.jobs.list(None)
+    await queue.jobs.count(None)
     assert await queue.fleet.leave("w3") is True
     asks = await queue.claim(await queue.submit(stream=True), "w4")
     await queue.jobs.wait_for_approval(asks, [Asked("1.c", "sell", "{}")], timedelta(hours=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
@@ -12,7 +13,7 @@ from redis.exceptions import ResponseError
 from celeriac.connections import unpack
 from celeriac.contexts.store import encode_turn
 from celeriac.errors import Conflict, Fenced, Invalid, Misconfigured, StoreUnavailable
-from celeriac.jobs.model import MOVES, PROTOCOL, JobError, Place, State
+from celeriac.jobs.model import MOVES, PROTOCOL, Asked, JobError, Place, State
 from celeriac.jobs.store import new_id, new_nonce
 from celeriac.llm.model import Message
 from celeriac.settings import Settings
@@ -207,6 +208,17 @@ async def test_whoever_comes_by_sweeps_a_little(queue: Queue, who: str) -> None:
     queue.later(-86_400_000)
 
 
+async def test_a_tenant_without_jobs_is_listed_no_more(queue: Queue) -> None:
+    """Once its last record has aged out."""
+    await queue.worker()
+    await queue.finish(await queue.claim(await queue.submit(tenant="a")))
+    queue.redis.zadd("celeriac:retention", dict.fromkeys(queue.redis.zrange("celeriac:retention", 0, -1), 1))
+    for name in queue.redis.keys("celeriac:job:*"):
+        queue.redis.delete(name)
+    await queue.submit(tenant="b")
+    assert await queue.jobs.tenants(10) == ["b"]
+
+
 async def test_whoever_waits_for_an_end_is_woken(queue: Queue) -> None:
     """However the job ends."""
     await queue.worker()
@@ -249,6 +261,83 @@ async def test_jobs_are_listed_newest_first_by_page_state_and_agent(queue: Queue
     ]
     with pytest.raises(Invalid):
         await queue.jobs.list("default", cursor="x")
+
+
+async def test_the_jobs_of_all_tenants_are_one_list(queue: Queue) -> None:
+    """The newest first, whoever has them, and its pages meet too; the counts agree with it."""
+    await queue.worker(slots=100)
+    tenants = ["a"] * 30 + ["b", "c"] * 10 + ["a", "b", "b"] * 4
+    jobs = [await queue.submit(tenant=t, agent="assistant" if i % 3 else "reviewer") for i, t in enumerate(tenants)]
+    ended = {*jobs[:4], *jobs[30:40]}
+    for job in ended:
+        claim = await queue.claim(job)
+        await queue.finish(claim)
+
+    async def pages(limit: int, **filters: Any) -> list[str]:
+        ids, cursor = [], None
+        while True:
+            page = await queue.jobs.list(None, cursor=cursor, limit=limit, **filters)
+            ids += [job.id for job in page.jobs]
+            if (cursor := page.cursor) is None:
+                return ids
+
+    newest = [*reversed(jobs)]
+    for limit in (1, 7, 100):
+        assert await pages(limit) == [job.id for job in newest]
+    assert await pages(3, state=State.SUCCEEDED) == [job.id for job in newest if job in ended]
+    assert await pages(2, agent="reviewer") == [job.id for job in reversed(jobs[::3])]
+    counted = await queue.jobs.count(None)
+    assert (counted.states[State.SUCCEEDED], sum(counted.states.values()), counted.dead) == (14, len(jobs), 0)
+    assert sum((await queue.jobs.count("a")).states.values()) == 34
+    assert await queue.jobs.tenants(10) == ["a", "b", "c"]
+    assert len(await queue.jobs.tenants(2)) == 2
+
+
+async def test_two_jobs_with_one_number_hold_nobody_up(queue: Queue) -> None:
+    """A store that lost history gives numbers out again: both are listed, and the script ends."""
+    queue.planted = True
+    first = await queue.submit(tenant="a")
+    queue.redis.set("celeriac:seq", 0)
+    second = await queue.submit(tenant="b")
+    page = await queue.jobs.list(None, limit=10)
+    assert {job.id for job in page.jobs} == {first.id, second.id}
+
+
+async def test_a_page_of_all_tenants_looks_at_no_more_than_it_shows(queue: Queue) -> None:
+    """However many jobs there are: each tenant's newest, and of those that have the newest a few more."""
+
+    async def looks() -> int:
+        queue.redis.config_resetstat()
+        assert len((await queue.jobs.list(None, limit=50)).jobs) == 50
+        used = queue.redis.info("commandstats")
+        return int(used["cmdstat_zrevrangebyscore"]["calls"]) + int(used["cmdstat_hmget"]["calls"])
+
+    for n in range(200):
+        await queue.submit(tenant=f"t{n % 4}")
+    few = await looks()
+    for n in range(800):
+        await queue.submit(tenant=f"t{n % 4}")
+    assert await looks() == few < 250
+
+
+async def test_jobs_are_listed_by_what_they_wait_for(queue: Queue) -> None:
+    """Those that somebody has to allow something, among those that are parked for another reason."""
+    await queue.worker()
+    claims = [await queue.claim(await queue.submit(tenant=tenant)) for tenant in ("a", "b", "b")]
+    for claim in claims[:2]:
+        await queue.jobs.wait_for_approval(claim, [Asked("1.c", "sell", "{}")], timedelta(hours=1))
+    await queue.jobs.park(claims[2], "retry", timedelta(hours=1))
+    page = await queue.jobs.list(None, state=State.PARKED, reason="waiting_approval")
+    assert [job.id for job in page.jobs] == [claims[1].id, claims[0].id]
+    assert await queue.jobs.question(claims[0].id) == (("user", "hi"),)
+    assert await queue.jobs.question("no-such-job") == ()
+
+
+async def test_a_list_of_tenants_that_makes_no_sense_is_begun_anew(queue: Queue) -> None:
+    """By the next submission; nobody's is refused for it."""
+    queue.redis.rpush("celeriac:tenants", "nonsense")
+    job = await queue.submit(tenant="a")
+    assert [found.id for found in (await queue.jobs.list(None)).jobs] == [job.id]
 
 
 async def test_a_page_far_down_a_long_list_is_found(queue: Queue) -> None:

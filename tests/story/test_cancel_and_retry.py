@@ -142,5 +142,5 @@ def test_a_job_that_is_handed_over_twice_runs_once(home: Home) -> None:
     [id] = ids
     assert home.the_shim.job(id, wait=30)["state"] == "succeeded"
     again = home.the_shim.http.post("/v1/jobs", json=asked, headers={"Idempotency-Key": "order-7"})
-    assert again.json() == home.the_shim.job(id)
+    assert again.json() | {"quote": None} == home.the_shim.job(id)
     assert home.bill()["calls"] == 1

@@ -25,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(built)
 
 
-@pytest.mark.parametrize("pattern", ["*.py", "*.lua", "*.toml", "py.typed"])
+@pytest.mark.parametrize("pattern", ["*.py", "*.lua", "*.toml", "py.typed", "*.html", "*.css", "*.js"])
 def test_the_wheel_holds_what_the_code_reads(wheel: zipfile.ZipFile, pattern: str) -> None:
     """Every module, script, table and marker of the packages; a missing one shows only when it is needed."""
     held = set(wheel.namelist())
@@ -40,7 +40,7 @@ def test_the_wheel_holds_nothing_for_deployment(wheel: zipfile.ZipFile) -> None:
     strangers = [name for name in wheel.namelist() if not name.startswith(tuple(f"{p}/" for p in PACKAGES))]
     assert [name for name in strangers if not info.match(name)] == []
     kinds = {Path(name).suffix for name in wheel.namelist() if name.startswith("ops/")}
-    assert kinds <= {".py", ".html", ".css", ".js", ".svg"}
+    assert kinds <= {".py", ".html", ".css", ".js", ".svg", ".txt"}
 
 
 def test_the_wheel_cannot_be_uploaded_by_mistake(wheel: zipfile.ZipFile) -> None:

@@ -1,0 +1,107 @@
+"""The page of providers: of each lane whether it may be asked, its rates, how its calls went, and who waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from celeriac.costs.money import usd
+from celeriac.gate.lanes import Change, Ends, Known
+from celeriac.jobs.model import rfc_3339
+from celeriac.llm.model import Lane
+from ops.flower.handlers import Data, Page
+
+#: Clock hours in which calls are counted.
+HOURS: Final = 24
+MOST_LANES: Final = 200
+MOST_CHANGES: Final = 20
+#: Why a lane is closed that waits for an operator.
+OVERRUN: Final = "overrun"
+PROBED: Final = "probed"
+
+
+class ProvidersPage(Page):
+    template = "providers.html"
+
+    def facts(self, *_: str) -> dict[str, Any]:
+        return {"hours": HOURS}
+
+
+class ProvidersData(Data):
+    async def answer(self, *_: str) -> Any:
+        stores, registry = self.sources.stores, self.sources.registry
+        start, end = stores.usage.day(datetime.now(UTC))
+        changes, waited_for, today = await asyncio.gather(
+            stores.lanes.changes(MOST_CHANGES),
+            stores.lanes.waited_for(),
+            stores.usage.report(start, end, ("agent", "model")),
+        )
+        first = {agent.name: str(agent.lanes[0]) for agent in registry}
+        used: defaultdict[str, dict[str, int]] = defaultdict(lambda: {"calls": 0, "cost": 0, "fallbacks": 0})
+        for row in today:
+            sums = used[row.group["model"]]
+            sums["calls"] += row.sums["calls"]
+            sums["cost"] += row.sums["cost"]
+            if first.get(row.group["agent"], row.group["model"]) != row.group["model"]:
+                sums["fallbacks"] += row.sums["calls"]
+        named = {lane for agent in registry for lane in agent.lanes} | registry.caps.keys() | waited_for
+        named |= {change.lane for change in changes} | {_lane(name) for name in used}
+        lanes = sorted(named, key=str)[:MOST_LANES]
+        known, ends = await asyncio.gather(stores.lanes.look(lanes), stores.lanes.ends(lanes, HOURS))
+        return {
+            "lanes": [_shown(k, e, used[str(k.lane)]) for k, e in zip(known, ends, strict=True)],
+            "changes": [_change(change) for change in changes],
+        }
+
+
+def _lane(name: str) -> Lane:
+    provider, _, model = name.partition("/")
+    return Lane(provider, model)
+
+
+def _state(known: Known) -> str:
+    """Of the breaker: closed, half-open (one call tries the lane out), open; or shut until an operator opens it."""
+    if known.why == OVERRUN:
+        return "shut"
+    if not known.trial:
+        return "closed"
+    return "open" if known.wait and known.why != PROBED else "half-open"
+
+
+def _shown(known: Known, ends: Ends, used: Mapping[str, int]) -> dict[str, Any]:
+    state = _state(known)
+    cools = state == "closed" and bool(known.wait)
+    return {
+        "lane": str(known.lane),
+        "breaker": state,
+        "cools": cools,
+        # In tenths, for people; a lane that waits for an operator waits for no time.
+        "wait_seconds": round(known.wait.total_seconds(), 1) if cools or state == "open" else 0,
+        "why": known.why,
+        "waiting": known.waiting,
+        "bounds_times": known.over,
+        "rates": [
+            {"name": name, "left": rate.left, "most": rate.most, "seconds": rate.period.total_seconds()}
+            for name, rate in sorted(known.rates.items())
+        ],
+        "answered": ends.answered,
+        "errors": dict(sorted(ends.errors.items(), key=lambda error: (-error[1], error[0]))),
+        "median_seconds": ends.within(0.5),
+        "slow_seconds": ends.within(0.95),
+        "calls_today": used["calls"],
+        "fallbacks_today": used["fallbacks"],
+        "cost_today_usd": usd(used["cost"]),
+    }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        "at": rfc_3339(change.at),
+        "lane": str(change.lane),
+        "state": change.state,
+        "why": change.why,
+        "seconds": change.wait.total_seconds(),
+    }
