@@ -129,6 +129,13 @@ def test_metrics_agree_with_every_account_of_the_money(house: House, env: dict[s
         assert cost == sum(Decimal(entry["cost_usd"]) for entry in entries)
         bill = house.bill()["lines"]
         assert cost == Decimal(billed([line for line in bill if line["id"] in answered])).scaleb(-9)
+        # The receipts of all jobs, each with its own calls alone, and the page of costs.
+        ids = [job["id"] for job in shim.http.get("/v1/jobs").json()["jobs"]]
+        own = [shim.http.get(f"/v1/jobs/{id}/receipt").json()["own"] for id in ids]
+        month = json.loads(flower.page("/costs/data"))["spent"]["month"]
+        for name in ("cost_usd", "in_doubt_usd"):
+            told = sum(Decimal(sums[name]) for sums in own)
+            assert told == Decimal(month[name]) == sum(Decimal(entry[name]) for entry in entries)
         assert once.sum("celeriac_llm_in_doubt_usd") == sum(Decimal(entry["in_doubt_usd"]) for entry in entries) > 0
         assert [entry["outcome"] for entry in entries].count("doubt") == 2
         for row in usage["rows"]:
