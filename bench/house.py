@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import psutil
 import redis
@@ -39,6 +40,9 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE, *,
         time.sleep(every)
 
 
+TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
+
+
 class Cost:
     """What a process and its children have used since this was made, or `reset`."""
 
@@ -61,8 +65,8 @@ class Cost:
         self._began = self._spent()
 
     def cpu(self) -> float:
-        """Seconds."""
-        return self._spent() - self._began
+        """Seconds. The clock of a process ticks: less than one is not seen, and counts as one."""
+        return max(TICK, self._spent() - self._began)
 
     def memory(self) -> float:
         """Resident MB. Of several processes, each page that they share counts once (Linux; elsewhere once for each)."""

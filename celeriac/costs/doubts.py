@@ -16,14 +16,13 @@ from celeriac import keys
 from celeriac.connections import ALWAYS, Redis, Scripts, answering
 from celeriac.costs.audit import changes
 from celeriac.costs.books import HERE, counts
+from celeriac.costs.budgets import MOST_NANOS
 from celeriac.costs.money import usd
 from celeriac.errors import Conflict, Invalid, NotFound
 from celeriac.logs import get_logger
 
 log = get_logger(__name__)
 
-#: As of any call: sums must stay exact in Lua's comparisons.
-MOST_NANOS: Final = 9 * 10**15
 MOST_NOTE: Final = 500
 PAGE: Final = 200
 

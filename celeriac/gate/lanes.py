@@ -36,6 +36,7 @@ UNNAMED_WAIT: Final = 2.0
 #: Before a scope's name: the line of those who wait for its money is one among those of lanes.
 SCOPE: Final = "$"
 
+Breaker = Literal["closed", "open", "half_open", "shut"]
 Says = Literal["answered", "alive", "failed", "busy", "refused", "nothing"]
 
 
@@ -161,6 +162,17 @@ class Known:
     waiting: int
     over: float
     rates: Mapping[str, Rate]
+
+    @property
+    def breaker(self) -> Breaker:
+        """A lane that asked for time, or is at its rate, has a closed one. half_open: one call tries the lane out.
+        shut: until an operator opens it.
+        """
+        if self.why == "overrun":
+            return "shut"
+        if not self.trial:
+            return "closed"
+        return "open" if self.wait and self.why != "probed" else "half_open"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from flower.urls import handlers
 from flower.views import monitor
@@ -18,19 +18,19 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from celeriac.agents.registry import read_agents
+from celeriac.agents.registry import lane as lane_of
 from celeriac.connections import answering
 from celeriac.costs.books import OTHER, unspelt
 from celeriac.costs.budgets import Use
 from celeriac.costs.usage import EVER, Row
-from celeriac.errors import Misconfigured, StoreUnavailable
+from celeriac.errors import StoreUnavailable
 from celeriac.gate.lanes import Known
 from celeriac.jobs.census import Counted
 from celeriac.jobs.model import ENDS
 from celeriac.llm.model import CLASSES, Lane
 from celeriac.logs import get_logger
-from celeriac.settings import Settings
-from celeriac.stores import Stores, open_stores
+from ops.flower.handlers import SOURCES
+from ops.flower.sources import Sources
 
 log = get_logger(__name__)
 
@@ -63,54 +63,35 @@ class Found:
     scopes_left_out: int
 
 
-class Reader:
-    """Opened by the first scrape, on Flower's event loop."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._stores: Stores = open_stores(settings, connections=8, name="celeriac-flower", within=PATIENCE)
-        self._queues: set[str] = set()
-        self._lanes: list[Lane] = []
-        try:
-            agents = list(read_agents(settings.agents_file))
-        except Misconfigured as error:
-            # Shim and workers do not start with it. Here it is said, and only what nobody has used yet is missing.
-            log.error("agents_not_read", reason=str(error))
-        else:
-            self._queues = {agent.queue for agent in agents}
-            self._lanes = sorted({lane for agent in agents for lane in agent.lanes}, key=str)
-
-    async def read(self) -> Found | None:
-        """None where the store is away, or holds what makes no sense."""
-        try:
-            async with answering(within=PATIENCE):
-                return await self._read()
-        except StoreUnavailable as error:
-            log.warning("metrics_without_store", reason=str(error))
-        except Exception:  # a key of another type, say: Flower's own series are answered all the same
-            log.exception("metrics_without_store")
-        return None
-
-    async def _read(self) -> Found:
-        stores = self._stores
-        usage, counted, (budgets, scopes_left_out), waiting = await asyncio.gather(
-            stores.usage.ever(),
-            stores.census.count(self._queues),
-            stores.budgets.some(MOST_SCOPES),
-            stores.lanes.lines(MOST_LINES),
-        )
-        called = [row.group["model"] for row in usage]
-        # Those of the agents first, then those that jobs wait for.
-        lanes = dict.fromkeys([*self._lanes, *waiting[0], *map(_lane, called)])
-        lanes.pop(_lane(f"{OTHER}/{OTHER}"), None)
-        named = list(lanes)[:MOST_LANES]
-        in_doubt, known = await asyncio.gather(stores.usage.in_doubt(sorted(set(called))), stores.lanes.look(named))
-        left_out = len(lanes) - len(named)
-        return Found(usage, in_doubt, counted, known, waiting, left_out, budgets, scopes_left_out)
+async def read(sources: Sources) -> Found | None:
+    """None where the store is away, or holds what makes no sense."""
+    try:
+        async with answering(within=PATIENCE):
+            return await _read(sources)
+    except StoreUnavailable as error:
+        log.warning("metrics_without_store", reason=str(error))
+    except Exception:  # a key of another type, say: Flower's own series are answered all the same
+        log.exception("metrics_without_store")
+    return None
 
 
-def _lane(name: str) -> Lane:
-    provider, _, model = name.partition("/")
-    return Lane(provider, model)
+async def _read(sources: Sources) -> Found:
+    stores, agents = sources.stores, list(sources.registry)
+    usage, counted, (budgets, scopes_left_out), waiting = await asyncio.gather(
+        stores.usage.ever(),
+        stores.census.count({agent.queue for agent in agents}),
+        stores.budgets.some(MOST_SCOPES),
+        stores.lanes.lines(MOST_LINES),
+    )
+    called = [row.group["model"] for row in usage]
+    # Those of the agents first, then those that jobs wait for.
+    own = sorted({lane for agent in agents for lane in agent.lanes}, key=str)
+    lanes = dict.fromkeys([*own, *waiting[0], *map(lane_of, called)])
+    lanes.pop(lane_of(f"{OTHER}/{OTHER}"), None)
+    named = list(lanes)[:MOST_LANES]
+    in_doubt, known = await asyncio.gather(stores.usage.in_doubt(sorted(set(called))), stores.lanes.look(named))
+    left_out = len(lanes) - len(named)
+    return Found(usage, in_doubt, counted, known, waiting, left_out, budgets, scopes_left_out)
 
 
 def dollars(nanos: int) -> float:
@@ -162,12 +143,12 @@ def _money(found: Found) -> Iterator[Metric]:
     total, of_lanes = found.in_doubt
     rest = {f"{OTHER}/{OTHER}": max(0, total - sum(of_lanes.values()))}
     for lane, nanos in {**of_lanes, **rest}.items():
-        in_doubt.add_metric((_lane(lane).provider, _lane(lane).model), dollars(nanos))
+        in_doubt.add_metric((lane_of(lane).provider, lane_of(lane).model), dollars(nanos))
     yield in_doubt
 
 
 def _whose(row: Row) -> tuple[str, ...]:
-    lane = _lane(row.group["model"])
+    lane = lane_of(row.group["model"])
     return row.group["tenant"], row.group["agent"], lane.provider, lane.model
 
 
@@ -202,7 +183,7 @@ def _gate(found: Found) -> Iterator[Metric]:
     limit = GaugeMetricFamily("celeriac_lane_rate_limit", "What a rate allows in its period", labels=("lane", "rate"))
     left = GaugeMetricFamily("celeriac_lane_rate_left", "What is left of it", labels=("lane", "rate"))
     for known in found.lanes:
-        name, is_in = str(known.lane), _breaker(known)
+        name, is_in = str(known.lane), "open" if known.breaker == "shut" else known.breaker
         for which in LANE_STATES:
             state.add_metric((name, which), float(which == is_in))
         wait.add_metric((name,), known.wait.total_seconds())
@@ -216,15 +197,6 @@ def _gate(found: Found) -> Iterator[Metric]:
         waiting.add_metric((str(lane),), jobs)
     waiting.add_metric((OTHER,), sum(jobs for lane, jobs in found.waiting[0].items() if lane not in own))
     yield from (state, wait, over, limit, left, waiting)
-
-
-def _breaker(known: Known) -> str:
-    """A lane that asked for time, or is at its rate, has a closed breaker."""
-    if known.why == "overrun":
-        return "open"
-    if not known.trial:
-        return "closed"
-    return "open" if known.wait and known.why != "probed" else "half_open"
 
 
 def _budgets(found: Found) -> Iterator[Metric]:
@@ -265,11 +237,7 @@ class Metrics(monitor.Metrics):  # type: ignore[misc]  # Flower has no types
 
     async def get(self) -> None:
         await super().get()
-        # Tornado's own place for what an application has open.
-        opened: dict[str, Any] = self.application.settings
-        if "celeriac_metrics" not in opened:
-            opened["celeriac_metrics"] = Reader(self.capp.settings)
-        found = await opened["celeriac_metrics"].read()
+        found = await read(self.settings[SOURCES])
         # Thousands of lines take a while to write: in a thread, the loop goes on.
         self.write(await asyncio.get_running_loop().run_in_executor(None, generate_latest, Series(found)))
 

@@ -8,19 +8,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from celeriac.agents.registry import lane as lane_of
 from celeriac.costs.money import usd
 from celeriac.gate.lanes import Change, Ends, Known
 from celeriac.jobs.model import rfc_3339
-from celeriac.llm.model import Lane
 from ops.flower.handlers import Data, Page
 
 #: Clock hours in which calls are counted.
 HOURS: Final = 24
 MOST_LANES: Final = 200
 MOST_CHANGES: Final = 20
-#: Why a lane is closed that waits for an operator.
-OVERRUN: Final = "overrun"
-PROBED: Final = "probed"
 
 
 class ProvidersPage(Page):
@@ -48,7 +45,7 @@ class ProvidersData(Data):
             if first.get(row.group["agent"], row.group["model"]) != row.group["model"]:
                 sums["fallbacks"] += row.sums["calls"]
         named = {lane for agent in registry for lane in agent.lanes} | registry.caps.keys() | waited_for
-        named |= {change.lane for change in changes} | {_lane(name) for name in used}
+        named |= {change.lane for change in changes} | {lane_of(name) for name in used}
         lanes = sorted(named, key=str)[:MOST_LANES]
         known, ends = await asyncio.gather(stores.lanes.look(lanes), stores.lanes.ends(lanes, HOURS))
         return {
@@ -57,22 +54,8 @@ class ProvidersData(Data):
         }
 
 
-def _lane(name: str) -> Lane:
-    provider, _, model = name.partition("/")
-    return Lane(provider, model)
-
-
-def _state(known: Known) -> str:
-    """Of the breaker: closed, half-open (one call tries the lane out), open; or shut until an operator opens it."""
-    if known.why == OVERRUN:
-        return "shut"
-    if not known.trial:
-        return "closed"
-    return "open" if known.wait and known.why != PROBED else "half-open"
-
-
 def _shown(known: Known, ends: Ends, used: Mapping[str, int]) -> dict[str, Any]:
-    state = _state(known)
+    state = known.breaker.replace("_", "-")
     cools = state == "closed" and bool(known.wait)
     return {
         "lane": str(known.lane),
