@@ -14,6 +14,7 @@ import pytest
 
 from celeriac.drill.process import ProviderProcess
 from celeriac.errors import BadCredentials, ContentRefused
+from celeriac.llm import transport
 from celeriac.llm.anthropic import Anthropic
 from celeriac.llm.client import open_models
 from celeriac.llm.model import Lane, Message, ModelRequest, Usage
@@ -295,10 +296,11 @@ async def test_a_providers_cookie_is_neither_kept_nor_passed_on(
     assert not http.cookies
 
 
-async def test_an_idle_connection_is_closed_before_the_other_side_closes_it() -> None:
+async def test_an_idle_connection_is_not_used_when_the_other_side_may_be_closing_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Servers close theirs after 5 s: a request sent at that moment could be billed, and nobody would know."""
     opened = 0
-    ended = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal opened
@@ -307,16 +309,22 @@ async def test_an_idle_connection_is_closed_before_the_other_side_closes_it() ->
             while await reader.readline() != b"\r\n":
                 pass
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
-        ended.set()
         writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, open_http(1) as http:
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        for _ in range(3):
-            assert (await http.get(url)).content == b"{}"
+        async with open_http(1) as http:
+            for _ in range(3):
+                assert (await http.get(url)).content == b"{}"
         assert opened == 1, "a connection in use is kept"
-        async with asyncio.timeout(5):
-            await ended.wait()
+
+        assert transport.KEEPALIVE < 5
+        monkeypatch.setattr(transport, "KEEPALIVE", 0.1)
+        async with open_http(1) as http:
+            for _ in range(2):
+                assert (await http.get(url)).content == b"{}"
+                await asyncio.sleep(0.15)
+        assert opened == 3, "one that was idle for longer is not used again"
 
 
 async def test_proxies_of_the_environment_are_not_used(
