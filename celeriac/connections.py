@@ -65,6 +65,8 @@ async def answering(job_id: str = "", *, within: float | None = None) -> AsyncIt
         raise StoreFull("Redis is full and takes no new work") from error
     except (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError, OSError) as error:
         raise StoreUnavailable("Redis does not answer", maybe_accepted=bool(job_id), job_id=job_id) from error
+    except exceptions.NoScriptError as error:  # once it was loaded again: started anew twice within one question
+        raise StoreUnavailable("Redis was started anew", maybe_accepted=bool(job_id), job_id=job_id) from error
     except exceptions.ReadOnlyError as error:
         raise StoreUnavailable("Redis is a replica and takes no writes") from error
     except exceptions.ResponseError as error:

@@ -75,6 +75,27 @@ async def test_a_script_that_the_server_forgot_is_loaded_again(opened: AsyncExit
     assert len((await made.jobs.list("default")).jobs) == 2
 
 
+async def test_scripts_forgotten_while_they_are_loaded_are_an_outage(
+    opened: AsyncExitStack, own_valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when Redis is started twice in a second: whoever holds what was paid for asks again."""
+    made, wanted = stores(opened, own_valkey), job()
+    script_load = made.redis.script_load
+
+    async def and_forgotten(text: str) -> str:
+        sha: str = await script_load(text)
+        own_valkey.client().script_flush()
+        return sha
+
+    with monkeypatch.context() as once:
+        once.setattr(made.redis, "script_load", and_forgotten)
+        with pytest.raises(StoreUnavailable, match="started anew") as caught:
+            await made.jobs.submit(wanted)
+    assert (caught.value.maybe_accepted, caught.value.job_id) == (True, wanted.id)
+    await made.jobs.submit(wanted)
+    assert await made.jobs.get(wanted.id, "default") is not None
+
+
 async def test_replica_answers_once_a_replica_has_it_too(
     opened: AsyncExitStack, own_valkey: Valkey, replica: Valkey
 ) -> None:
