@@ -445,7 +445,11 @@ class Look:
 
     def books(self) -> Iterator[str]:
         """A job's sums are those of its calls; a call is open only while its run may still settle it."""
-        calls, journals = self.members("calls"), self.members("journal")
+        calls, journals, awaits = self.members("calls"), self.members("journal"), self.members("awaits")
+        below: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for job in self.jobs.values():
+            for above, _ in json.loads(job.get("ancestors", "[]")):
+                below[above].update({name: int(job.get(name, 0)) for name in ("cost", "in_doubt", "reserved")})
         for id, job in self.jobs.items():
             sums: Counter[str] = Counter()
             for text in calls.get((id,), {}).values():
@@ -456,14 +460,10 @@ class Look:
             for stands, name in (("settled", "cost"), ("doubt", "in_doubt"), ("open", "reserved")):
                 if int(job.get(name, 0)) != sums[stands]:
                     yield f"{id}: {name} is {job.get(name)}, and its calls make {sums[stands]}"
-            below: Counter[str] = Counter()
-            for other in self.jobs.values():
-                if id in [above for above, _ in json.loads(other.get("ancestors", "[]"))]:
-                    below.update({name: int(other.get(name, 0)) for name in ("cost", "in_doubt", "reserved")})
-            for name, nanos in below.items():
+            for name, nanos in below[id].items():
                 if int(job.get(f"below_{name}", 0)) != nanos:
                     yield f"{id}: below_{name} is {job.get(f'below_{name}')}, and those that work for it have {nanos}"
-            for child in self.members("awaits").get((id,), ()):
+            for child in awaits.get((id,), ()):
                 if job["place"] == Place.ENDED or self.jobs.get(child, job)["place"] == Place.ENDED:
                     yield f"{id} is {job['place']} and waits for {child}"
             if int(job.get("steps", 0)) != len(journals.get((id,), [])):

@@ -209,6 +209,45 @@ async def test_a_job_that_does_not_fit_any_more_waits_for_the_next_window(buyers
     assert await buyers.queue.stores.lanes.waited_for() == set(), "a scope is no lane"
 
 
+async def test_ten_thousand_that_wait_for_midnight_come_one_by_one(buyers: Buyers) -> None:
+    """As many as the new day has room for are woken, almost none of them in vain, and no script looks at them all."""
+    await buyers.caps("all", day=200)
+    await buyers.buy(await buyers.job(), 200, 195)
+    for number in range(10_000):
+        job = await buyers.job(tenant=f"t{number % 100}")
+        full = await buyers.ask(job, 10)
+        assert isinstance(full, Full)
+        await buyers.waits(job, full)
+    assert full.ends is not None
+    buyers.queue.later(int(full.ends.timestamp() * 1000) - buyers.queue.now)
+    buyers.queue.redis.config_resetstat()
+    bought, in_vain = 0, 0
+    while woken := await rung_anew(buyers.queue):
+        assert len(woken) <= 20, "no more than the day has room for"
+        for claim in woken:
+            said = await buyers.ask(claim, 10)
+            if isinstance(said, Admitted):
+                bought += 1
+                await buyers.settle(claim, buyers.name, "settled", 5)
+                await buyers.queue.finish(claim)
+            else:
+                in_vain += 1
+                await buyers.waits(claim, said)
+    assert await buyers.used("all", "day") == (195, 0, 0), "one of 10 does not fit any more"
+    assert (bought, buyers.queue.redis.zcard("celeriac:parked")) == (39, 10_000 - 39)
+    assert in_vain <= 3
+    assert buyers.queue.redis.info("commandstats")["cmdstat_hset"]["calls"] < 39 * 50
+
+
+async def rung_anew(queue: Queue) -> list[Claim]:
+    """Runs of the jobs for which upkeep rings now."""
+    await queue.fleet.heartbeat("w1", 50, taking=True)
+    await queue.fleet.upkeep()
+    bells = queue.rung()
+    queue.redis.delete("celeriac")
+    return [claim for id in bells if (claim := await queue.try_claim(id))]
+
+
 async def test_a_higher_cap_lets_them_go_on(buyers: Buyers) -> None:
     """Without anybody submitting them again; and so does taking the budget away."""
     await buyers.caps("tenant:acme", ever=10)
