@@ -30,7 +30,8 @@
         ├── Unreachable              the connection failed
         ├── LaneClosed               not asked: the fleet leaves this lane alone, or its rate is used up
         ├── BudgetFull               not asked: a cap has no room for the call
-        │   └── LaneBudgetFull         the cap of its model or its provider: another lane may have room
+        │   ├── LaneBudgetFull         the cap of its model or its provider: another lane may have room
+        │   └── JobBudgetFull          what the job itself may cost: where no lane is cheap enough, CostLimit ends it
         ├── PriceUnknown             not asked: nobody knows what it costs, and such models are refused
         ├── BadAnswer                an answer that is not one
         ├── BadCredentials           401, 403
@@ -270,6 +271,10 @@ class BudgetFull(ModelError):
 
 class LaneBudgetFull(BudgetFull):
     next_lane = True
+
+
+class JobBudgetFull(BudgetFull):
+    code = "cost_limit"
 
 
 class PriceUnknown(ModelError):

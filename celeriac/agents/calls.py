@@ -25,7 +25,9 @@ from celeriac.errors import (
     BadCredentials,
     BudgetFull,
     ContentRefused,
+    CostLimit,
     Fenced,
+    JobBudgetFull,
     LaneBudgetFull,
     LaneClosed,
     ModelError,
@@ -302,9 +304,14 @@ class Calls:
         books = partial(self._account.books, lane) if self._account else None
         sent = datetime.now(UTC)
         while True:
-            said = await self.insist(
-                lambda: self._journal.admit(self._claim, name, bound, facts, door, cap=self.cap, books=books)
-            )
+            try:
+                said = await self.insist(
+                    lambda: self._journal.admit(self._claim, name, bound, facts, door, cap=self.cap, books=books)
+                )
+            except CostLimit as error:
+                raise JobBudgetFull(
+                    str(error), why="never", provider=lane.provider, model=lane.model, asked=False
+                ) from error
             if isinstance(said, Admitted):
                 return Call(
                     name, lane, time.monotonic() - began, bound, said.bound, most, said.took, sent, said.books, digest

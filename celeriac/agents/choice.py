@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from celeriac.agents.agent import Agent
 from celeriac.costs.prices import Prices
-from celeriac.errors import ContentRefused, ContextTooLong, LaneClosed, ModelError, RateLimited
+from celeriac.errors import BudgetFull, ContentRefused, ContextTooLong, LaneClosed, ModelError, RateLimited
 from celeriac.llm.model import Lane, Message, ModelRequest
 
 
@@ -39,6 +39,9 @@ class Choice:
                 and self._bound(lane) > self._bound(Lane(error.provider, error.model))
                 and self._in_time(error.retry_after)
             )
+        if isinstance(error, BudgetFull) and error.why == "never":
+            # Also where the cap is not the lane's own: what is too dear there may be cheap enough here.
+            return error.next_lane or self._bound(lane) < self._bound(Lane(error.provider, error.model))
         return error.next_lane
 
     def _longer(self, lane: Lane, other: Lane) -> bool:

@@ -27,7 +27,16 @@ from celeriac.agents.toolbox import Toolbox
 from celeriac.agents.tools import Result
 from celeriac.connections import unpack
 from celeriac.costs.money import nanos
-from celeriac.errors import ContextTooLong, CostLimit, LocalFault, OutputInvalid, StepLimit, TimeLimit, TokenLimit
+from celeriac.errors import (
+    ContextTooLong,
+    CostLimit,
+    JobBudgetFull,
+    LocalFault,
+    OutputInvalid,
+    StepLimit,
+    TimeLimit,
+    TokenLimit,
+)
 from celeriac.jobs.journal import Journal, Settlement
 from celeriac.jobs.model import Asked, Claim, State
 from celeriac.jobs.store import JobStore, new_id
@@ -150,11 +159,7 @@ class Run:
                 continue
             self._check_limits()
             began = time.monotonic()
-            try:
-                answer = await self._ask()
-            except CostLimit as error:
-                error.partial = course.text
-                raise
+            answer = await self._ask()
             seconds = time.monotonic() - began
             settlement, facts = self._calls.settlement(answer), {}
             if not answer.calls and course.would_be_done:
@@ -382,6 +387,8 @@ class Run:
         while True:
             try:
                 return await Fallback(lanes, worth=choice.worth).answer(choice.request)
+            except JobBudgetFull as error:
+                raise CostLimit(str(error), partial=course.text) from error
             except ContextTooLong:
                 messages = choice.request.messages
                 left = shortened(messages, course.repair) if agent.too_long == "trim" else None

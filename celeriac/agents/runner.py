@@ -509,12 +509,14 @@ class Runner:
     ) -> Retry | Waits | None:
         """How the job goes on after an error that time may cure; None where it does not."""
         a_try = was_asked(error)
+        if a_try and claim.retries >= agent.max_retries:
+            return None
         if isinstance(error, BudgetFull):
             waits = error.why == "held" or (error.why == "spent" and on_budget == "wait")
-            # Other lanes may have room before.
-            looks_around = isinstance(error, LaneBudgetFull) and not only
-            return Waits(error, False, (error.bound, 0), not looks_around) if waits else None
-        if not isinstance(error, (*CURABLE, LaneClosed)) or (a_try and claim.retries >= agent.max_retries):
+            # Other lanes may have room before, or answer.
+            others = isinstance(error, LaneBudgetFull) or any(tried.code != error.code for tried in error.attempts)
+            return Waits(error, a_try, (error.bound, 0), only or not others) if waits else None
+        if not isinstance(error, (*CURABLE, LaneClosed)):
             return None
         if isinstance(error, (RateLimited, LaneClosed)) or error.retry_after is not None:
             return Waits(error, a_try, most, bool(only))

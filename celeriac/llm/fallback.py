@@ -45,7 +45,8 @@ class Fallback:
         self._worth = worth
 
     async def answer(self, request: ModelRequest) -> Answer:
-        """Raises an error that time may cure, so that a job that can wait does; if there is none, the first.
+        """Raises an error that time may cure, so that a job that can wait does; if there is none, the first. A refusal
+        that is not shopped around is told, whatever failed before.
 
         Of several, one that names no time to wait; else the one with the shortest: all lanes are asked again then.
         """
@@ -63,20 +64,23 @@ class Fallback:
             else:
                 return replace(answer, attempts=(*attempts, *answer.attempts)) if attempts else answer
         last = errors[-1]
-        told = _most_telling(errors) if last.next_lane or self._worth(last, self._lanes[0][0]) else last
+        is_refused = isinstance(last, ContentRefused) and not self._worth(last, self._lanes[0][0])
+        told = last if is_refused else _most_telling(errors)
         told.attempts = tuple(attempts)
         raise told
 
 
 def _most_telling(errors: Sequence[ModelError]) -> ModelError:
-    curable = [error for error in errors if not isinstance(error, LASTING)]
-    # What never fits, and a window that is spent, say least where another lane may be had sooner.
-    fits = [error for error in curable if not (isinstance(error, BudgetFull) and error.why == "never")]
-    return min(fits or curable, key=_wait) if curable else errors[0]
+    curable = [error for error in errors if not (isinstance(error, LASTING) or _never_fits(error))]
+    return min(curable, key=lambda error: (_wait(error), not error.asked)) if curable else errors[0]
+
+
+def _never_fits(error: ModelError) -> bool:
+    return isinstance(error, BudgetFull) and error.why == "never"
 
 
 def _wait(error: ModelError) -> float:
     """Seconds until its lane may be asked again, as far as the error knows."""
-    if isinstance(error, BudgetFull) and error.why != "held":
+    if isinstance(error, BudgetFull) and error.why == "spent":
         return (error.ends - datetime.now(UTC)).total_seconds() if error.ends else math.inf
     return error.retry_after or 0.0

@@ -10,8 +10,11 @@ import pytest
 from celeriac.errors import (
     BadCredentials,
     BadModelRequest,
+    BudgetFull,
     ContentRefused,
     ContextTooLong,
+    JobBudgetFull,
+    LaneBudgetFull,
     LaneClosed,
     ModelError,
     Overloaded,
@@ -119,6 +122,22 @@ async def test_if_all_fail_for_good_the_first_error_is_raised() -> None:
     """The agent's first choice is what its owner wants to hear about."""
     fallback, _ = over(QuotaExhausted("x"), BadCredentials("x"))
     with pytest.raises(QuotaExhausted):
+        await fallback.answer(REQUEST)
+
+
+async def test_what_one_lane_alone_takes_amiss_is_not_told_of_all() -> None:
+    """A later lane may refuse what the first takes: that one may answer yet."""
+    for later in BadModelRequest("b"), JobBudgetFull("b", why="never"), BudgetFull("b", why="never"):
+        fallback, _ = over(Overloaded("a"), later)
+        with pytest.raises(Overloaded):
+            await fallback.answer(REQUEST)
+
+
+async def test_of_two_that_name_no_time_the_one_that_was_asked_is_told() -> None:
+    """It counts as a try; a budget that is held for a moment does not."""
+    held = LaneBudgetFull("a", why="held", asked=False)
+    fallback, _ = over(held, Unreachable("b"))
+    with pytest.raises(Unreachable):
         await fallback.answer(REQUEST)
 
 

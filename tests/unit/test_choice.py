@@ -14,8 +14,10 @@ from celeriac.agents.choice import Choice, shortened
 from celeriac.costs.prices import Prices
 from celeriac.errors import (
     BadModelRequest,
+    BudgetFull,
     ContentRefused,
     ContextTooLong,
+    JobBudgetFull,
     LaneClosed,
     ModelError,
     Overloaded,
@@ -73,6 +75,18 @@ def test_a_lane_that_fails_is_not_waited_for() -> None:
 @pytest.mark.parametrize(("kind", "worth"), [(UnknownModel, True), (BadModelRequest, False), (ContentRefused, False)])
 def test_for_the_rest_the_error_says_it(kind: type[ModelError], worth: bool) -> None:
     assert choice().worth(closed(kind, CHEAP, None), DEAR) is worth
+
+
+def test_what_is_too_dear_for_a_cap_may_be_cheap_enough_elsewhere() -> None:
+    """Whose cap it is does not matter: calls of lanes differ in what they may cost. What is held is waited for."""
+    for kind in BudgetFull, JobBudgetFull:
+        dear = kind("x", why="never", provider=DEAR.provider, model=DEAR.model)
+        cheap = kind("x", why="never", provider=CHEAP.provider, model=CHEAP.model)
+        assert choice().worth(dear, CHEAP)
+        assert not choice().worth(cheap, DEAR)
+        assert not choice().worth(cheap, CHEAP)
+    held = BudgetFull("x", why="held", provider=DEAR.provider, model=DEAR.model)
+    assert not choice().worth(held, CHEAP)
 
 
 def test_a_refusal_is_shopped_around_where_the_agent_says_so() -> None:

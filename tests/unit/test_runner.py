@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import redis
 from celeriac.agents import runner as module
 from celeriac.agents.agent import Agent
 from celeriac.agents.registry import Registry, read_agents
-from celeriac.agents.runner import Runner
+from celeriac.agents.runner import Runner, Summary
+from celeriac.costs.budgets import Cap
 from celeriac.costs.prices import Price, Prices
 from celeriac.drill.proxy import Proxy
-from celeriac.errors import BadCredentials, ModelError, QuotaExhausted, RateLimited
+from celeriac.errors import BadCredentials, ModelError, Overloaded, QuotaExhausted, RateLimited
 from celeriac.gate.lanes import Caps, asking, heard, spelt
 from celeriac.jobs.canvas import Canvas
 from celeriac.jobs.journal import Settlement
@@ -27,7 +29,7 @@ from celeriac.jobs.model import AGENT_UNKNOWN, Claim, NewJob, State
 from celeriac.jobs.store import new_id, new_nonce
 from celeriac.llm.client import Models
 from celeriac.llm.model import Answer, Lane, ModelClient, ModelRequest, Usage
-from celeriac.llm.scripted import Scripted
+from celeriac.llm.scripted import Line, Scripted
 from celeriac.settings import SHIPPED_AGENTS, load_settings
 from celeriac.stores import Stores, open_fleet, open_stores
 from tests.conftest import Valkey
@@ -40,7 +42,7 @@ async def runs(proxy: Proxy) -> AsyncIterator[Stores]:
     settings = load_settings(redis_url=proxy.url)
     stores = open_stores(settings)
     fleet, line = open_fleet(settings, stores, name="line")
-    await fleet.register("w1", ["celeriac"], 1, (), {"celeriac": ""})
+    await fleet.register("w1", ["celeriac"], 2, (), {"celeriac": ""})
     yield stores
     await stores.close()
     await line.aclose()
@@ -431,6 +433,65 @@ async def test_an_agent_with_patience_waits_for_its_cheap_lane(
     assert summary is not None
     assert [request.lane for request in model.requests] == ([DEAR] if asked else [])
     assert summary.state == (State.SUCCEEDED if asked else State.PARKED)
+
+
+CHEAP = Lane("openai", "gpt-5-mini")
+
+
+async def of_two_lanes(
+    runs: Stores, lanes: tuple[Lane, Lane], *lines: Line, cost: str = "10", retries: int = 3
+) -> tuple[Summary, list[Lane]]:
+    """How a run of such an agent ends, and who was asked."""
+    agent = Agent("assistant", "", "", lanes, max_cost=Decimal(cost), tries_per_lane=1, max_retries=retries)
+    model, id = Scripted(*lines), await submitted(runs)
+    summary = await runner(runs, model, Registry({"assistant": agent})).run(id)
+    assert summary is not None
+    return summary, [request.lane for request in model.requests]
+
+
+BUSY = RateLimited("busy", provider=CHEAP.provider, model=CHEAP.model, retry_after=7.0)
+
+
+async def test_a_lane_that_is_too_dear_for_the_job_does_not_end_it(runs: Stores) -> None:
+    """Where a cheaper one may answer, at once or in seven seconds. Where none can it ends, and nobody was asked."""
+    summary, asked = await of_two_lanes(runs, (DEAR, CHEAP), "Paris", cost="0.02")
+    assert (summary.state, asked) == (State.SUCCEEDED, [CHEAP])
+    summary, asked = await of_two_lanes(runs, (DEAR, CHEAP), "Paris", cost="0.001")
+    assert (summary.state, summary.error and summary.error.code) == (State.FAILED, "cost_limit")
+    assert asked == []
+    summary, asked = await of_two_lanes(runs, (CHEAP, DEAR), BUSY, cost="0.02")
+    assert (summary.state, summary.error and summary.error.code) == (State.PARKED, "rate_limited")
+    assert asked == [CHEAP]
+
+
+@pytest.mark.parametrize("cap", [20_000_000, 30_000_000], ids=["never", "spent"])
+async def test_a_lane_that_is_too_dear_for_a_budget_does_not_hold_up_its_job(runs: Stores, cap: int) -> None:
+    """It waits for the lane that opens in seven seconds, and not for the next month."""
+    await runs.budgets.put("tenant:default", [Cap("month", cap)], "test")
+    answer = Answer("x", Usage(input=10, output=1000), CHEAP, CHEAP.model)
+    await of_two_lanes(runs, (CHEAP, DEAR), answer)
+    summary, _ = await of_two_lanes(runs, (CHEAP, DEAR), BUSY)
+    assert (summary.state, summary.error and summary.error.code) == (State.PARKED, "rate_limited")
+    assert summary.resume_at is not None
+    assert summary.resume_at < datetime.now(UTC) + timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("wait", [None, 7.0])
+async def test_a_lane_without_room_lets_no_other_be_asked_without_end(runs: Stores, wait: float | None) -> None:
+    """Each time that one is asked is a try: a lane whose money is held does not make the others free."""
+    await runs.budgets.put("provider:anthropic", [Cap("day", 40_000_000)], "test")
+    model, holds = Scripted(lambda _: asyncio.Event().wait()), await submitted(runs, context=None)  # type: ignore[arg-type,return-value]
+    holding = asyncio.create_task(
+        runner(runs, model, Registry({"assistant": Agent("assistant", "", "", (DEAR,))})).run(holds)
+    )
+    await until(lambda: bool(model.requests))
+    failed = Overloaded("x", provider=CHEAP.provider, model=CHEAP.model, retry_after=wait)
+    summary, asked = await of_two_lanes(runs, (DEAR, CHEAP), failed, retries=0)
+    assert (summary.state, asked) == (State.FAILED, [CHEAP])
+    summary, _ = await of_two_lanes(runs, (DEAR, CHEAP), failed, retries=1)
+    assert summary.state == State.PARKED
+    holding.cancel()
+    await asyncio.wait([holding])
 
 
 async def test_a_job_that_waits_for_a_lane_says_what_it_needs(runs: Stores, valkey: Valkey) -> None:
