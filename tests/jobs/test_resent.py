@@ -10,11 +10,13 @@ import pytest
 
 from celeriac.connections import Script
 from celeriac.contexts.store import encode_turn
+from celeriac.gate.lanes import Caps, asking, heard
 from celeriac.jobs.journal import Settlement
 from celeriac.jobs.model import Asked, JobError, Parked, State
-from celeriac.llm.model import Message
+from celeriac.llm.model import Lane, Message
 from tests.jobs.conftest import Queue
 
+LANE = Lane("openai", "gpt-5-mini")
 TURN = encode_turn([Message("user", "hi"), Message("assistant", "Paris")])
 #: They count what was said, not what was done.
 COUNT = {"celeriac:turn", "celeriac:beats", "celeriac:round", "celeriac:upkeep", "test:clock"}
@@ -43,7 +45,8 @@ def seen(queue: Queue) -> Iterator[set[str]]:
     """The scripts that were sent twice. At the end: all that change anything."""
     names: set[str] = set()
     every: set[str] = set()
-    for part in (queue.jobs, queue.fleet, queue.stores.journal, queue.stores.contexts, queue.stores.doubts):
+    stores = queue.stores
+    for part in (queue.jobs, queue.fleet, stores.journal, stores.contexts, stores.doubts, stores.lanes):
         for name, script in list(vars(part).items()):
             # It only looks.
             if isinstance(script, Script) and name != "_outlook_of":
@@ -111,3 +114,14 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     asks = await queue.claim(await queue.submit(stream=True), "w4")
     await queue.jobs.wait_for_approval(asks, [Asked("1.c", "sell", "{}")], timedelta(hours=1))
     assert await queue.jobs.resume(asks.id, None, approve=True, calls=["1.c"]) == 0
+    dear = await queue.claim(await queue.submit(), "w4")
+    for call, strict, was in ("c4", False, "raised"), ("c5", True, "closed"):
+        await queue.stores.journal.admit(dear, call, 9, {}, asking(LANE, (0, 0), Caps(), 30.0))
+        says = heard(LANE, over=2000, strict=strict)
+        await queue.stores.journal.settle(dear, Settlement(call, "settled", 9, 18, {}, says))
+        assert await queue.stores.lanes.open(LANE) == was
+    assert await queue.stores.lanes.open(LANE) == ""
+    [known] = await queue.stores.lanes.look([LANE])
+    assert (known.over, known.wait) == (1, timedelta(0))
+    [ends] = await queue.stores.lanes.ends([LANE], 1)
+    assert ends.answered == 2
