@@ -248,7 +248,7 @@ class Calls:
     def _looked_up(doubt: Doubt, settlement: Settlement) -> Settlement:
         """How its lane did then was heard when the call came to be in doubt: what it used alone is news."""
         facts = dict(settlement.facts) | ({"response": doubt.response} if doubt.response else {})
-        news = {"says": "nothing"} | ({} if doubt.took else {"used": None})
+        news = {"says": "nothing", "why": ""} | ({} if doubt.took else {"used": None})
         return replace(settlement, facts=facts, heard=dict(settlement.heard or {}) | news)
 
     async def _streamed(self, call: Call, request: ModelRequest) -> Answer:

@@ -123,5 +123,5 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     assert await queue.stores.lanes.open(LANE) == ""
     [known] = await queue.stores.lanes.look([LANE])
     assert (known.over, known.wait) == (1, timedelta(0))
-    [ends] = await queue.stores.lanes.ends([LANE], 1)
+    [ends] = await queue.stores.lanes.ends([LANE], 2)
     assert ends.answered == 2

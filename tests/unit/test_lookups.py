@@ -291,13 +291,18 @@ async def test_a_doubt_about_another_question_is_not_looked_up(desk: Desk) -> No
     await calls.close()
 
 
-async def test_the_lane_does_not_hear_of_a_look(desk: Desk) -> None:
-    """How it did was heard when the call failed: an answer that is looked up is no second call that went well."""
-    calls = desk.calls(Keeper(LOST, found=[ANSWER]))
-    await calls.answer(REQUEST)
+@pytest.mark.parametrize("refused", [False, True], ids=["an answer", "a refusal"])
+async def test_the_lane_does_not_hear_of_a_look(desk: Desk, refused: bool) -> None:
+    """How it did was heard when the call failed: what is looked up is no second call, that went well or was refused."""
+    calls = desk.calls(Keeper(LOST, found=[ContentRefused("no", usage=ANSWER.usage) if refused else ANSWER]))
+    with suppress(ContentRefused):
+        await calls.answer(REQUEST)
     await calls.close()
+    assert [call.facts["error"] for call in await desk.booked()] == ["content_refused" if refused else None]
     [minute] = [text for name, text in desk.lane().items() if name.startswith("slot")]
     assert minute.split()[1:] == ["1", "1"], "calls, and those of them that failed"
+    [ends] = await desk.stores.lanes.ends([LANE], 2)
+    assert (ends.answered, ends.errors) == (0, {"timeout": 1})
 
 
 async def test_what_was_used_corrects_what_was_taken(desk: Desk) -> None:
