@@ -253,8 +253,9 @@ class OpenAI(Adapter):
             is_last_failed = False
             # Some who speak this API know no such filter, and list the answers to others.
             found: list[dict[str, Any]] = [made for made in listed if _call_of(made) == call]
-            if len(found) > 1:
-                log.warning("several_stored_answers", call=call, answers=len(found))
+            # A list may name one twice; those without a name are each one of its own.
+            if (answers := len({kept_as(made) or number for number, made in enumerate(found)})) > 1:
+                log.warning("several_stored_answers", call=call, answers=answers)
                 raise NotAnAnswer("several answers to one call")
             if found:
                 return found[0]

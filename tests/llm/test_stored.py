@@ -301,11 +301,23 @@ async def test_of_several_answers_to_one_call_none_is_taken(
     http: httpx2.AsyncClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each was billed: settled at the price of one, the call would be booked too low, and nobody would hear of it."""
-    async with serving(json.dumps({"data": [COMPLETION, COMPLETION]}).encode()) as url:
+    one, other = (COMPLETION | {"id": name} for name in ("chatcmpl-1", "chatcmpl-2"))
+    for several in ([COMPLETION, COMPLETION], [one, other, one]):
+        async with serving(json.dumps({"data": several}).encode()) as url:
+            client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
+            assert await client.look_up(Case("chat", client, None).request(stored=True, call="c-7"), "") is None
+        [line] = [line for line in capsys.readouterr().out.splitlines() if "several_stored_answers" in line]
+        assert "answers=2" in line
+
+
+async def test_one_answer_that_is_listed_twice_is_one(http: httpx2.AsyncClient) -> None:
+    """It was billed once."""
+    one = COMPLETION | {"id": "chatcmpl-1"}
+    async with serving(json.dumps({"data": [one, one]}).encode()) as url:
         client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
-        assert await client.look_up(Case("chat", client, None).request(stored=True, call="c-7"), "") is None
-    [line] = [line for line in capsys.readouterr().out.splitlines() if "several_stored_answers" in line]
-    assert "answers=2" in line
+        answer = await client.look_up(Case("chat", client, None).request(stored=True, call="c-7"), "")
+    assert answer is not None
+    assert answer.text == "It is Paris."
 
 
 async def test_a_response_that_is_still_made_is_waited_for(responses: Stored) -> None:
