@@ -197,16 +197,19 @@ class OpenAI(Adapter):
         finally:
             current_wire.reset(token)
 
+    def may_find(self, request: ModelRequest, response: str | None) -> bool:
+        return self._stores and (request.api == "chat" or response != "")
+
     async def look_up(self, request: ModelRequest, response: str) -> Answer | None:
         """As `LooksUp` has it, within the request's deadline. What fails here is logged, and None."""
-        if not self._stores:
+        if not self.may_find(request, response):
             return None
         refused: dict[str, Any] = {}
         wire = Wire()
         try:
             async with asyncio.timeout(request.deadline):
                 made = await (
-                    self._response(response, request.call)
+                    self._awaited({"status": UNFINISHED[0]}, response, request.call)
                     if request.api == "responses"
                     else self._completion(request.call)
                 )
@@ -228,9 +231,6 @@ class OpenAI(Adapter):
             raise failure(ContentRefused, request.lane, wire, in_doubt=False, **refused)
         log.info("stored_answer_not_found", call=request.call, lane=str(request.lane), why=why)
         return None
-
-    async def _response(self, response: str, call: str) -> dict[str, Any] | None:
-        return await self._awaited({"status": UNFINISHED[0]}, response, call) if response else None
 
     async def _completion(self, call: str) -> dict[str, Any] | None:
         """It is listed as soon as it is whole, which may be a moment after its connection broke. A look that failed

@@ -416,6 +416,7 @@ async def test_a_response_without_a_name_is_not_looked_for(responses: Stored) ->
     with pytest.raises(ModelError):
         await responses.adapter.answer(request := responses.stored())
     looks = await responses.looks()
+    assert not responses.adapter.may_find(request, "")
     assert await responses.look_up(request) is None
     assert await responses.looks() == looks
 
@@ -450,6 +451,7 @@ async def test_whoever_keeps_nothing_has_nothing_to_look_up(
     assert json.loads((await provider.requests())[-1]["body"]).keys().isdisjoint({"store", "metadata", "background"})
     looks = (await provider.state())["looks"]
     assert not isinstance(client, LooksUp)
+    assert not models.may_find(request, "msg_7")
     assert await models.look_up(request, "msg_7") is None
     assert await models.look_up(replace(request, lane=Lane("nobody", "small")), "") is None
     assert (await provider.state())["looks"] == looks

@@ -66,6 +66,9 @@ class Keeper(Scripted):
         self.found = found or []
         self.looks: list[tuple[ModelRequest, str]] = []
 
+    def may_find(self, request: ModelRequest, response: str | None) -> bool:
+        return request.lane.provider == "openai"
+
     async def look_up(self, request: ModelRequest, response: str) -> Answer | None:
         self.looks.append((request, response))
         found = self.found.pop(0) if self.found else None
@@ -279,6 +282,35 @@ async def test_only_the_newest_doubts_of_former_runs_are_looked_up(desk: Desk) -
     await calls.answer(REQUEST)
     assert model.looked_up == ["c5", "c4", "c3"]
     await calls.close()
+
+
+async def test_doubts_that_cannot_be_looked_up_take_no_turn_of_those_that_can(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another question, or of a lane that keeps nothing any more: that is said."""
+    other = replace(REQUEST, instructions="Be brief.")
+    lanes = [("c6", "anthropic/large", REQUEST), ("c5", str(LANE), other), ("c4", "anthropic/large", REQUEST)]
+    lanes += [(f"c{number}", str(LANE), REQUEST) for number in (3, 2, 1)]
+    doubts = [Doubt(call, lane, 1, asked.digest(), datetime.now(UTC)) for call, lane, asked in lanes]
+    desk.claim = replace(desk.claim, doubts=tuple(doubts))
+    model = Keeper("A plant.")
+    calls = desk.calls(model)
+    await calls.answer(REQUEST)
+    assert model.looked_up == ["c3", "c2", "c1"]
+    said = [line for line in capsys.readouterr().out.splitlines() if "stored_answer_not_found" in line]
+    assert [("call=c6" in line, "call=c4" in line) for line in said] == [(True, False), (False, True)]
+    await calls.close()
+
+
+async def test_a_call_whose_lane_keeps_nothing_leaves_nothing_to_look_up(desk: Desk) -> None:
+    model = Keeper(LOST, found=[ANSWER])
+    with pytest.raises(ModelTimeout):
+        await desk.calls(model).answer(replace(REQUEST, lane=Lane("anthropic", "claude-haiku-5-5")))
+    assert model.looks == []
+    await desk.again()
+    assert desk.claim.doubts == ()
+    [call] = await desk.booked()
+    assert call.stands == "doubt"
 
 
 async def test_a_doubt_about_another_question_is_not_looked_up(desk: Desk) -> None:
