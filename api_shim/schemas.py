@@ -432,7 +432,7 @@ class UsageRowOut(BaseModel):
 
     group: dict[str, str] = Field(description="By what was asked for; day and hour are the time at which they begin.")
     calls: int
-    errors: int = Field(description="Calls that brought no answer.")
+    errors: int = Field(description="Calls without an answer when they ended; it may have come later.")
     input_tokens: int
     cache_read_tokens: int
     cache_write_tokens: int

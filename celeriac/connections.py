@@ -26,13 +26,57 @@ T = TypeVar("T")
 log = get_logger(__name__)
 
 
+class InTurn(aioredis.ConnectionPool):
+    """Who finds no connection free waits up to `timeout` seconds, and is served in the order of coming.
+
+    The library's own pool that waits gives what is released to whoever asks next: under load those who wait get nothing
+    for as long as others come (one asker more than connections: that one got none in 5 s, the others 30,000 in all).
+    """
+
+    def __init__(self, *, max_connections: int, timeout: float, **facts: Any) -> None:
+        super().__init__(max_connections=max_connections, **facts)
+        self._turns = asyncio.Semaphore(max_connections)
+        self._timeout = timeout
+
+    async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
+        """Raises the library's ConnectionError for none in time, or one that could not be made."""
+        if self._turns.locked():
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._turns.acquire()
+            except TimeoutError as error:
+                raise exceptions.ConnectionError("No connection available.") from error
+        else:
+            await self._turns.acquire()
+        try:
+            async with self._lock:  # held while a managed Redis moves elsewhere
+                connection: Any = self.get_available_connection()  # type: ignore[no-untyped-call]  # redis-py's
+        except BaseException:
+            self._turns.release()
+            raise
+        try:
+            await self.ensure_connection(connection)
+        except BaseException:
+            await self.release(connection)
+            raise
+        return connection
+
+    async def release(self, connection: Any) -> None:
+        try:
+            await super().release(connection)
+        finally:
+            # Cut off before, it is still in use.
+            if connection not in self._in_use_connections:
+                self._turns.release()
+
+
 def open_redis(url: str, *, connections: int, timeout: float = 5.0, retries: int = 3, name: str = "celeriac") -> Redis:
     """A client with a pool of its own; it connects when first used.
 
-    connections: at most this many; who finds none free waits up to `timeout` seconds. retries: how often a command is
-    sent again over a new connection, after 0.05 s to 1 s with full jitter; every script may arrive twice.
+    connections: at most this many; who finds none free waits up to `timeout` seconds, in turn. retries: how often a
+    command is sent again over a new connection, after 0.05 s to 1 s with full jitter; every script may arrive twice.
     """
-    pool = aioredis.BlockingConnectionPool.from_url(
+    pool = InTurn.from_url(
         url,
         max_connections=connections,
         timeout=timeout,

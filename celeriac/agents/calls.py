@@ -50,7 +50,7 @@ LOOK: Final = 0.05
 IN_PLACE: Final = 1.5
 #: Seconds for which a stream is read on that was cut off.
 DRAIN: Final = 2.0
-#: Calls in doubt that one run looks up for one step, where former runs left it some: the newest of them.
+#: Calls in doubt that one run looks up for one step, where former runs left it some: the newest that may be found.
 LOOKED_UP: Final = 3
 #: Seconds after its deadline by which the last word of a call has come: it is written then, and a stream was read on.
 LATE: Final = 5.0
@@ -118,6 +118,7 @@ class Calls:
         self.insist = insist
         self._claim = claim
         self._client = client
+        self._keeper = client if isinstance(client, LooksUp) else None
         self._journal = journal
         self.prices = prices
         self._lease = lease
@@ -135,7 +136,9 @@ class Calls:
         self._open: dict[str, Call] = {}
         self._draining: dict[str, asyncio.Task[Answer]] = {}
         self._answered: dict[str, Settlement] = {}
-        self._doubts = list(claim.doubts[:LOOKED_UP])
+        self._doubts = list(claim.doubts)
+        #: Of those that former runs left, so many more may be looked up.
+        self._looks = LOOKED_UP
         #: Lane, and digest of a question -> its refusal, which was found and booked before it was that lane's turn.
         self._declined: dict[tuple[Lane, str], ContentRefused] = {}
         #: Call -> its provider's own name of the answer that it keeps.
@@ -210,11 +213,16 @@ class Calls:
         digest = request.digest()
         for doubt in [doubt for doubt in self._doubts if doubt.digest == digest]:
             self._doubts.remove(doubt)
-            if not isinstance(self._client, LooksUp):
-                continue
             provider, _, model = doubt.lane.partition("/")
             lane = Lane(provider, model)
             looked = replace(request, lane=lane, call=doubt.call, on_text=None, on_stored=None)
+            if self._keeper is None or not self._keeper.may_find(looked, doubt.response):
+                log.info("stored_answer_not_found", call=doubt.call, lane=doubt.lane, why="it cannot be found there")
+                continue
+            if doubt in self._claim.doubts:
+                if not self._looks:
+                    continue
+                self._looks -= 1
             call = Call(
                 name=doubt.call,
                 lane=lane,
@@ -228,7 +236,7 @@ class Calls:
                 books=doubt.books,
             )
             try:
-                answer = await self._client.look_up(looked, doubt.response)
+                answer = await self._keeper.look_up(looked, doubt.response)
             except ContentRefused as error:
                 error.request_id = error.request_id or doubt.request_id
                 settlement = self._looked_up(doubt, self._failed(call, error, doubt.seconds))
@@ -250,7 +258,7 @@ class Calls:
     def _looked_up(doubt: Doubt, settlement: Settlement) -> Settlement:
         """How its lane did then was heard when the call came to be in doubt: what it used alone is news."""
         facts = dict(settlement.facts) | ({"response": doubt.response} if doubt.response else {})
-        news = {"says": "nothing"} | ({} if doubt.took else {"used": None})
+        news = {"says": "nothing", "why": ""} | ({} if doubt.took else {"used": None})
         return replace(settlement, facts=facts, heard=dict(settlement.heard or {}) | news)
 
     async def _streamed(self, call: Call, request: ModelRequest) -> Answer:
@@ -297,7 +305,8 @@ class Calls:
         bound, most = self.prices.bound(request), (most_input(request), request.max_output_tokens)
         self.most = most
         facts: dict[str, Any] = {"lane": str(lane), "step": self.step, "attempt": self._claim.attempt}
-        digest = request.digest() if request.stored and isinstance(self._client, LooksUp) else ""
+        is_kept = request.stored and self._keeper is not None and self._keeper.may_find(request, None)
+        digest = request.digest() if is_kept else ""
         if digest:
             facts["digest"] = digest
         door = asking(lane, most, self._caps.get(lane, ANY), request.deadline + LATE)

@@ -26,7 +26,7 @@ HOUR: Final = timedelta(hours=1)
 #: What is said of a label that a job has no value of, and of a value that nobody declared.
 OTHER: Final = "other"
 #: The columns of a series, in order: tokens by class, the rest counts and nano-dollars. errors: calls without an
-#: answer. saved: what tokens that were read from a cache would have cost more.
+#: answer when they ended. saved: what tokens that were read from a cache would have cost more.
 COLUMNS: Final = (
     "calls",
     "errors",

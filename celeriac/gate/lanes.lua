@@ -311,6 +311,7 @@ end
 local function lane_open(lane, opened, why, least)
   local ms = math.max(least, math.min(LONGEST_OPEN, OPEN * 2 ^ (opened - 1)))
   lane_unprobe(lane)
+  redis.call('HDEL', K.lane(lane), 'by_hand')
   lane_shut(lane, ms, why, 'opened', opened)
   lane_tell(lane, 'open', why, ms)
   return 'opened ' .. ms .. ' ' .. why

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -178,7 +179,7 @@ class Known:
 @dataclass(frozen=True, slots=True)
 class Change:
     """Of a breaker. wait: for how long it opened, zero for until an operator opens the lane. why: a code, "" where it
-    closed because the lane works again. "reset": the lane was open, and its bounds are no longer raised.
+    closed because the lane works again. "reset": it is as it was, and the bounds of the lane are no longer raised.
     """
 
     at: datetime
@@ -263,7 +264,8 @@ class Lanes:
         """Ask it again, at bounds that are not raised: its price was put right. Answers how it had been for a call that
         cost more than its bound; "" where there was none. Raises StoreUnavailable.
         """
-        was: Literal["closed", "raised", ""] = (await self._open(lane=spelt(lane))).decode()
+        said = await self._open(lane=spelt(lane), nonce=secrets.token_hex(16))
+        was: Literal["closed", "raised", ""] = said.decode()
         if was:
             log.warning("lane_opened", lane=str(lane), was=was)
         return was

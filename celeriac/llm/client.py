@@ -42,6 +42,10 @@ class Models:
             )
         return await client.answer(request)
 
+    def may_find(self, request: ModelRequest, response: str | None) -> bool:
+        client = self._clients.get(request.lane.provider)
+        return isinstance(client, LooksUp) and client.may_find(request, response)
+
     async def look_up(self, request: ModelRequest, response: str) -> Answer | None:
         client = self._clients.get(request.lane.provider)
         return await client.look_up(request, response) if isinstance(client, LooksUp) else None

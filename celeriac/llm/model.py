@@ -312,6 +312,10 @@ class ModelClient(Protocol):
 class LooksUp(Protocol):
     """A model client of whom an answer can be had that was asked for before, and kept."""
 
+    def may_find(self, request: ModelRequest, response: str | None) -> bool:
+        """Whether `look_up` can find anything. response: as it takes it; None before the request was sent."""
+        ...
+
     async def look_up(self, request: ModelRequest, response: str) -> Answer | None:
         """The answer that the call of the request's name was given; None where there is none to be had, or not in time.
 

@@ -197,16 +197,19 @@ class OpenAI(Adapter):
         finally:
             current_wire.reset(token)
 
+    def may_find(self, request: ModelRequest, response: str | None) -> bool:
+        return self._stores and (request.api == "chat" or response != "")
+
     async def look_up(self, request: ModelRequest, response: str) -> Answer | None:
         """As `LooksUp` has it, within the request's deadline. What fails here is logged, and None."""
-        if not self._stores:
+        if not self.may_find(request, response):
             return None
         refused: dict[str, Any] = {}
         wire = Wire()
         try:
             async with asyncio.timeout(request.deadline):
                 made = await (
-                    self._response(response, request.call)
+                    self._awaited({"status": UNFINISHED[0]}, response, request.call)
                     if request.api == "responses"
                     else self._completion(request.call)
                 )
@@ -229,9 +232,6 @@ class OpenAI(Adapter):
         log.info("stored_answer_not_found", call=request.call, lane=str(request.lane), why=why)
         return None
 
-    async def _response(self, response: str, call: str) -> dict[str, Any] | None:
-        return await self._awaited({"status": UNFINISHED[0]}, response, call) if response else None
-
     async def _completion(self, call: str) -> dict[str, Any] | None:
         """It is listed as soon as it is whole, which may be a moment after its connection broke. A look that failed
         tells no more than one that found nothing yet.
@@ -253,8 +253,9 @@ class OpenAI(Adapter):
             is_last_failed = False
             # Some who speak this API know no such filter, and list the answers to others.
             found: list[dict[str, Any]] = [made for made in listed if _call_of(made) == call]
-            if len(found) > 1:
-                log.warning("several_stored_answers", call=call, answers=len(found))
+            # A list may name one twice; those without a name are each one of its own.
+            if (answers := len({kept_as(made) or number for number, made in enumerate(found)})) > 1:
+                log.warning("several_stored_answers", call=call, answers=answers)
                 raise NotAnAnswer("several answers to one call")
             if found:
                 return found[0]

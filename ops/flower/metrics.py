@@ -77,16 +77,17 @@ async def read(sources: Sources) -> Found | None:
 
 async def _read(sources: Sources) -> Found:
     stores, agents = sources.stores, list(sources.registry)
-    usage, counted, (budgets, scopes_left_out), waiting = await asyncio.gather(
+    usage, counted, (budgets, scopes_left_out), waiting, overran = await asyncio.gather(
         stores.usage.ever(),
         stores.census.count({agent.queue for agent in agents}),
         stores.budgets.some(MOST_SCOPES),
         stores.lanes.lines(MOST_LINES),
+        stores.lanes.overran(),
     )
     called = [row.group["model"] for row in usage]
-    # Those of the agents first, then those that jobs wait for.
+    # Those of the agents first, then those that wait for an operator, then those that jobs wait for.
     own = sorted({lane for agent in agents for lane in agent.lanes}, key=str)
-    lanes = dict.fromkeys([*own, *waiting[0], *map(lane_of, called)])
+    lanes = dict.fromkeys([*own, *sorted(overran, key=str), *waiting[0], *map(lane_of, called)])
     lanes.pop(lane_of(f"{OTHER}/{OTHER}"), None)
     named = list(lanes)[:MOST_LANES]
     in_doubt, known = await asyncio.gather(stores.usage.in_doubt(sorted(set(called))), stores.lanes.look(named))

@@ -31,9 +31,10 @@ class ProvidersData(Data):
     async def answer(self, *_: str) -> Any:
         stores, registry = self.sources.stores, self.sources.registry
         start, end = stores.usage.day(datetime.now(UTC))
-        changes, waited_for, today = await asyncio.gather(
+        changes, waited_for, overran, today = await asyncio.gather(
             stores.lanes.changes(MOST_CHANGES),
             stores.lanes.waited_for(),
+            stores.lanes.overran(),
             stores.usage.report(start, end, ("agent", "model")),
         )
         first = {agent.name: str(agent.lanes[0]) for agent in registry}
@@ -45,8 +46,9 @@ class ProvidersData(Data):
             if first.get(row.group["agent"], row.group["model"]) != row.group["model"]:
                 sums["fallbacks"] += row.sums["calls"]
         named = {lane for agent in registry for lane in agent.lanes} | registry.caps.keys() | waited_for
-        named |= {change.lane for change in changes} | {lane_of(name) for name in used}
-        lanes = sorted(named, key=str)[:MOST_LANES]
+        named |= {change.lane for change in changes} | {lane_of(name) for name in used} | overran
+        # First those that wait for an operator.
+        lanes = sorted(named, key=lambda lane: (lane not in overran, str(lane)))[:MOST_LANES]
         known, ends = await asyncio.gather(stores.lanes.look(lanes), stores.lanes.ends(lanes, HOURS))
         return {
             "lanes": [_shown(k, e, used[str(k.lane)]) for k, e in zip(known, ends, strict=True)],

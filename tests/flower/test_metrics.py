@@ -266,6 +266,7 @@ def test_labels_are_bounded(house: House, env: dict[str, str], tmp_path: Path) -
     for line in (*(f"openai/n{n}" for n in range(300)), "$job%3A4", "$tenant%3At0001", "$tenant%3At0504"):
         redis.sadd("celeriac:lanes", line)
         redis.zadd(f"celeriac:lane_line:{line}", {f"planted {line}": 1})
+    redis.hset("celeriac:overruns", "zed/shut", "1500 closed")
     with flowering(house, tmp_path, **env) as flower:
         found = scrape(flower)
     assert found.sum("celeriac_llm_calls_total", model="other", provider="other", tenant="other", agent="other") == 1
@@ -273,6 +274,9 @@ def test_labels_are_bounded(house: House, env: dict[str, str], tmp_path: Path) -
     assert len(found.labels("celeriac_llm_cost_usd_total", "model")) == 1001
     assert len(found.labels("celeriac_lane_state", "lane")) == 100
     assert {"openai/gpt-5-mini", "anthropic/claude-haiku-5-5"} <= found.labels("celeriac_lane_state", "lane")
+    # One that waits for an operator is among them, whatever its name.
+    assert found.sum("celeriac_lane_overrun_ratio", lane="zed/shut") == Decimal("1.5")
+    assert found.sum("celeriac_lane_state", lane="zed/shut", state="open") == 1
     assert found.sum("celeriac_lane_waiting_jobs") == 300
     assert found.sum("celeriac_lane_waiting_jobs", lane="other") > 200
     assert len(found.labels("celeriac_budget_cap_usd", "scope")) == 500

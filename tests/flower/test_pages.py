@@ -674,3 +674,36 @@ def test_a_lane_that_is_left_alone_says_why_and_for_how_long(window: Window, tow
         window.picture("providers-light")
     finally:
         redis.delete("celeriac:overruns", "celeriac:lane_changes", *lanes.values())
+
+
+def test_lanes_that_cost_more_than_their_bound_come_first_with_what_is_done_about_it(
+    window: Window, town: Town
+) -> None:
+    """Whoever else knows of them: no agent names them, no job waits for them, and their changes were long ago."""
+    redis = town.valkey.client()
+    redis.hset("celeriac:overruns", mapping={"zed/shut": "1500 closed", "zed/raised": "1300 raised"})
+    try:
+        page = window.see("/providers")
+        raised, shut = [cells(page, "#lanes", f"zed/{name}") for name in ("raised", "shut")]
+        assert (raised["breaker"], raised["overrun"]) == ("closed", "bounds times 1.3")
+        assert (shut["breaker"], shut["overrun"]) == ("shut until an operator opens the lane", "bounds times 1.5")
+        assert page.locator("#lanes tbody th").all_text_contents()[:2] == ["zed/raised", "zed/shut"]
+        expect(page.locator("section", has=page.locator("#lanes"))).to_contain_text("celeriac lanes --open LANE")
+    finally:
+        redis.delete("celeriac:overruns")
+
+
+def test_a_breaker_that_changed_says_what_it_became(window: Window, town: Town) -> None:
+    """A lane whose bounds an operator took back was open before and after."""
+    redis = town.valkey.client()
+    changes = [("open", 90_000), ("open", 0), ("closed", 0), ("reset", 0)]
+    for state, ms in changes:
+        redis.xadd("celeriac:lane_changes", {"lane": "zed/z", "state": state, "why": "operator", "ms": ms})
+    try:
+        page = window.see("/providers")
+        expect(page.locator("#changes tbody tr")).to_have_count(len(changes))
+        told = page.locator("#changes tbody tr td:nth-child(3)").all_text_contents()
+        became = ["opened for 2 min", "shut until an operator opens the lane", "closed", "its bounds were taken back"]
+        assert told == became[::-1]
+    finally:
+        redis.delete("celeriac:lane_changes")

@@ -967,6 +967,43 @@ async def test_a_lane_that_is_closed_again_is_not_told_of_as_open(callers: Calle
     assert [change.state for change in await queue.stores.lanes.changes(9)] == ["open", "closed", "open"]
 
 
+async def test_a_lane_whose_breaker_opened_is_not_told_of_as_open(callers: Callers) -> None:
+    """Before anybody heard that the operator opened it. It is told once it works again."""
+    queue, claim = callers.queue, callers.claim
+    late = await callers.ask()
+    assert isinstance(late, str)
+    await callers.fail(9)
+    await over(queue, claim, "a", 1000, 2500, strict=True)
+    await queue.stores.lanes.open(LANE)
+    counted = breaker_changes[str(LANE), "closed"]
+    await callers.fail(1)
+    await callers.hear(late)
+    assert await callers.closed() == (10, "provider_failed")
+    assert breaker_changes[str(LANE), "closed"] == counted
+    queue.later(10_000)
+    await callers.call()
+    await callers.call()
+    assert breaker_changes[str(LANE), "closed"] == counted + 1
+
+
+async def test_an_operator_does_not_open_the_breaker_of_a_lane_that_fails(
+    callers: Callers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A call that was under way when it opened cost more than its bound: that alone is put right, and told so."""
+    queue, lanes = callers.queue, callers.queue.stores.lanes
+    under_way = [await callers.ask(name) for name in ("b", "c")]
+    await callers.fail()
+    says = heard(LANE, over=2500, strict=True)
+    await queue.stores.journal.settle(callers.claim, Settlement("b", "settled", 0, 5, {}, says))
+    assert await callers.closed() == (60, "overrun")
+    assert await lanes.open(LANE) == "closed"
+    await callers.hear("c")
+    assert under_way == ["b", "c"]
+    assert "breaker_closed" not in capsys.readouterr().out
+    assert await callers.closed() == (10, "provider_failed")
+    assert [change.state for change in await lanes.changes(9)] == ["reset", "open", "open"]
+
+
 async def test_that_bounds_are_taken_back_is_told(callers: Callers, capsys: pytest.CaptureFixture[str]) -> None:
     """The lane was open, so nothing closed or opened."""
     lanes = callers.queue.stores.lanes

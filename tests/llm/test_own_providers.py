@@ -73,6 +73,7 @@ async def test_only_who_says_that_it_stores_is_asked_to(
                 assert (body.get("store"), "metadata" in body) == (stores or (None if api == "chat" else False), stores)
                 assert ("background" in body) is (stores and api == "responses")
                 assert bool(named) is (stores and api == "responses")
+                assert models.may_find(request, None) is stores
                 looks = (await provider.state())["looks"]
                 found = await models.look_up(request, named[-1] if named else "resp_7")
                 assert (found is not None) is stores

@@ -301,11 +301,23 @@ async def test_of_several_answers_to_one_call_none_is_taken(
     http: httpx2.AsyncClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each was billed: settled at the price of one, the call would be booked too low, and nobody would hear of it."""
-    async with serving(json.dumps({"data": [COMPLETION, COMPLETION]}).encode()) as url:
+    one, other = (COMPLETION | {"id": name} for name in ("chatcmpl-1", "chatcmpl-2"))
+    for several in ([COMPLETION, COMPLETION], [one, other, one]):
+        async with serving(json.dumps({"data": several}).encode()) as url:
+            client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
+            assert await client.look_up(Case("chat", client, None).request(stored=True, call="c-7"), "") is None
+        [line] = [line for line in capsys.readouterr().out.splitlines() if "several_stored_answers" in line]
+        assert "answers=2" in line
+
+
+async def test_one_answer_that_is_listed_twice_is_one(http: httpx2.AsyncClient) -> None:
+    """It was billed once."""
+    one = COMPLETION | {"id": "chatcmpl-1"}
+    async with serving(json.dumps({"data": [one, one]}).encode()) as url:
         client = OpenAI(http, key=KEY, base_url=f"{url}/v1")
-        assert await client.look_up(Case("chat", client, None).request(stored=True, call="c-7"), "") is None
-    [line] = [line for line in capsys.readouterr().out.splitlines() if "several_stored_answers" in line]
-    assert "answers=2" in line
+        answer = await client.look_up(Case("chat", client, None).request(stored=True, call="c-7"), "")
+    assert answer is not None
+    assert answer.text == "It is Paris."
 
 
 async def test_a_response_that_is_still_made_is_waited_for(responses: Stored) -> None:
@@ -404,6 +416,7 @@ async def test_a_response_without_a_name_is_not_looked_for(responses: Stored) ->
     with pytest.raises(ModelError):
         await responses.adapter.answer(request := responses.stored())
     looks = await responses.looks()
+    assert not responses.adapter.may_find(request, "")
     assert await responses.look_up(request) is None
     assert await responses.looks() == looks
 
@@ -438,6 +451,7 @@ async def test_whoever_keeps_nothing_has_nothing_to_look_up(
     assert json.loads((await provider.requests())[-1]["body"]).keys().isdisjoint({"store", "metadata", "background"})
     looks = (await provider.state())["looks"]
     assert not isinstance(client, LooksUp)
+    assert not models.may_find(request, "msg_7")
     assert await models.look_up(request, "msg_7") is None
     assert await models.look_up(replace(request, lane=Lane("nobody", "small")), "") is None
     assert (await provider.state())["looks"] == looks

@@ -66,6 +66,9 @@ class Keeper(Scripted):
         self.found = found or []
         self.looks: list[tuple[ModelRequest, str]] = []
 
+    def may_find(self, request: ModelRequest, response: str | None) -> bool:
+        return request.lane.provider == "openai"
+
     async def look_up(self, request: ModelRequest, response: str) -> Answer | None:
         self.looks.append((request, response))
         found = self.found.pop(0) if self.found else None
@@ -281,6 +284,35 @@ async def test_only_the_newest_doubts_of_former_runs_are_looked_up(desk: Desk) -
     await calls.close()
 
 
+async def test_doubts_that_cannot_be_looked_up_take_no_turn_of_those_that_can(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another question, or of a lane that keeps nothing any more: that is said."""
+    other = replace(REQUEST, instructions="Be brief.")
+    lanes = [("c6", "anthropic/large", REQUEST), ("c5", str(LANE), other), ("c4", "anthropic/large", REQUEST)]
+    lanes += [(f"c{number}", str(LANE), REQUEST) for number in (3, 2, 1)]
+    doubts = [Doubt(call, lane, 1, asked.digest(), datetime.now(UTC)) for call, lane, asked in lanes]
+    desk.claim = replace(desk.claim, doubts=tuple(doubts))
+    model = Keeper("A plant.")
+    calls = desk.calls(model)
+    await calls.answer(REQUEST)
+    assert model.looked_up == ["c3", "c2", "c1"]
+    said = [line for line in capsys.readouterr().out.splitlines() if "stored_answer_not_found" in line]
+    assert [("call=c6" in line, "call=c4" in line) for line in said] == [(True, False), (False, True)]
+    await calls.close()
+
+
+async def test_a_call_whose_lane_keeps_nothing_leaves_nothing_to_look_up(desk: Desk) -> None:
+    model = Keeper(LOST, found=[ANSWER])
+    with pytest.raises(ModelTimeout):
+        await desk.calls(model).answer(replace(REQUEST, lane=Lane("anthropic", "claude-haiku-5-5")))
+    assert model.looks == []
+    await desk.again()
+    assert desk.claim.doubts == ()
+    [call] = await desk.booked()
+    assert call.stands == "doubt"
+
+
 async def test_a_doubt_about_another_question_is_not_looked_up(desk: Desk) -> None:
     doubt = Doubt("c1", str(LANE), 1, replace(REQUEST, instructions="Be brief.").digest(), datetime.now(UTC))
     desk.claim = replace(desk.claim, doubts=(doubt,))
@@ -291,13 +323,18 @@ async def test_a_doubt_about_another_question_is_not_looked_up(desk: Desk) -> No
     await calls.close()
 
 
-async def test_the_lane_does_not_hear_of_a_look(desk: Desk) -> None:
-    """How it did was heard when the call failed: an answer that is looked up is no second call that went well."""
-    calls = desk.calls(Keeper(LOST, found=[ANSWER]))
-    await calls.answer(REQUEST)
+@pytest.mark.parametrize("refused", [False, True], ids=["an answer", "a refusal"])
+async def test_the_lane_does_not_hear_of_a_look(desk: Desk, refused: bool) -> None:
+    """How it did was heard when the call failed: what is looked up is no second call, that went well or was refused."""
+    calls = desk.calls(Keeper(LOST, found=[ContentRefused("no", usage=ANSWER.usage) if refused else ANSWER]))
+    with suppress(ContentRefused):
+        await calls.answer(REQUEST)
     await calls.close()
+    assert [call.facts["error"] for call in await desk.booked()] == ["content_refused" if refused else None]
     [minute] = [text for name, text in desk.lane().items() if name.startswith("slot")]
     assert minute.split()[1:] == ["1", "1"], "calls, and those of them that failed"
+    [ends] = await desk.stores.lanes.ends([LANE], 2)
+    assert (ends.answered, ends.errors) == (0, {"timeout": 1})
 
 
 async def test_what_was_used_corrects_what_was_taken(desk: Desk) -> None:

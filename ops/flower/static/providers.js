@@ -38,9 +38,16 @@
       C.cell(C.usd(known.cost_today_usd), "number")];
   }
 
+  function became(changed) {
+    switch (changed.state) {
+      case "closed": return "closed";
+      case "reset": return "its bounds were taken back";
+      default: return changed.seconds ? `opened for ${C.seconds(changed.seconds)}` : "shut until an operator opens the lane";
+    }
+  }
+
   function change(changed) {
-    const what = changed.state === "closed" ? "closed" : changed.seconds ? `opened for ${C.seconds(changed.seconds)}` : "shut until an operator opens the lane";
-    return [C.el("th", { scope: "row" }, C.when(changed.at)), C.cell(changed.lane), C.cell(what), C.cell(words(changed.why))];
+    return [C.el("th", { scope: "row" }, C.when(changed.at)), C.cell(changed.lane), C.cell(became(changed)), C.cell(words(changed.why))];
   }
 
   C.live(() => C.root.dataset.url, (said) => {
