@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, Final
 
 from celeriac.agents.deltas import Deltas
-from celeriac.connections import patiently
 from celeriac.costs.books import Account, counts, unspelt
 from celeriac.costs.money import usd
 from celeriac.costs.prices import Price, Prices, most_input
@@ -165,7 +164,7 @@ class Calls:
         except ModelError as error:
             seconds = time.monotonic() - began
             settlement = self._failed(call, error, seconds)
-            await patiently(lambda: self._journal.settle(self._claim, settlement))
+            await self._book(settlement)
             del self._open[call.name]
             if not (call.digest and error.in_doubt):
                 raise
@@ -240,7 +239,7 @@ class Calls:
             except ContentRefused as error:
                 error.request_id = error.request_id or doubt.request_id
                 settlement = self._looked_up(doubt, self._failed(call, error, doubt.seconds))
-                await patiently(partial(self._journal.settle, self._claim, settlement))
+                await self._book(settlement)
                 if lane == request.lane:
                     raise
                 self._declined[lane, digest] = error
@@ -293,7 +292,7 @@ class Calls:
                 self._answered[name] = self._settled(call, asking.result())
             elif isinstance(error, ModelError):
                 settlement = self._failed(call, error, 0.0)
-                await patiently(partial(self._journal.settle, self._claim, settlement))
+                await self._book(settlement)
             else:
                 continue
             del self._open[name]
@@ -359,7 +358,7 @@ class Calls:
                 await self.keep()
         while self._answered:
             _, settlement = self._answered.popitem()
-            await patiently(partial(self._journal.settle, self._claim, settlement))
+            await self._book(settlement)
 
     async def doubt(self) -> None:
         """The run lost its job in the middle of a call. The store has booked that already, unless it lost history."""
@@ -370,7 +369,19 @@ class Calls:
             doubt = Settlement(
                 name, "doubt", call.bound, 0, facts, unheard(call.lane), call.books, counts(None, error=True)
             )
-            await patiently(partial(self._journal.settle, self._claim, doubt))
+            await self._book(doubt)
+
+    async def _book(self, settlement: Settlement) -> None:
+        """Whoever has the job now. A store that lost history is reminded of the job first; if that has ended and is
+        forgotten, the log has said so.
+        """
+
+        async def book() -> None:
+            if not await self._journal.settle(self._claim, settlement):
+                raise Fenced("the store does not know this job")
+
+        with suppress(Fenced):
+            await self.insist(book)
 
     def _settled(self, call: Call, answer: Answer) -> Settlement:
         price = self._price(call, answer.lane, answer.model, answer.usage, tier=answer.tier, region=answer.region)

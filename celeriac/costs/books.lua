@@ -102,10 +102,11 @@ local function unused(key)
   return true
 end
 
--- Out of one of the sums and into another, in all windows that there are: settling makes no new one. A key that holds something
--- else is nobody's sum; the others go on.
+-- Out of one of the sums and into another, in all windows that there are. Settling makes no new one, but of a call that was in none
+-- of them: the store lost it. A key that holds something else is nobody's sum; the others go on.
 local function books_shift(b, was, back, is, nanos)
   each_sum(b, function(key, till)
+    local new = not (was and back)
     if was and back then
       local left = redis.pcall('HINCRBY', key, was, back)
       if type(left) == 'table' then return end
@@ -114,8 +115,10 @@ local function books_shift(b, was, back, is, nanos)
         if call('HLEN', key) == 1 then call('DEL', key) else call('HSET', key, was, 0) end
         return
       end
-    elseif redis.pcall('EXISTS', key) == 0 then return end
-    if is then redis.pcall('HINCRBY', key, is, nanos)
+    elseif till and till * 1000 <= now then return end
+    if is then
+      redis.pcall('HINCRBY', key, is, nanos)
+      if new and till then redis.pcall('PEXPIRE', key, till * 1000 - now) end
     -- Else a model that somebody invented, and no provider knows, would be remembered for ever.
     elseif not till and unused(key) then call('DEL', key) end
   end)

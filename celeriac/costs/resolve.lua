@@ -20,13 +20,8 @@ local was, bound = c.stands .. ' ' .. c.amount, c.bound
 local marks = '"resolved":true' .. (tonumber(a.nanos) > tonumber(bound) and ',"overrun":true' or '')
 c.facts = string.sub(c.facts, 1, -2) .. (c.facts == '{}' and '' or ',') .. marks .. '}'
 local counts = a.counts ~= cjson.null and a.counts or nil
-if gone then
-  local back = c.amount ~= '0' and '-' .. c.amount
-  local payers = books.shift_above(c.of[4] or {}, SUM.doubt, back, SUM[a.stands], a.nanos)
-  c.stands, c.amount = a.stands, a.nanos
-  local b = books_move(a.id, a.call, c, 'doubt', back, a.stands, a.nanos, counts)
-  if back then pcall(books.wake, b, payers) end
-else call_move(a.id, a.call, c, a.stands, a.nanos, counts) end
+call_move(a.id, a.call, c, a.stands, a.nanos, counts)
+if not gone and get(a.id, 'place') == 'ended' then books.list(a.id) end
 books.resolve(a.id, a.call, said .. ' ' .. bound)
 call('XADD', K.changes(), 'MAXLEN', '~', books.KEPT_CHANGES, '*', 'what', 'doubt', 'scope', a.id .. ' ' .. a.call, 'by', a.by,
   'was', was, 'became', said, 'note', a.note)

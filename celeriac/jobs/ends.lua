@@ -72,35 +72,40 @@ local function books_move(id, name, c, was, back, stands, nanos, counts)
 end
 
 -- From one sum of the job to another, and with it those of all for whom it works, and of its scopes. What may not be: out of
--- "settled", and into anything from "released". counts: for the usage, or nil.
+-- "settled", and into anything from "released". c.of: where the job's record is gone, as the list of doubts has it. counts: for
+-- the usage, or nil.
 local function call_move(id, name, c, stands, amount, counts)
   local before = c.stands
   local was = SUM[before]
-  call('HINCRBY', K.job(id), 'revision', 1)
   -- Redis does not take "-0" for a number: a model may be free.
   local back = was and c.amount ~= '0' and '-' .. c.amount
-  if back then call('HINCRBY', K.job(id), was, back) end
-  if SUM[stands] then call('HINCRBY', K.job(id), SUM[stands], amount) end
-  local payers = books.shift_above((ancestors_of(id)), was, back, SUM[stands], amount)
+  local payers = books.shift_above(c.of and (c.of[4] or {}) or (ancestors_of(id)), was, back, SUM[stands], amount)
   c.stands, c.amount = stands, amount
-  call('HSET', K.calls(id), name, books.call_text(c))
+  if not c.of then
+    call('HINCRBY', K.job(id), 'revision', 1)
+    if back then call('HINCRBY', K.job(id), was, back) end
+    if SUM[stands] then call('HINCRBY', K.job(id), SUM[stands], amount) end
+    call('HSET', K.calls(id), name, books.call_text(c))
+  end
   if stands == 'open' then return end
   local b = books_move(id, name, c, before, back, stands, amount, counts)
   if back and stands ~= 'doubt' then pcall(books.wake, b, payers) end
 end
 
 -- The money half of a settlement: by the call's name, once, whoever asks. A call that the store does not know (it lost its
--- history) is booked from the worker's own copy. s: call, stands, bound, nanos, facts, books (what it is booked under; "" for
+-- history) is booked from the worker's own copy, once the worker has made its job known again; until then it is "lost", as one
+-- of a job whose record has aged out, unless it is listed as in doubt. s: call, stands, bound, nanos, facts, books (what it is booked under; "" for
 -- nothing), counts (for the usage). Answers what was done, and when the call was admitted; of one that somebody resolved by hand
 -- before its outcome came "resolved " and what was said of it.
 local function book(id, s)
   local known_job = call('EXISTS', K.job(id)) == 1
-  local c = known_job and call_read(id, s.call) or nil
+  local c
+  if known_job then c = call_read(id, s.call) else c = books.doubt_read(id .. ' ' .. s.call) end
   if not c or c.stands == 'settled' or c.stands == 'released' then
     local said = books.resolved(id, s.call)
     if said then return 'resolved ' .. said end
   end
-  if not known_job then return 'lost' end
+  if not (known_job or c) then return 'lost' end
   if c and (c.stands == 'settled' or c.stands == 'released' or c.stands == s.stands) then return 'again' end
   local known, counts = c ~= nil, s.counts ~= cjson.null and s.counts or nil
   -- It was counted when it came to be in doubt.

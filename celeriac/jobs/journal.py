@@ -241,8 +241,11 @@ class Journal:
         """
         await self._note(id=claim.id, call=call, response=orjson.dumps(response).decode())
 
-    async def settle(self, claim: Claim, settlement: Settlement) -> None:
-        """Book what became of a call. It needs no lease, and counts once, however often it is said."""
+    async def settle(self, claim: Claim, settlement: Settlement) -> bool:
+        """Book what became of a call. It needs no lease, and counts once, however often it is said.
+
+        Answers whether the store knows the job, or the call: else nothing was booked. Raises StoreUnavailable.
+        """
         _, money, _, changed = await self._settle(
             id=claim.id,
             worker=claim.worker,
@@ -255,6 +258,7 @@ class Journal:
         tell_of_money(claim, settlement, money)
         if money in BOOKED:
             self.on_booked(claim, settlement)
+        return bool(money != b"lost")
 
 
 def _full(why: bytes, scope: bytes, window: bytes, ends: int, cap: bytes, bound: bytes) -> Full:

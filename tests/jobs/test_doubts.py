@@ -133,6 +133,33 @@ async def test_a_doubt_outlives_the_record_of_its_job(buyers: Doubters, outcome:
         await buyers.resolve(job, call, 71)
 
 
+async def test_an_answer_settles_its_doubt_though_the_job_is_forgotten(buyers: Doubters) -> None:
+    """From a worker that was given up too early, and for longer than a record is kept. Once, in all sums."""
+    parent = await buyers.job()
+    job = await child_of(buyers, parent)
+    call = await buyers.doubt(job, 100)
+    await buyers.queue.finish(job)
+    buyers.forget(job)
+    for _ in range(2):
+        await buyers.settle(job, call, "settled", 60)
+        assert await buyers.listed() == []
+        assert buyers.sums(parent, "below_")[:2] == (60, 0)
+        assert buyers.queue.redis.hmget("celeriac:used:all", "cost", "in_doubt") == ["60", "0"]
+        assert [(e["nanos"], e["in_doubt"]) for e in buyers.entries(job)] == [("0", "100"), ("60", "-100")]
+    assert not buyers.queue.record(job), "what has aged out is not made again"
+    assert not buyers.queue.redis.exists(f"celeriac:calls:{job.id}")
+
+
+async def test_what_was_found_out_counts_among_the_dearest_jobs(buyers: Doubters) -> None:
+    """As what settles late does."""
+    job = await buyers.job()
+    call = await buyers.doubt(job, 100)
+    await buyers.queue.finish(job)
+    await buyers.resolve(job, call, 70)
+    day = datetime.fromtimestamp(buyers.queue.now / 1000, UTC)
+    assert [(one.job, one.nanos) for one in await buyers.queue.stores.dearest.between(day, day, 9)] == [(job.id, 70)]
+
+
 async def test_a_window_that_is_gone_is_not_made_again(buyers: Doubters) -> None:
     """Its sums are nobody's any more; those that are there are corrected."""
     job = await buyers.job()

@@ -21,7 +21,15 @@ from celeriac.agents.runner import Runner, Summary
 from celeriac.costs.budgets import Cap
 from celeriac.costs.prices import Price, Prices
 from celeriac.drill.proxy import Proxy
-from celeriac.errors import BadCredentials, ModelError, Overloaded, QuotaExhausted, RateLimited
+from celeriac.errors import (
+    BadCredentials,
+    ContentRefused,
+    ModelError,
+    ModelTimeout,
+    Overloaded,
+    QuotaExhausted,
+    RateLimited,
+)
 from celeriac.gate.lanes import Caps, asking, heard, spelt
 from celeriac.jobs.canvas import Canvas
 from celeriac.jobs.journal import Settlement
@@ -369,6 +377,47 @@ async def test_a_run_that_is_fenced_because_the_store_lost_history_is_adopted_an
     assert job is not None
     assert (summary.state, job.state, job.answer) == (State.SUCCEEDED, State.SUCCEEDED, "Paris")
     assert len(model.requests) == 1
+
+
+@pytest.mark.parametrize("stands", ["settled", "doubt"])
+async def test_a_call_that_fails_after_the_store_lost_its_job_is_booked(
+    runs: Stores, valkey: Valkey, stands: str
+) -> None:
+    """As in doubt, or at the price of the refusal: once the store was reminded of the job, in all sums."""
+    flushed = asyncio.Event()
+
+    async def fail(request: ModelRequest) -> str:
+        await flushed.wait()
+        lane = {"provider": request.lane.provider, "model": request.lane.model}
+        if stands == "doubt":
+            raise ModelTimeout("x", in_doubt=True, **lane)  # type: ignore[arg-type]
+        raise ContentRefused("x", usage=Usage(input=10, output=10), **lane)
+
+    agent = Agent("assistant", "", "", (CHEAP,), tries_per_lane=1)
+    model = Scripted(fail)
+    id, one = await submitted(runs, context=None), runner(runs, model, Registry({"assistant": agent}))
+    settings = load_settings(redis_url=valkey.url)
+    fleet, line = open_fleet(settings, runs, name="heart")
+
+    async def remind() -> None:
+        await fleet.register("w1", ["celeriac"], 2, (), {"celeriac": ""})
+        for run in one.runs():
+            assert await fleet.adopt(run.claim, one.worker) == "restored"
+            run.adopted += 1
+
+    one.recheck = remind
+    run = asyncio.create_task(one.run(id))
+    await until(lambda: bool(model.requests))
+    valkey.client().flushall()
+    flushed.set()
+    await run
+    await line.aclose()
+    job = await runs.jobs.get(id, "default")
+    assert job is not None
+    assert [call.stands for call in job.calls] == [stands]
+    sums = {name: int(valkey.client().hget("celeriac:used:all", name) or 0) for name in ("cost", "in_doubt")}
+    assert sums == {"cost": job.cost_nanos or 0, "in_doubt": job.in_doubt_nanos or 0}
+    assert sum(sums.values()) > 0
 
 
 async def test_a_job_that_fails_since_no_worker_knows_its_agent_is_told_to_celery_as_that(
