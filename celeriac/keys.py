@@ -100,7 +100,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     ),
     "use": (
         "use:{scope}:{window}",
-        "hash: what calls admitted in a window cost, have in doubt and reserved; the alert that was given",
+        "hash: what calls admitted in a window cost, have in doubt and reserved; the alerts that were given",
         "35 days after the window",
     ),
     "used": ("used:{scope}", "hash: the same, ever", "for ever"),

@@ -189,21 +189,23 @@ local function alert_add(kind, c, firm, ...)
     'use', string.format('%.0f', firm), 'cap', string.format('%.0f', c.cap), 'at', now, ...)
 end
 
--- A threshold of a cap is reached by what is settled and in doubt: said once in its window.
+-- Thresholds of caps are reached by what is settled and in doubt: each is said once in its window, the lowest first.
 local function books_alert(b)
   for _, c in ipairs(caps_of(b.scopes)) do
     local key = use_key(b, c.scope, c.window)
-    local firm, reached = use_in(key), 0
+    local firm = use_in(key)
     -- Of another cap, other thresholds were told.
-    local of, told = string.match(call('HGET', key, 'alerted') or '', '^(%d+) (%d+)$')
-    told = tonumber(of) == c.cap and tonumber(told) or 0
+    local of, told = string.match(call('HGET', key, 'alerted') or '', '^(%d+) ([%d,]+)$')
+    local before = tonumber(of) == c.cap and told or ''
+    local after = before
     for soft in string.gmatch(c.soft, '%d+') do
-      if firm * 100 >= c.cap * tonumber(soft) then reached = math.max(reached, tonumber(soft)) end
+      local known = string.find(',' .. before .. ',', ',' .. soft .. ',', 1, true)
+      if not known and firm > 0 and firm * 100 >= c.cap * tonumber(soft) then
+        after = after == '' and soft or after .. ',' .. soft
+        alert_add('threshold', c, firm, 'percent', soft)
+      end
     end
-    if reached > told and call('EXISTS', key) == 1 then
-      call('HSET', key, 'alerted', string.format('%.0f %d', c.cap, reached))
-      alert_add('threshold', c, firm, 'percent', reached)
-    end
+    if after ~= before then call('HSET', key, 'alerted', string.format('%.0f %s', c.cap, after)) end
   end
 end
 

@@ -626,8 +626,45 @@ async def test_a_raised_cap_has_thresholds_of_its_own(buyers: Buyers) -> None:
     await buyers.buy(job, 100, 100)
     await buyers.caps("all", ever=1000)
     await buyers.buy(job, 850, 850)
-    told = await buyers.queue.stores.alerts.list()
-    assert [(alert.cap, alert.percent) for alert in told] == [(100, 100), (1000, 80)]
+    assert await told(buyers) == [(100, 50), (100, 80), (100, 100), (1000, 50), (1000, 80)]
+
+
+async def told(buyers: Buyers) -> list[tuple[int, int | None]]:
+    """Of which cap, which percent."""
+    return [(alert.cap, alert.percent) for alert in await buyers.queue.stores.alerts.list()]
+
+
+async def test_a_call_that_reaches_several_thresholds_tells_each_once(buyers: Buyers) -> None:
+    await buyers.caps("all", hour=100)
+    job = await buyers.job()
+    await buyers.buy(job, 85, 85)
+    await buyers.buy(job, 15, 15)
+    assert await told(buyers) == [(100, 50), (100, 80), (100, 100)]
+
+
+@pytest.mark.parametrize("window", ["hour", "ever"])
+async def test_a_cap_that_is_set_below_its_use_tells_so_at_once(buyers: Buyers, window: str) -> None:
+    """Nobody may call for hours after that. Set again, or taken away and set again, it tells nothing twice."""
+    await buyers.buy(await buyers.job(), 90, 90)
+    await buyers.caps("all", **{window: 1000})
+    assert await told(buyers) == []
+    for _ in range(2):
+        await buyers.caps("all", **{window: 100})
+    await buyers.queue.stores.budgets.delete("all", "test")
+    await buyers.caps("all", **{window: 100})
+    assert await told(buyers) == [(100, 50), (100, 80)]
+    await buyers.queue.stores.budgets.put("all", [Cap(window, 100, (10, 50, 90))], "test")  # type: ignore[arg-type]
+    assert await told(buyers) == [(100, 50), (100, 80), (100, 10), (100, 90)]
+
+
+async def test_a_cap_of_a_window_in_which_nobody_called_tells_nothing(buyers: Buyers) -> None:
+    """What was used before that is another window's. Where only what is free was used, nothing is reached."""
+    await buyers.buy(await buyers.job(), 90, 90)
+    await buyers.buy(await buyers.job(tenant="free"), 10, 0)
+    buyers.queue.later(HOUR)
+    await buyers.caps("all", hour=100)
+    await buyers.caps("tenant:free", ever=0)
+    assert await told(buyers) == []
 
 
 async def test_a_line_outlives_sums_that_cannot_be_read(buyers: Buyers) -> None:

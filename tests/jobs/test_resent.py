@@ -10,6 +10,7 @@ import pytest
 
 from celeriac.connections import Script
 from celeriac.contexts.store import encode_turn
+from celeriac.costs.budgets import Cap
 from celeriac.jobs.journal import Settlement
 from celeriac.jobs.model import Asked, JobError, Parked, State
 from celeriac.llm.model import Message
@@ -43,10 +44,17 @@ def seen(queue: Queue) -> Iterator[set[str]]:
     """The scripts that were sent twice. At the end: all that change anything."""
     names: set[str] = set()
     every: set[str] = set()
-    for part in (queue.jobs, queue.fleet, queue.stores.journal, queue.stores.contexts, queue.stores.doubts):
+    for part in (
+        queue.jobs,
+        queue.fleet,
+        queue.stores.journal,
+        queue.stores.contexts,
+        queue.stores.doubts,
+        queue.stores.budgets,
+    ):
         for name, script in list(vars(part).items()):
-            # It only looks.
-            if isinstance(script, Script) and name != "_outlook_of":
+            # These only look.
+            if isinstance(script, Script) and name not in {"_outlook_of", "_use"}:
                 every.add(name)
                 setattr(part, name, Resent(queue, script, name, names))
     yield names
@@ -105,6 +113,9 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: set[str]) -> No
     told = await queue.claim(await queue.submit(stream=True, ignore_result=False), "w4")
     await queue.finish(told)
     await queue.jobs.told(told.id, 0)
+    await queue.stores.budgets.put("all", [Cap("day", 9)], "test")
+    await queue.stores.budgets.delete("all", "test")
+    assert [change.became for change in await queue.stores.budgets.changes()] == [None, (Cap("day", 9),)]
     await queue.jobs.list(None)
     await queue.jobs.count(None)
     assert await queue.fleet.leave("w3") is True
