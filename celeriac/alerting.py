@@ -23,7 +23,7 @@ from celeriac.webhooks.signing import signed
 
 log = get_logger(__name__)
 
-#: Of one message. A worker that dies meanwhile leaves it to the next after LEASE.
+#: Of one message. A worker that dies meanwhile leaves it, and what follows, to the next after LEASE.
 TIMEOUT: Final = timedelta(seconds=10)
 LEASE: Final = timedelta(seconds=30)
 #: A sink that does not take a message is asked again after a second, two, and so on up to five minutes; after a day the
@@ -110,7 +110,6 @@ class Alerting:
     async def _tell(self, sink: Sink) -> None:
         try:
             taken = await self._alerts.take(sink.name, LEASE, since=None if sink.hears_old else self._since)
-            last: Alert | None = None
             for alert in taken.alerts:
                 try:
                     await sink.tell(alert)
@@ -118,11 +117,11 @@ class Alerting:
                     if datetime.now(UTC) - alert.at < GIVEN_UP:
                         wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(taken.tries, 20))
                         log.warning("alert_not_told", sink=sink.name, why=str(error), again_in=wait.total_seconds())
-                        await self._alerts.failed(sink.name, wait, last)
+                        await self._alerts.failed(taken, wait)
                         return
                     log.error("alert_given_up", sink=sink.name, why=str(error), **as_data(alert))
-                last = alert
-                await self._alerts.told(sink.name, alert)
+                if not await self._alerts.told(taken, alert):
+                    return
         except StoreUnavailable as error:
             log.warning("alerts_not_told", sink=sink.name, error=str(error))
 
