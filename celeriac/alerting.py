@@ -149,15 +149,21 @@ def as_data(alert: Alert) -> dict[str, Any]:
 
 
 def as_text(alert: Alert) -> str:
-    """For people."""
+    """For people. Amounts are exact: rounded ones would say of a small budget that it is nothing."""
     window = "" if alert.window == "ever" else f" of the {alert.window}"
-    used = f"${alert.use / 1e9:,.2f} of ${alert.cap / 1e9:,.2f}{window}"
+    used = f"{_dollars(alert.use)} of {_dollars(alert.cap)}{window}"
     if alert.reached_at is None:
-        return f"Celeriac: {alert.scope} has used {alert.percent} % of its budget: {used}."
+        return f"Celeriac: {alert.scope} has reached {alert.percent} % of its budget: {used}."
     return (
-        f"Celeriac: {alert.scope} has used {used}. At this rate (${(alert.rate or 0) / 1e9:,.2f} an hour) the cap is "
+        f"Celeriac: {alert.scope} has used {used}. At this rate ({_dollars(alert.rate or 0)} an hour) the cap is "
         f"reached at {alert.reached_at:%Y-%m-%d %H:%M} UTC."
     )
+
+
+def _dollars(nanos: int) -> str:
+    """1234567000 is "$1.234567", a dollar "$1.00"."""
+    whole, _, part = usd(nanos).rstrip("0").partition(".")
+    return f"${int(whole):,}.{part:0<2}"
 
 
 async def _post(url: str, body: bytes, headers: Mapping[str, str]) -> None:
