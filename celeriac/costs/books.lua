@@ -337,7 +337,12 @@ local function doubt_add(id, name, c, ancestors)
     call('ZADD', K.doubts(), c.at, entry)
     call('HSET', K.doubt_calls(), entry, text)
   end
-  for _, old in ipairs(call('ZRANGEBYSCORE', K.doubts(), '-inf', now - ENTRIES * 1000, 'LIMIT', 0, 5)) do doubt_remove(old) end
+end
+
+-- Those that are listed no longer, for their age.
+local function doubts_sweep(most)
+  local old = redis.pcall('ZRANGEBYSCORE', K.doubts(), '-inf', now - ENTRIES * 1000, 'LIMIT', 0, most)
+  for _, entry in ipairs(old.err and {} or old) do doubt_remove(entry) end
 end
 
 -- A call in doubt as it is listed, with c.of: tenant, agent, attempt, and for whom its job works. Nil where it is not, or makes no
@@ -528,6 +533,7 @@ return {
   reserve = books_reserve,
   doubt = doubt_add,
   no_doubt = doubt_remove,
+  sweep_doubts = doubts_sweep,
   doubt_read = doubt_read,
   resolved = doubt_resolved,
   resolve = doubt_resolve,
