@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
@@ -12,6 +13,7 @@ from redis.exceptions import ResponseError
 
 from celeriac.costs.books import COLUMNS, Account, counts, spelt, unspelt
 from celeriac.costs.budgets import Cap
+from celeriac.costs.ledger import as_json
 from celeriac.jobs.journal import Admitted, Full, Settlement
 from celeriac.jobs.model import Claim, Parent, Parked, Place
 from celeriac.llm.model import Lane, Usage
@@ -454,6 +456,32 @@ async def test_the_ledger_and_the_budget_agree(buyers: Buyers) -> None:
     ]
     assert await buyers.used("all") == (20, 40, 0)
     assert {(e.job, e.tenant, e.agent, e.attempt) for e in found} == {(job.id, "acme", "assistant", 1)}
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"nanos": "much"},
+        {"at": "1e999"},
+        {"facts": "{"},
+        {"facts": "[]"},
+        {"facts": '{"usage": {"output_tokens": "x"}}'},
+    ],
+)
+async def test_an_entry_that_makes_no_sense_hides_no_other(
+    buyers: Buyers, strange: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is passed over; how many were is said once, at the end."""
+    now = datetime.now(UTC)
+    entry = {"job": "j", "call": "c", "tenant": "acme", "agent": "a", "attempt": "1", "stands": "settled", "nanos": "7",
+             "in_doubt": "0", "at": str(int(now.timestamp() * 1000)), "facts": "{}"}  # fmt: skip
+    buyers.queue.planted = True
+    for said in (entry, entry | strange, {"job": "j"}, entry):
+        buyers.queue.redis.xadd(f"celeriac:ledger:{int(now.timestamp()) // 86_400}", said)
+    found = buyers.queue.stores.ledger.entries(now - timedelta(minutes=5), now + timedelta(minutes=5))
+    assert [json.loads(as_json(entry))["cost_usd"] async for entry in found] == ["0.000000007"] * 2
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "ledger_entries_not_readable" in line]
+    assert "count=2" in line
 
 
 async def test_sums_of_all_time_only_grow(buyers: Buyers) -> None:
