@@ -6,10 +6,10 @@ local WINDOWS = {'hour', 'day', 'week', 'month'}
 -- Seconds, at most: the longest day has the two hours in it by which clocks go back somewhere.
 local LENGTH = {hour = 3600, day = 93600, week = 612000, month = 2685600}
 local OUTLIVES = 35 * 86400 -- seconds for which the sum of a window is kept after its end: answers may come late
-local MOST_SERIES = 5000    -- in one span of the usage; what is beyond them counts together
--- In the sums of all time, whose series are never forgotten. Those without an answer take half of it at most: anybody may name
--- models that there are not.
-local MOST_EVER = 1000
+-- In one span of the usage, and in the sums of all time, whose series are never forgotten. Those without an answer take half of it
+-- at most: anybody may name models that there are not.
+local MOST_SERIES, MOST_EVER = 5000, 1000
+local MOST_FOLDED = 1000    -- in a span besides: tenants, agents and providers with calls to models that there was no room for
 local KEPT_ALERTS, KEPT_CHANGES = 1000, 10000
 local HARDLY = 5             -- percent of a cap, below which nothing is said of when it is reached
 local RECENT = 50            -- jobs of an agent whose mean cost is told to who asks
@@ -95,17 +95,19 @@ local function books_reserve(b, bound)
   return broken
 end
 
+-- Whether nothing is in any of its sums, and no alert was given for it.
 local function unused(key)
-  for _, sum in ipairs(call('HMGET', key, 'cost', 'in_doubt', 'reserved')) do
-    if sum and sum ~= '0' then return false end
+  local values = redis.pcall('HVALS', key)
+  for _, value in ipairs(values) do
+    if value ~= '0' then return false end
   end
-  return true
+  return not values.err
 end
 
 -- Out of one of the sums and into another, in all windows that there are: settling makes no new one. A key that holds something
 -- else is nobody's sum; the others go on.
 local function books_shift(b, was, back, is, nanos)
-  each_sum(b, function(key, till)
+  each_sum(b, function(key)
     if was and back then
       local left = redis.pcall('HINCRBY', key, was, back)
       if type(left) == 'table' then return end
@@ -115,9 +117,9 @@ local function books_shift(b, was, back, is, nanos)
         return
       end
     elseif redis.pcall('EXISTS', key) == 0 then return end
-    if is then redis.pcall('HINCRBY', key, is, nanos)
-    -- Else a model that somebody invented, and no provider knows, would be remembered for ever.
-    elseif not till and unused(key) then call('DEL', key) end
+    if is then redis.pcall('HINCRBY', key, is, nanos) end
+    -- Else models that somebody invented, and no provider knows, would be remembered: for ever, or until the month is long over.
+    if (not is or nanos == '0') and unused(key) then call('DEL', key) end
   end)
 end
 
@@ -244,16 +246,22 @@ local function books_forecast(scope, windows)
 end
 
 -- Put what one call used to its series, in one span. counts: numbers, in the order of the usage's columns. most: series that it
--- holds; one that is in it stays, so that none of its sums ever goes down.
-local function count_in(key, series, counts, most, seconds)
+-- holds; one that is in it stays, so that none of its sums ever goes down. folded: what it counts under where there is no room, if
+-- there is room for that.
+local function count_in(key, series, counts, most, seconds, folded)
   local stored = redis.pcall('HGET', key, series)
   if type(stored) == 'table' then
     call('DEL', key)
     stored = nil
   end
-  if not stored and call('HLEN', key) >= most then
-    series = 'other'
+  local held = not stored and call('HLEN', key) or 0
+  if held >= most then
+    series = folded or 'other'
     stored = call('HGET', key, series)
+    if folded and not stored and held >= MOST_SERIES + MOST_FOLDED then
+      series = 'other'
+      stored = call('HGET', key, series)
+    end
   end
   local sums, i = {}, 0
   for text in string.gmatch(stored or '', '%S+') do
@@ -268,9 +276,12 @@ end
 local function books_count(b, counts)
   -- Without its labels: tenant, agent, provider, model.
   local whose = string.match(b.series, '^[^,]*,[^,]*,[^,]*,[^,]*')
-  count_in(K.usage_ever(), whose or b.series, counts, counts[2] == 0 and MOST_EVER or MOST_EVER / 2)
-  count_in(K.usage('hour.' .. b.starts[1]), b.series, counts, MOST_SERIES, ENTRIES)
-  count_in(K.usage('day.' .. b.starts[2]), b.series, counts, MOST_SERIES, TOTALS)
+  -- What callers cannot make up.
+  local folded = whose and string.match(whose, '^.*,') .. 'other'
+  local part = counts[2] == 0 and 1 or 0.5
+  count_in(K.usage_ever(), whose or b.series, counts, MOST_EVER * part)
+  count_in(K.usage('hour.' .. b.starts[1]), b.series, counts, MOST_SERIES * part, ENTRIES, folded)
+  count_in(K.usage('day.' .. b.starts[2]), b.series, counts, MOST_SERIES * part, TOTALS, folded)
 end
 
 -- A call is kept as "<stands> <bound> <amount> <when> <facts>". Until its outcome is known, its facts hold what it is booked under.

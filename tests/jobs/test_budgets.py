@@ -276,14 +276,76 @@ async def test_of_several_spent_caps_the_one_is_named_that_is_so_for_longest(
 
 
 async def test_a_model_that_nobody_knows_is_not_remembered(buyers: Buyers) -> None:
-    """Its provider refuses it; a caller could fill the store with names. What was paid for stays."""
+    """Its provider refuses it; a caller could fill the store with names. What was paid for stays, in each window."""
     job = await buyers.job()
     invented, known = Lane("openai", "gpt-invented"), LANE
-    for lane, stands in ((invented, "released"), (known, "settled"), (known, "released")):
+    for lane, stands in (
+        (invented, "released"),
+        (known, "settled"),
+        (known, "released"),
+        (Lane("openai", "x"), "free"),
+    ):
         assert isinstance(await buyers.ask(job, 10, lane, name="x" + str(buyers.calls)), Admitted)
-        await buyers.settle(job, buyers.name, stands, 10 if stands == "settled" else 0)
-    names = {unspelt(name.removeprefix("celeriac:used:")) for name in buyers.queue.redis.scan_iter("celeriac:used:*")}
+        nanos, stands = 10 if stands == "settled" else 0, "settled" if stands == "free" else stands
+        await buyers.settle(job, buyers.name, stands, nanos)
+    names = {
+        unspelt(name.split(":")[2]) for name in buyers.queue.redis.scan_iter("celeriac:use*:*") if ":usage:" not in name
+    }
     assert names == {"all", "tenant:acme", "agent:assistant", "provider:openai", f"model:{known}"}
+    assert len(list(buyers.queue.redis.scan_iter("celeriac:use:all:*"))) == 4
+
+
+async def test_a_doubt_that_cost_nothing_leaves_what_was_told_of_it(buyers: Buyers) -> None:
+    """What is used again reaches the same threshold, of which somebody heard."""
+    await buyers.caps("all", hour=100)
+    job = await buyers.job()
+    assert isinstance(await buyers.ask(job, 60, name="lost"), Admitted)
+    await buyers.settle(job, "lost", "doubt")
+    await buyers.queue.stores.doubts.resolve(job.id, "lost", "released", "test")
+    await buyers.buy(job, 60, 60)
+    assert await told(buyers) == [(100, 50)]
+
+
+async def test_names_that_callers_invent_take_no_tenants_usage_from_it(buyers: Buyers) -> None:
+    """Where a day has no room for them, they count under the model `other` of whose they are, those that nobody
+    answered first; whoever is known already stays so.
+    """
+    job, victim = await buyers.job("invents"), await buyers.job("victim")
+    usage, start = buyers.queue.stores.usage, noon(buyers)
+    buyers.queue.planted = True
+
+    async def call(claim: Claim, model: str, *, fails: bool = False) -> None:
+        assert isinstance(await buyers.ask(claim, 10, lane=Lane("openai", model)), Admitted)
+        made = counts(None, error=True) if fails else counts(Usage(input=1), 1)
+        settlement = Settlement(buyers.name, "released" if fails else "settled", 0, 1 - fails, {}, None, "", made)
+        await buyers.queue.stores.journal.settle(claim, settlement)
+
+    async def calls() -> dict[tuple[str, str], int]:
+        rows = await usage.report(*usage.day(start), ("tenant", "model"))
+        return {(row.group["tenant"], row.group["model"]): row.sums["calls"] for row in rows}
+
+    def plant(most: int) -> None:
+        for name in buyers.queue.redis.scan_iter("celeriac:usage:*"):
+            few = range(most - buyers.queue.redis.hlen(name))
+            buyers.queue.redis.hset(name, mapping={f"invents,assistant,openai,m{most}.{number}": "1" for number in few})
+
+    await call(victim, "known")
+    plant(2500)
+    await call(job, "invented", fails=True)
+    await call(victim, "asked")
+    await call(victim, "known", fails=True)
+    plant(5000)
+    await call(victim, "late")
+    found = await calls()
+    victims = {model: count for (tenant, model), count in found.items() if tenant == "victim"}
+    assert victims == {"openai/known": 2, "openai/asked": 1, "openai/other": 1}
+    assert found["invents", "openai/other"] == 1
+    assert ("invents", "openai/invented") not in found
+    plant(6000)
+    await call(await buyers.job("third"), "late")
+    await call(victim, "later")
+    found = await calls()
+    assert (found["other", "other/other"], found["victim", "openai/other"]) == (1, 2)
 
 
 async def test_a_threshold_is_told_once_in_its_window(buyers: Buyers) -> None:
