@@ -151,8 +151,9 @@ local WORSE = {held = 1, spent = 2, never = 3}
 -- Those in line whose money is only held by others go before whoever comes.
 local function is_waited_for(scope)
   local till = redis.pcall('HGET', K.lane(LINE .. scope), 'held')
-  return type(till) == 'string' and amount(till) > now and amount(till) <= now + PROMISED
-    and call('EXISTS', K.lane_line(LINE .. scope)) == 1
+  if type(till) ~= 'string' or amount(till) <= now or amount(till) > now + PROMISED then return false end
+  local waiting = redis.pcall('ZCARD', K.lane_line(LINE .. scope))
+  return type(waiting) == 'number' and waiting > 0
 end
 
 local function wait_for(scope)

@@ -15,7 +15,7 @@ from celeriac.costs.books import COLUMNS, Account, counts, spelt, unspelt
 from celeriac.costs.budgets import Cap
 from celeriac.costs.ledger import as_json
 from celeriac.jobs.journal import Admitted, Full, Settlement
-from celeriac.jobs.model import Claim, Parent, Parked, Place
+from celeriac.jobs.model import Claim, Parent, Parked, Place, State
 from celeriac.llm.model import Lane, Usage
 from tests.jobs.conftest import Queue
 
@@ -400,21 +400,39 @@ async def test_a_call_whose_answer_comes_late_is_one_call_in_the_usage(buyers: B
     assert (sums["calls"], sums["errors"], sums["input"], sums["cost"]) == (1, 1, 1, 40)
 
 
-@pytest.mark.parametrize("planted", ["budgets", "windows", "used", "use", "promised", "doubts", "ledger", "usage"])
+@pytest.mark.parametrize(
+    "planted",
+    [
+        *("budgets", "windows", "used", "use", "promised", "doubts", "doubt_calls", "ledger", "usage", "usage:hour"),
+        *("usage:day", "dearest", "lane", "lane_line", "lanes", "alerts", "mean_costs"),
+    ],
+)
 async def test_a_key_of_the_wrong_type_lets_nothing_through_that_it_guards(buyers: Buyers, planted: str) -> None:
-    """Sums that cannot be read let no call through, and none is half booked; the rest is made anew."""
+    """Sums that cannot be read let no call through, and none is half booked; the rest is made anew. A scope whose line
+    cannot be read has none: the jobs that use it go on and end.
+    """
     queue = buyers.queue
     await buyers.caps("all", ever=1000)
-    job = await buyers.job()
+    job, waits = await buyers.job(), await buyers.job()
     assert isinstance(await buyers.ask(job, 100, name="a"), Admitted)
+    assert isinstance(await buyers.ask(waits, 900, name="other"), Admitted)
+    full = await buyers.ask(waits, 50)
+    assert isinstance(full, Full)
+    await buyers.waits(waits, full)
+    await buyers.settle(waits, "other", "released")
     queue.planted = True
     day = queue.now // 86_400_000
-    [use] = queue.redis.scan_iter("celeriac:use:all:hour.*")
+    hours, days = (next(queue.redis.scan_iter(f"celeriac:use:all:{span}.*")) for span in ("hour", "day"))
     names = {
         "used": "used:all",
-        "use": use.removeprefix("celeriac:"),
+        "use": hours.removeprefix("celeriac:"),
         "promised": "promised:all",
         "ledger": f"ledger:{day}",
+        "usage:hour": hours.removeprefix("celeriac:").replace("use:all", "usage"),
+        "usage:day": days.removeprefix("celeriac:").replace("use:all", "usage"),
+        "dearest": f"dearest:{day}",
+        "lane": "lane:$all",
+        "lane_line": "lane_line:$all",
     }
     name = f"celeriac:{names.get(planted, planted)}"
     queue.redis.delete(name)
@@ -428,6 +446,7 @@ async def test_a_key_of_the_wrong_type_lets_nothing_through_that_it_guards(buyer
         assert isinstance(await buyers.ask(job, 100, name="b"), Admitted)
     await buyers.settle(job, "a", "settled", 70)
     assert int(queue.record(job)["cost"]) == 70, "what was paid is booked, whatever is broken"
+    assert (await queue.end(job)).state == State.SUCCEEDED
 
 
 def noon(buyers: Buyers) -> datetime:
