@@ -24,7 +24,7 @@ class Alert:
 
     kind: "threshold" where what is settled and in doubt has reached `percent` of the cap; "rate" where it will reach
     the cap at `reached_at`, before the window ends, if things go on as in the last hour, which used `rate`. use, cap,
-    rate: in nano-dollars.
+    rate: in nano-dollars; a use beyond nine million dollars is rounded to a few of them.
     """
 
     id: str

@@ -134,7 +134,7 @@ local function caps_of(scopes)
   return found
 end
 
--- Settled and in doubt; and reserved.
+-- Settled and in doubt; and reserved. Exact up to 2^53, above every cap: of more, only that it is more is certain.
 local function use_in(key)
   local reserved, in_doubt, settled = unpack(call('HMGET', key, 'reserved', 'in_doubt', 'cost'))
   return amount(in_doubt) + amount(settled), amount(reserved)
@@ -246,6 +246,14 @@ local function books_forecast(scope, windows)
   end
 end
 
+-- A whole number, as text, and one more: exact also where the sum is beyond 2^53, as that of all time may be after $9 million.
+local function plus(text, count)
+  if count == 0 then return text end
+  local high, low = tonumber(string.sub(text, 1, -10)) or 0, tonumber(string.sub(text, -9)) + count
+  high = high + math.floor(low / 1e9)
+  return high == 0 and string.format('%.0f', low) or string.format('%.0f%09.0f', high, low % 1e9)
+end
+
 -- Put what one call used to its series, in one span. counts: numbers, in the order of the usage's columns. most: series that it
 -- holds; one that is in it stays, so that none of its sums ever goes down. folded: what it counts under where there is no room, if
 -- there is room for that.
@@ -267,10 +275,9 @@ local function count_in(key, series, counts, most, seconds, folded)
   local sums, i = {}, 0
   for text in string.gmatch(stored or '', '%S+') do
     i = i + 1
-    -- As text: what is not counted now would lose its digits else.
-    sums[i] = string.format('%.0f', amount(text))
+    sums[i] = string.match(text, '^%d+$') or '0'
   end
-  for n, count in ipairs(counts) do sums[n] = string.format('%.0f', (sums[n] or 0) + count) end
+  for n, count in ipairs(counts) do sums[n] = plus(sums[n] or '0', count) end
   if call('HSET', key, series, table.concat(sums, ' ')) == 1 and seconds then call('EXPIRE', key, seconds) end
 end
 

@@ -383,6 +383,29 @@ async def test_usage_is_exact_whatever_is_counted_after_it(buyers: Buyers) -> No
     assert (sums["calls"], sums["errors"], sums["cost"]) == (2, 1, nanos)
 
 
+@pytest.mark.parametrize(
+    ("before", "nanos"),
+    [
+        (9_007_199_254_740_993, 1),
+        (9_007_199_254_740_993, 9 * 10**15),
+        (999_999_999, 1),
+        (10**18 - 1, 1),
+        (10**9, 0),
+        (8_999_999_999_999_999_999, 7),
+    ],
+)
+async def test_usage_is_exact_beyond_what_lua_counts(buyers: Buyers, before: int, nanos: int) -> None:
+    """All that was ever spent on a model may be more than nine million dollars."""
+    redis, job = buyers.queue.redis, await buyers.job()
+    await buyers.buy(job, 10, 10)
+    buyers.queue.planted = True
+    [series] = redis.hkeys("celeriac:usage")
+    redis.hset("celeriac:usage", series, f"3 0 1 0 0 0 0 0 {before} 0")
+    await buyers.buy(job, nanos, nanos)
+    [row] = await buyers.queue.stores.usage.ever()
+    assert (row.sums["calls"], row.sums["cost"]) == (4, before + nanos)
+
+
 @pytest.mark.parametrize("doubted", ["by its run", "by who took its job away"])
 async def test_a_call_whose_answer_comes_late_is_one_call_in_the_usage(buyers: Buyers, doubted: str) -> None:
     """It was counted when it came to be in doubt, as one without an answer; what it used and cost is added then."""
