@@ -23,7 +23,7 @@ from celeriac.webhooks.signing import signed
 
 log = get_logger(__name__)
 
-#: Of one message. A worker that dies meanwhile leaves it to the next after LEASE.
+#: Of one message. A worker that dies meanwhile leaves it, and what follows, to the next after LEASE.
 TIMEOUT: Final = timedelta(seconds=10)
 LEASE: Final = timedelta(seconds=30)
 #: A sink that does not take a message is asked again after a second, two, and so on up to five minutes; after a day the
@@ -110,7 +110,6 @@ class Alerting:
     async def _tell(self, sink: Sink) -> None:
         try:
             taken = await self._alerts.take(sink.name, LEASE, since=None if sink.hears_old else self._since)
-            last: Alert | None = None
             for alert in taken.alerts:
                 try:
                     await sink.tell(alert)
@@ -118,11 +117,11 @@ class Alerting:
                     if datetime.now(UTC) - alert.at < GIVEN_UP:
                         wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(taken.tries, 20))
                         log.warning("alert_not_told", sink=sink.name, why=str(error), again_in=wait.total_seconds())
-                        await self._alerts.failed(sink.name, wait, last)
+                        await self._alerts.failed(taken, wait)
                         return
                     log.error("alert_given_up", sink=sink.name, why=str(error), **as_data(alert))
-                last = alert
-                await self._alerts.told(sink.name, alert)
+                if not await self._alerts.told(taken, alert):
+                    return
         except StoreUnavailable as error:
             log.warning("alerts_not_told", sink=sink.name, error=str(error))
 
@@ -150,15 +149,21 @@ def as_data(alert: Alert) -> dict[str, Any]:
 
 
 def as_text(alert: Alert) -> str:
-    """For people."""
+    """For people. Amounts are exact: rounded ones would say of a small budget that it is nothing."""
     window = "" if alert.window == "ever" else f" of the {alert.window}"
-    used = f"${alert.use / 1e9:,.2f} of ${alert.cap / 1e9:,.2f}{window}"
+    used = f"{_dollars(alert.use)} of {_dollars(alert.cap)}{window}"
     if alert.reached_at is None:
-        return f"Celeriac: {alert.scope} has used {alert.percent} % of its budget: {used}."
+        return f"Celeriac: {alert.scope} has reached {alert.percent} % of its budget: {used}."
     return (
-        f"Celeriac: {alert.scope} has used {used}. At this rate (${(alert.rate or 0) / 1e9:,.2f} an hour) the cap is "
+        f"Celeriac: {alert.scope} has used {used}. At this rate ({_dollars(alert.rate or 0)} an hour) the cap is "
         f"reached at {alert.reached_at:%Y-%m-%d %H:%M} UTC."
     )
+
+
+def _dollars(nanos: int) -> str:
+    """1234567000 is "$1.234567", a dollar "$1.00"."""
+    whole, _, part = usd(nanos).rstrip("0").partition(".")
+    return f"${int(whole):,}.{part:0<2}"
 
 
 async def _post(url: str, body: bytes, headers: Mapping[str, str]) -> None:

@@ -100,7 +100,7 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     ),
     "use": (
         "use:{scope}:{window}",
-        "hash: what calls admitted in a window cost, have in doubt and reserved; the alert that was given",
+        "hash: what calls admitted in a window cost, have in doubt and reserved; the alerts that were given",
         "35 days after the window",
     ),
     "used": ("used:{scope}", "hash: the same, ever", "for ever"),
@@ -149,8 +149,8 @@ KEYS: Final[dict[str, tuple[str, str, str]]] = {
     "alerts": ("alerts", "stream: caps of which a threshold was reached, or that soon will be", "the newest 1,000"),
     "told_alerts": (
         "told_alerts",
-        "hash: of each sink the newest it was told of, until when (ms) it is told more, and how often that failed",
-        "for ever, three a sink",
+        "hash: of each sink the newest it was told of, who tells it more until when (ms), and how often that failed",
+        "for ever, four a sink",
     ),
     "changes": ("changes", "stream: who changed a budget or resolved a doubt", "the newest 10,000"),
     # What callers look at.

@@ -7,8 +7,33 @@ from typing import Any, Final
 from celeriac.logs import OURS
 from celeriac.settings import Settings
 
-#: Facts of a log line that Sentry may index. All of them are names and ids of ours.
-TAGS: Final = ("job_id", "agent", "context_id", "tenant", "task", "worker", "request_id", "service", "lane", "error")
+#: Facts of a log line that Sentry may index. All of them are names, ids and amounts of ours.
+TAGS: Final = (
+    "job_id",
+    "agent",
+    "context_id",
+    "tenant",
+    "task",
+    "worker",
+    "request_id",
+    "service",
+    "lane",
+    "error",
+    "scope",
+    "window",
+    "percent",
+    "use_usd",
+    "cap_usd",
+    "rate_usd_per_hour",
+    "reached_at",
+)
+#: What Sentry takes of a tag's value.
+MOST_TAG: Final = 200
+#: Events that are an issue for each of these facts: each alert about a budget is, and not each of its windows.
+ISSUES: Final = {
+    "budget_threshold_reached": ("scope", "window", "percent"),
+    "budget_burn_rate": ("scope", "window"),
+}
 
 
 def open_sentry(settings: Settings, service: str) -> None:
@@ -54,8 +79,11 @@ def _before_send(event: Any, hint: dict[str, Any]) -> Any:
     record = hint.get("log_record")
     facts = record.msg if record is not None and isinstance(record.msg, dict) else {}
     if facts:
-        event["logentry"] = {"message": str(facts.get("event", ""))}
-        event.setdefault("tags", {}).update({name: str(facts[name]) for name in TAGS if facts.get(name)})
+        said = str(facts.get("event", ""))
+        event["logentry"] = {"message": said}
+        event.setdefault("tags", {}).update({name: str(facts[name])[:MOST_TAG] for name in TAGS if facts.get(name)})
+        if said in ISSUES:
+            event["fingerprint"] = [said, *(str(facts.get(name)) for name in ISSUES[said])]
     elif record is not None:
         # A foreign line: its text before the values were put in.
         event["logentry"] = {"message": str(record.msg)}

@@ -137,7 +137,7 @@ async def submit(
             return await submit(body, request, tenant, idempotency_key)
         outlook = await stores.jobs.outlook(replace(new, id=known.id), known=True)
         return _json(
-            job_out(known, quote(new, agent, outlook, prices)),
+            job_out(known, quote(new, agent, outlook, prices, known.max_cost_nanos)),
             202,
             {"Location": f"/v1/jobs/{known.id}", "Idempotency-Replayed": "true"},
         )

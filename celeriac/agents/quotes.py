@@ -49,9 +49,12 @@ def scopes_of(job: NewJob, agent: Agent, costs: CostSettings) -> tuple[str, ...]
     return tuple(spelt(scope) for scope in account.scopes(asked_first(job, agent)))
 
 
-def quote(job: NewJob, agent: Agent, outlook: Outlook, prices: Prices) -> Quote:
-    """Of a job as it was stored, or would be."""
-    most = nanos(Decimal(job.limits["max_cost_usd"]))
+def quote(job: NewJob, agent: Agent, outlook: Outlook, prices: Prices, most: int | None = None) -> Quote:
+    """Of a job as it was stored, or would be. most: of one that was stored before, whose agent may have another cap
+    today.
+    """
+    if most is None:
+        most = nanos(Decimal(job.limits["max_cost_usd"]))
     known = outlook.mean_cost if job.model is None else None
     expected = _by_prices(job, agent, prices) if known is None else known
     return Quote(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
@@ -10,6 +11,9 @@ from typing import Any, Final, Literal
 from celeriac import keys
 from celeriac.connections import ALWAYS, Redis, Scripts, answering
 from celeriac.costs.books import HERE, Window, unspelt
+from celeriac.logs import get_logger
+
+log = get_logger(__name__)
 
 PAGE: Final = 100
 
@@ -20,7 +24,7 @@ class Alert:
 
     kind: "threshold" where what is settled and in doubt has reached `percent` of the cap; "rate" where it will reach
     the cap at `reached_at`, before the window ends, if things go on as in the last hour, which used `rate`. use, cap,
-    rate: in nano-dollars.
+    rate: in nano-dollars; a use beyond nine million dollars is rounded to a few of them.
     """
 
     id: str
@@ -37,10 +41,17 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Alerts that nobody else tells this sink meanwhile. tries: how often that failed so far."""
+    """Alerts that nobody else tells this sink meanwhile, within `lease` of each that it was told. taker: who took them.
 
+    tries: how often that failed so far. last: the id up to which these are all that there are to tell.
+    """
+
+    sink: str
+    taker: str
+    lease: timedelta
     tries: int
     alerts: tuple[Alert, ...]
+    last: str
 
 
 class Alerts:
@@ -52,31 +63,56 @@ class Alerts:
         self._told = scripts.load(HERE / "told_alerts.lua", ALWAYS)
         self._forecast = scripts.load(HERE / "forecast.lua", ALWAYS)
         self._cursor = "0"
+        self._unreadable: set[bytes] = set()
 
     async def list(self, after: str = "-", most: int = PAGE) -> list[Alert]:
         """The newest thousand or so, oldest first. after: the id of a known one. Raises StoreUnavailable."""
         async with answering():
             start = after if after == "-" else f"({after}"
             entries = await self._redis.xrange(keys.spell("alerts"), start, count=most)
-        return [_alert(id, raw) for id, raw in entries]
+        return [*self._readable(entries)]
 
     async def take(self, sink: str, lease: timedelta, *, since: datetime | None = None) -> Taken:
-        """What a sink was not told of yet. Whoever takes it says `told` or `failed`; after `lease` it is anybody's.
-
-        since: a sink that is new hears of nothing before. Raises StoreUnavailable.
+        """What a sink was not told of yet. Whoever takes it says `told` of each, or `failed`; `lease` after the last of
+        that it is anybody's. since: a sink that is new hears of nothing before. Raises StoreUnavailable.
         """
         since_ms = 0 if since is None else int(since.timestamp() * 1000)
-        tries, entries = await self._take(sink=sink, page=PAGE, lease=_ms(lease), since=since_ms)
-        alerts = tuple(_alert(id, dict(zip(raw[::2], raw[1::2], strict=True))) for id, raw in entries)
-        return Taken(tries, alerts)
+        taker = secrets.token_hex(16)
+        tries, entries = await self._take(sink=sink, taker=taker, page=PAGE, lease=_ms(lease), since=since_ms)
+        alerts = self._readable((id, dict(zip(raw[::2], raw[1::2], strict=True))) for id, raw in entries)
+        last = entries[-1][0].decode() if entries else ""
+        taken = Taken(sink, taker, lease, tries, alerts, last)
+        if last and not alerts:
+            await self._say(taken, last, "done", lease)
+        return taken
 
-    async def told(self, sink: str, alert: Alert) -> None:
-        """Of this one and all before it. Raises StoreUnavailable."""
-        await self._told(sink=sink, id=alert.id, wait=0)
+    async def told(self, taken: Taken, alert: Alert) -> bool:
+        """Of this one and all before it. False where its lease was over and somebody else tells what follows.
 
-    async def failed(self, sink: str, wait: timedelta, after: Alert | None = None) -> None:
-        """It is tried again after `wait`. after: the last one that the sink was told of. Raises StoreUnavailable."""
-        await self._told(sink=sink, id=after.id if after else "", wait=max(1, _ms(wait)))
+        Raises StoreUnavailable.
+        """
+        if alert == taken.alerts[-1]:
+            return await self._say(taken, taken.last, "done", taken.lease)
+        return await self._say(taken, alert.id, "on", taken.lease)
+
+    async def failed(self, taken: Taken, wait: timedelta) -> None:
+        """The next one could not be told. It is tried again after `wait`. Raises StoreUnavailable."""
+        await self._say(taken, "", "wait", wait)
+
+    async def _say(self, taken: Taken, id: str, then: str, time: timedelta) -> bool:
+        return bool(await self._told(sink=taken.sink, taker=taken.taker, id=id, then=then, ms=max(1, _ms(time))))
+
+    def _readable(self, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> tuple[Alert, ...]:
+        """One that makes no sense keeps nobody from hearing of the others. It is said once."""
+        found = []
+        for id, raw in entries:
+            try:
+                found.append(_alert(id, raw))
+            except (ValueError, KeyError, OverflowError) as error:
+                if id not in self._unreadable:
+                    self._unreadable.add(id)
+                    log.error("alert_not_readable", id=id.decode(), error=type(error).__name__)
+        return tuple(found)
 
     async def forecast(self) -> None:
         """Look at some budgets, each time at the next, for caps that soon will be reached. Raises StoreUnavailable."""

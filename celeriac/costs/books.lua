@@ -6,10 +6,10 @@ local WINDOWS = {'hour', 'day', 'week', 'month'}
 -- Seconds, at most: the longest day has the two hours in it by which clocks go back somewhere.
 local LENGTH = {hour = 3600, day = 93600, week = 612000, month = 2685600}
 local OUTLIVES = 35 * 86400 -- seconds for which the sum of a window is kept after its end: answers may come late
-local MOST_SERIES = 5000    -- in one span of the usage; what is beyond them counts together
--- In the sums of all time, whose series are never forgotten. Those without an answer take half of it at most: anybody may name
--- models that there are not.
-local MOST_EVER = 1000
+-- In one span of the usage, and in the sums of all time, whose series are never forgotten. Those without an answer take half of it
+-- at most: anybody may name models that there are not.
+local MOST_SERIES, MOST_EVER = 5000, 1000
+local MOST_FOLDED = 1000    -- in a span besides: tenants, agents and providers with calls to models that there was no room for
 local KEPT_ALERTS, KEPT_CHANGES = 1000, 10000
 local HARDLY = 5             -- percent of a cap, below which nothing is said of when it is reached
 local RECENT = 50            -- jobs of an agent whose mean cost is told to who asks
@@ -95,11 +95,13 @@ local function books_reserve(b, bound)
   return broken
 end
 
+-- Whether nothing is in any of its sums, and no alert was given for it.
 local function unused(key)
-  for _, sum in ipairs(call('HMGET', key, 'cost', 'in_doubt', 'reserved')) do
-    if sum and sum ~= '0' then return false end
+  local values = redis.pcall('HVALS', key)
+  for _, value in ipairs(values) do
+    if value ~= '0' then return false end
   end
-  return true
+  return not values.err
 end
 
 -- Out of one of the sums and into another, in all windows that there are. Settling makes no new one, but of a call that was in none
@@ -119,8 +121,9 @@ local function books_shift(b, was, back, is, nanos)
     if is then
       redis.pcall('HINCRBY', key, is, nanos)
       if new and till then redis.pcall('PEXPIRE', key, till * 1000 - now) end
-    -- Else a model that somebody invented, and no provider knows, would be remembered for ever.
-    elseif not till and unused(key) then call('DEL', key) end
+    end
+    -- Else models that somebody invented, and no provider knows, would be remembered: for ever, or until the month is long over.
+    if (not is or nanos == '0') and unused(key) then call('DEL', key) end
   end)
 end
 
@@ -135,7 +138,7 @@ local function caps_of(scopes)
   return found
 end
 
--- Settled and in doubt; and reserved.
+-- Settled and in doubt; and reserved. Exact up to 2^53, above every cap: of more, only that it is more is certain.
 local function use_in(key)
   local reserved, in_doubt, settled = unpack(call('HMGET', key, 'reserved', 'in_doubt', 'cost'))
   return amount(in_doubt) + amount(settled), amount(reserved)
@@ -152,8 +155,9 @@ local WORSE = {held = 1, spent = 2, never = 3}
 -- Those in line whose money is only held by others go before whoever comes.
 local function is_waited_for(scope)
   local till = redis.pcall('HGET', K.lane(LINE .. scope), 'held')
-  return type(till) == 'string' and amount(till) > now and amount(till) <= now + PROMISED
-    and call('EXISTS', K.lane_line(LINE .. scope)) == 1
+  if type(till) ~= 'string' or amount(till) <= now or amount(till) > now + PROMISED then return false end
+  local waiting = redis.pcall('ZCARD', K.lane_line(LINE .. scope))
+  return type(waiting) == 'number' and waiting > 0
 end
 
 local function wait_for(scope)
@@ -192,21 +196,23 @@ local function alert_add(kind, c, firm, ...)
     'use', string.format('%.0f', firm), 'cap', string.format('%.0f', c.cap), 'at', now, ...)
 end
 
--- A threshold of a cap is reached by what is settled and in doubt: said once in its window.
+-- Thresholds of caps are reached by what is settled and in doubt: each is said once in its window, the lowest first.
 local function books_alert(b)
   for _, c in ipairs(caps_of(b.scopes)) do
     local key = use_key(b, c.scope, c.window)
-    local firm, reached = use_in(key), 0
+    local firm = use_in(key)
     -- Of another cap, other thresholds were told.
-    local of, told = string.match(call('HGET', key, 'alerted') or '', '^(%d+) (%d+)$')
-    told = tonumber(of) == c.cap and tonumber(told) or 0
+    local of, told = string.match(call('HGET', key, 'alerted') or '', '^(%d+) ([%d,]+)$')
+    local before = tonumber(of) == c.cap and told or ''
+    local after = before
     for soft in string.gmatch(c.soft, '%d+') do
-      if firm * 100 >= c.cap * tonumber(soft) then reached = math.max(reached, tonumber(soft)) end
+      local known = string.find(',' .. before .. ',', ',' .. soft .. ',', 1, true)
+      if not known and firm > 0 and firm * 100 >= c.cap * tonumber(soft) then
+        after = after == '' and soft or after .. ',' .. soft
+        alert_add('threshold', c, firm, 'percent', soft)
+      end
     end
-    if reached > told and call('EXISTS', key) == 1 then
-      call('HSET', key, 'alerted', string.format('%.0f %d', c.cap, reached))
-      alert_add('threshold', c, firm, 'percent', reached)
-    end
+    if after ~= before then call('HSET', key, 'alerted', string.format('%.0f %s', c.cap, after)) end
   end
 end
 
@@ -244,34 +250,50 @@ local function books_forecast(scope, windows)
   end
 end
 
+-- A whole number, as text, and one more: exact also where the sum is beyond 2^53, as that of all time may be after $9 million.
+local function plus(text, count)
+  if count == 0 then return text end
+  local high, low = tonumber(string.sub(text, 1, -10)) or 0, tonumber(string.sub(text, -9)) + count
+  high = high + math.floor(low / 1e9)
+  return high == 0 and string.format('%.0f', low) or string.format('%.0f%09.0f', high, low % 1e9)
+end
+
 -- Put what one call used to its series, in one span. counts: numbers, in the order of the usage's columns. most: series that it
--- holds; one that is in it stays, so that none of its sums ever goes down.
-local function count_in(key, series, counts, most, seconds)
+-- holds; one that is in it stays, so that none of its sums ever goes down. folded: what it counts under where there is no room, if
+-- there is room for that.
+local function count_in(key, series, counts, most, seconds, folded)
   local stored = redis.pcall('HGET', key, series)
   if type(stored) == 'table' then
     call('DEL', key)
     stored = nil
   end
-  if not stored and call('HLEN', key) >= most then
-    series = 'other'
+  local held = not stored and call('HLEN', key) or 0
+  if held >= most then
+    series = folded or 'other'
     stored = call('HGET', key, series)
+    if folded and not stored and held >= MOST_SERIES + MOST_FOLDED then
+      series = 'other'
+      stored = call('HGET', key, series)
+    end
   end
   local sums, i = {}, 0
   for text in string.gmatch(stored or '', '%S+') do
     i = i + 1
-    -- As text: what is not counted now would lose its digits else.
-    sums[i] = string.format('%.0f', amount(text))
+    sums[i] = string.match(text, '^%d+$') or '0'
   end
-  for n, count in ipairs(counts) do sums[n] = string.format('%.0f', (sums[n] or 0) + count) end
+  for n, count in ipairs(counts) do sums[n] = plus(sums[n] or '0', count) end
   if call('HSET', key, series, table.concat(sums, ' ')) == 1 and seconds then call('EXPIRE', key, seconds) end
 end
 
 local function books_count(b, counts)
   -- Without its labels: tenant, agent, provider, model.
   local whose = string.match(b.series, '^[^,]*,[^,]*,[^,]*,[^,]*')
-  count_in(K.usage_ever(), whose or b.series, counts, counts[2] == 0 and MOST_EVER or MOST_EVER / 2)
-  count_in(K.usage('hour.' .. b.starts[1]), b.series, counts, MOST_SERIES, ENTRIES)
-  count_in(K.usage('day.' .. b.starts[2]), b.series, counts, MOST_SERIES, TOTALS)
+  -- What callers cannot make up.
+  local folded = whose and string.match(whose, '^.*,') .. 'other'
+  local part = counts[2] == 0 and 1 or 0.5
+  count_in(K.usage_ever(), whose or b.series, counts, MOST_EVER * part)
+  count_in(K.usage('hour.' .. b.starts[1]), b.series, counts, MOST_SERIES * part, ENTRIES, folded)
+  count_in(K.usage('day.' .. b.starts[2]), b.series, counts, MOST_SERIES * part, TOTALS, folded)
 end
 
 -- A call is kept as "<stands> <bound> <amount> <when> <facts>". Until its outcome is known, its facts hold what it is booked under.
@@ -338,7 +360,12 @@ local function doubt_add(id, name, c, ancestors)
     call('ZADD', K.doubts(), c.at, entry)
     call('HSET', K.doubt_calls(), entry, text)
   end
-  for _, old in ipairs(call('ZRANGEBYSCORE', K.doubts(), '-inf', now - ENTRIES * 1000, 'LIMIT', 0, 5)) do doubt_remove(old) end
+end
+
+-- Those that are listed no longer, for their age.
+local function doubts_sweep(most)
+  local old = redis.pcall('ZRANGEBYSCORE', K.doubts(), '-inf', now - ENTRIES * 1000, 'LIMIT', 0, most)
+  for _, entry in ipairs(old.err and {} or old) do doubt_remove(entry) end
 end
 
 -- A call in doubt as it is listed, with c.of: tenant, agent, attempt, and for whom its job works. Nil where it is not, or makes no
@@ -529,6 +556,7 @@ return {
   reserve = books_reserve,
   doubt = doubt_add,
   no_doubt = doubt_remove,
+  sweep_doubts = doubts_sweep,
   doubt_read = doubt_read,
   resolved = doubt_resolved,
   resolve = doubt_resolve,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -143,7 +144,10 @@ class Budgets:
         self._put = scripts.load(HERE / "put_budget.lua", ALWAYS)
 
     async def put(self, scope: str, caps: Sequence[Cap], by: str) -> None:
-        """Set a scope's caps, all of them. Calls that are being made go on. Raises StoreUnavailable."""
+        """Set a scope's caps, all of them. Calls that are being made go on; thresholds that are reached are told.
+
+        Raises StoreUnavailable.
+        """
         await self._change(scope, _text(caps), by)
 
     async def delete(self, scope: str, by: str) -> None:
@@ -152,7 +156,14 @@ class Budgets:
             raise NotFound(f"there is no budget of {scope}", field="scope", remedy="GET /v1/budgets lists them")
 
     async def _change(self, scope: str, became: str, by: str) -> bool:
-        return bool(await self._put(scope=spelt(scope), caps=became, by=by))
+        request, windows = secrets.token_hex(16), None
+        while True:
+            said, answer = await self._put(
+                scope=spelt(scope), caps=became, by=by, request=request, zone=self._zone.key, windows=windows
+            )
+            if said != b"windows":
+                return bool(answer)
+            windows = as_argument(self._zone, datetime.fromtimestamp(answer / 1000, UTC))
 
     async def all(self) -> dict[str, tuple[Use, ...]]:
         """Of each scope that has a budget, its caps and what is used of them. Raises StoreUnavailable."""

@@ -19,6 +19,9 @@ from celeriac import keys
 from celeriac.connections import Redis, answering
 from celeriac.costs.money import usd
 from celeriac.llm.model import Usage
+from celeriac.logs import get_logger
+
+log = get_logger(__name__)
 
 DAY: Final = timedelta(days=1)
 PAGE: Final = 1000
@@ -94,7 +97,24 @@ class Ledger:
         self._kept = kept
 
     async def entries(self, start: datetime, end: datetime, *, tenant: str | None = None) -> AsyncIterator[Entry]:
-        """Those written from `start` on and before `end`, in order; read page by page. Raises StoreUnavailable."""
+        """Those written from `start` on and before `end`, in order; read page by page.
+
+        One that makes no sense hides no other: at the end it is logged how many were passed over. Raises
+        StoreUnavailable.
+        """
+        strange, first_strange = 0, ""
+        try:
+            async for id, raw in self._written(start, end):
+                entry = _readable(id, raw)
+                if entry is None:
+                    strange, first_strange = strange + 1, first_strange or id.decode()
+                elif tenant is None or entry.tenant == tenant:
+                    yield entry
+        finally:
+            if strange:
+                log.error("ledger_entries_not_readable", count=strange, first=first_strange)
+
+    async def _written(self, start: datetime, end: datetime) -> AsyncIterator[tuple[bytes, Mapping[bytes, bytes]]]:
         now = datetime.now(UTC)
         start, end = max(start, now - self._kept - 2 * DAY), min(end, now + DAY)
         first, last = int(start.timestamp() * 1000), int(end.timestamp() * 1000) - 1
@@ -103,13 +123,21 @@ class Ledger:
             while True:
                 async with answering():
                     page = await self._redis.xrange(name, after, str(last), count=PAGE)
-                for id, raw in page:
-                    entry = _entry(id, raw)
-                    if tenant is None or entry.tenant == tenant:
-                        yield entry
+                for entry in page:
+                    yield entry
                 if len(page) < PAGE:
                     break
                 after = f"({page[-1][0].decode()}"
+
+
+def _readable(id: bytes, raw: Mapping[bytes, bytes]) -> Entry | None:
+    """None where it makes no sense, or its row would make none."""
+    try:
+        entry = _entry(id, raw)
+        Usage.from_dict(entry.facts.get("usage") or {})
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return None
+    return entry
 
 
 def _entry(id: bytes, raw: Mapping[bytes, bytes]) -> Entry:

@@ -29,7 +29,7 @@ end
 
 -- Answers {how many go before it, when it starts (ms), what a job of its agent costs, what its budgets leave}, each "" where nobody
 -- can say. scopes: whose budgets it is in.
-local function outlook(r, scopes)
+local function look_ahead(r, scopes)
   local ahead, starts, left, ends = '', nil, books.left(scopes)
   if not r.place or r.place == 'ready' then
     ahead = ahead_of(r)
@@ -41,4 +41,10 @@ local function outlook(r, scopes)
   if left == '0' then starts = starts and ends > 0 and math.max(starts, ends) or nil end
   local mean = redis.pcall('HGET', K.mean_costs(), r.agent)
   return {ahead, starts and string.format('%.0f', starts) or '', type(mean) == 'string' and string.match(mean, ' (%d+)$') or '', left}
+end
+
+-- The same, or {} where what is looked at makes no sense: what is only told refuses no job.
+local function outlook(r, scopes)
+  local done, found = pcall(look_ahead, r, scopes)
+  return done and found or {}
 end

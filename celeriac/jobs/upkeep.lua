@@ -142,6 +142,7 @@ for i = 1, #free, 2 do
   if slots > 0 then dispatch_for(group, 200, bells) end
 end
 sweep(200)
+books.sweep_doubts(200)
 local broken = call('ZRANGE', K.broken(), '(' .. (call('GET', K.alarmed()) or 0), '+inf', 'BYSCORE')
 if #broken > 0 then call('SET', K.alarmed(), call('ZRANGE', K.broken(), -1, -1, 'WITHSCORES')[2]) end
 return {bells, broken}

@@ -46,37 +46,76 @@ async def watchers(queue: Queue) -> Watchers:
 
 
 async def test_one_at_a_time_tells_a_sink(watchers: Watchers) -> None:
-    """What it was told of is over; after a while without a word somebody else may tell it."""
+    """Until the last of what was taken: else others would tell it again meanwhile, and out of order."""
     await watchers.caps("all", hour=1000)
-    await watchers.spend(percent=50)
-    await watchers.spend(percent=30)
+    await watchers.spend(percent=80)
     taken = await watchers.alerts.take("log", LEASE)
     assert [alert.percent for alert in taken.alerts] == [50, 80]
     assert await watchers.percents() == []
-    await watchers.alerts.told("log", taken.alerts[0])
-    assert await watchers.percents() == [80]
+    await watchers.wait(LEASE // timedelta(milliseconds=1) - 1)
+    assert await watchers.alerts.told(taken, taken.alerts[0])
+    await watchers.wait(LEASE // timedelta(milliseconds=1) - 1)
+    assert await watchers.percents() == [], "it goes on with the second"
+    assert await watchers.alerts.told(taken, taken.alerts[1])
+    await watchers.spend(percent=20)
+    assert await watchers.percents() == [100]
+
+
+async def test_who_died_or_was_too_slow_is_followed_by_another(watchers: Watchers) -> None:
+    """From the first that nobody said was told. What the slow one says after that changes nothing."""
+    await watchers.caps("all", hour=1000)
+    await watchers.spend(percent=100)
+    slow = await watchers.alerts.take("log", LEASE)
+    assert await watchers.alerts.told(slow, slow.alerts[0])
     await watchers.wait(LEASE // timedelta(milliseconds=1) + 1)
-    assert await watchers.percents() == [80], "whoever had it died"
-    await watchers.alerts.told("log", taken.alerts[1])
+    other = await watchers.alerts.take("log", LEASE)
+    assert [alert.percent for alert in other.alerts] == [80, 100]
+    assert await watchers.alerts.told(other, other.alerts[0])
+    assert not await watchers.alerts.told(slow, slow.alerts[0])
+    await watchers.alerts.failed(slow, timedelta(minutes=5))
+    assert await watchers.alerts.told(other, other.alerts[1])
     assert await watchers.percents() == []
+    await watchers.caps("all", hour=2000)
+    assert await watchers.percents() == [50], "nobody waits, and nothing is told again"
 
 
 async def test_a_sink_that_could_not_be_told_is_tried_again(watchers: Watchers) -> None:
     """After a while, from the first that it did not take; nobody else waits for it."""
     await watchers.caps("all", hour=1000)
-    await watchers.spend(percent=50)
-    await watchers.spend(percent=30)
+    await watchers.spend(percent=80)
     taken = await watchers.alerts.take("webhook", LEASE)
-    await watchers.alerts.failed("webhook", timedelta(seconds=60), taken.alerts[0])
+    await watchers.alerts.told(taken, taken.alerts[0])
+    await watchers.alerts.failed(taken, timedelta(seconds=60))
     assert await watchers.percents("webhook") == []
     assert await watchers.percents("log") == [50, 80]
     await watchers.wait(MINUTE + 1)
     again = await watchers.alerts.take("webhook", LEASE)
     assert (again.tries, [alert.percent for alert in again.alerts]) == (1, [80])
-    await watchers.alerts.told("webhook", again.alerts[0])
+    await watchers.alerts.told(again, again.alerts[0])
     await watchers.spend(percent=20)
     fresh = await watchers.alerts.take("webhook", LEASE)
     assert (fresh.tries, [alert.percent for alert in fresh.alerts]) == (0, [100])
+
+
+@pytest.mark.parametrize("strange", [{"kind": "x"}, {"kind": "threshold", "at": "1e999"}])
+async def test_an_alert_that_makes_no_sense_hides_no_other(
+    watchers: Watchers, strange: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is passed over, and said once in the log, however many are told and however often."""
+    await watchers.caps("all", hour=1000)
+    redis = watchers.queue.redis
+    watchers.queue.planted = True
+    redis.xadd("celeriac:alerts", strange)
+    assert await watchers.percents("slack") == []
+    await watchers.spend(percent=50)
+    redis.xadd("celeriac:alerts", strange)
+    taken = await watchers.alerts.take("log", LEASE)
+    assert [alert.percent for alert in taken.alerts] == [50]
+    assert await watchers.alerts.told(taken, taken.alerts[0])
+    assert await watchers.percents("slack") == [50]
+    assert len(await watchers.alerts.list()) == 1
+    assert redis.hget("celeriac:told_alerts", "log.after") == redis.xrevrange("celeriac:alerts", count=1)[0][0]
+    assert capsys.readouterr().out.count("alert_not_readable") == 2
 
 
 async def test_a_new_sink_hears_of_nothing_that_was_before_it(watchers: Watchers) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
@@ -12,8 +13,9 @@ from redis.exceptions import ResponseError
 
 from celeriac.costs.books import COLUMNS, Account, counts, spelt, unspelt
 from celeriac.costs.budgets import Cap
+from celeriac.costs.ledger import as_json
 from celeriac.jobs.journal import Admitted, Full, Settlement
-from celeriac.jobs.model import Claim, Parent, Parked, Place
+from celeriac.jobs.model import Claim, Parent, Parked, Place, State
 from celeriac.llm.model import Lane, Usage
 from tests.jobs.conftest import Queue
 
@@ -313,14 +315,76 @@ async def test_of_several_spent_caps_the_one_is_named_that_is_so_for_longest(
 
 
 async def test_a_model_that_nobody_knows_is_not_remembered(buyers: Buyers) -> None:
-    """Its provider refuses it; a caller could fill the store with names. What was paid for stays."""
+    """Its provider refuses it; a caller could fill the store with names. What was paid for stays, in each window."""
     job = await buyers.job()
     invented, known = Lane("openai", "gpt-invented"), LANE
-    for lane, stands in ((invented, "released"), (known, "settled"), (known, "released")):
+    for lane, stands in (
+        (invented, "released"),
+        (known, "settled"),
+        (known, "released"),
+        (Lane("openai", "x"), "free"),
+    ):
         assert isinstance(await buyers.ask(job, 10, lane, name="x" + str(buyers.calls)), Admitted)
-        await buyers.settle(job, buyers.name, stands, 10 if stands == "settled" else 0)
-    names = {unspelt(name.removeprefix("celeriac:used:")) for name in buyers.queue.redis.scan_iter("celeriac:used:*")}
+        nanos, stands = 10 if stands == "settled" else 0, "settled" if stands == "free" else stands
+        await buyers.settle(job, buyers.name, stands, nanos)
+    names = {
+        unspelt(name.split(":")[2]) for name in buyers.queue.redis.scan_iter("celeriac:use*:*") if ":usage:" not in name
+    }
     assert names == {"all", "tenant:acme", "agent:assistant", "provider:openai", f"model:{known}"}
+    assert len(list(buyers.queue.redis.scan_iter("celeriac:use:all:*"))) == 4
+
+
+async def test_a_doubt_that_cost_nothing_leaves_what_was_told_of_it(buyers: Buyers) -> None:
+    """What is used again reaches the same threshold, of which somebody heard."""
+    await buyers.caps("all", hour=100)
+    job = await buyers.job()
+    assert isinstance(await buyers.ask(job, 60, name="lost"), Admitted)
+    await buyers.settle(job, "lost", "doubt")
+    await buyers.queue.stores.doubts.resolve(job.id, "lost", "released", "test")
+    await buyers.buy(job, 60, 60)
+    assert await told(buyers) == [(100, 50)]
+
+
+async def test_names_that_callers_invent_take_no_tenants_usage_from_it(buyers: Buyers) -> None:
+    """Where a day has no room for them, they count under the model `other` of whose they are, those that nobody
+    answered first; whoever is known already stays so.
+    """
+    job, victim = await buyers.job("invents"), await buyers.job("victim")
+    usage, start = buyers.queue.stores.usage, noon(buyers)
+    buyers.queue.planted = True
+
+    async def call(claim: Claim, model: str, *, fails: bool = False) -> None:
+        assert isinstance(await buyers.ask(claim, 10, lane=Lane("openai", model)), Admitted)
+        made = counts(None, error=True) if fails else counts(Usage(input=1), 1)
+        settlement = Settlement(buyers.name, "released" if fails else "settled", 0, 1 - fails, {}, None, "", made)
+        await buyers.queue.stores.journal.settle(claim, settlement)
+
+    async def calls() -> dict[tuple[str, str], int]:
+        rows = await usage.report(*usage.day(start), ("tenant", "model"))
+        return {(row.group["tenant"], row.group["model"]): row.sums["calls"] for row in rows}
+
+    def plant(most: int) -> None:
+        for name in buyers.queue.redis.scan_iter("celeriac:usage:*"):
+            few = range(most - buyers.queue.redis.hlen(name))
+            buyers.queue.redis.hset(name, mapping={f"invents,assistant,openai,m{most}.{number}": "1" for number in few})
+
+    await call(victim, "known")
+    plant(2500)
+    await call(job, "invented", fails=True)
+    await call(victim, "asked")
+    await call(victim, "known", fails=True)
+    plant(5000)
+    await call(victim, "late")
+    found = await calls()
+    victims = {model: count for (tenant, model), count in found.items() if tenant == "victim"}
+    assert victims == {"openai/known": 2, "openai/asked": 1, "openai/other": 1}
+    assert found["invents", "openai/other"] == 1
+    assert ("invents", "openai/invented") not in found
+    plant(6000)
+    await call(await buyers.job("third"), "late")
+    await call(victim, "later")
+    found = await calls()
+    assert (found["other", "other/other"], found["victim", "openai/other"]) == (1, 2)
 
 
 async def test_a_threshold_is_told_once_in_its_window(buyers: Buyers) -> None:
@@ -358,6 +422,29 @@ async def test_usage_is_exact_whatever_is_counted_after_it(buyers: Buyers) -> No
     assert (sums["calls"], sums["errors"], sums["cost"]) == (2, 1, nanos)
 
 
+@pytest.mark.parametrize(
+    ("before", "nanos"),
+    [
+        (9_007_199_254_740_993, 1),
+        (9_007_199_254_740_993, 9 * 10**15),
+        (999_999_999, 1),
+        (10**18 - 1, 1),
+        (10**9, 0),
+        (8_999_999_999_999_999_999, 7),
+    ],
+)
+async def test_usage_is_exact_beyond_what_lua_counts(buyers: Buyers, before: int, nanos: int) -> None:
+    """All that was ever spent on a model may be more than nine million dollars."""
+    redis, job = buyers.queue.redis, await buyers.job()
+    await buyers.buy(job, 10, 10)
+    buyers.queue.planted = True
+    [series] = redis.hkeys("celeriac:usage")
+    redis.hset("celeriac:usage", series, f"3 0 1 0 0 0 0 0 {before} 0")
+    await buyers.buy(job, nanos, nanos)
+    [row] = await buyers.queue.stores.usage.ever()
+    assert (row.sums["calls"], row.sums["cost"]) == (4, before + nanos)
+
+
 @pytest.mark.parametrize("doubted", ["by its run", "by who took its job away"])
 async def test_a_call_whose_answer_comes_late_is_one_call_in_the_usage(buyers: Buyers, doubted: str) -> None:
     """It was counted when it came to be in doubt, as one without an answer; what it used and cost is added then."""
@@ -375,21 +462,39 @@ async def test_a_call_whose_answer_comes_late_is_one_call_in_the_usage(buyers: B
     assert (sums["calls"], sums["errors"], sums["input"], sums["cost"]) == (1, 1, 1, 40)
 
 
-@pytest.mark.parametrize("planted", ["budgets", "windows", "used", "use", "promised", "doubts", "ledger", "usage"])
+@pytest.mark.parametrize(
+    "planted",
+    [
+        *("budgets", "windows", "used", "use", "promised", "doubts", "doubt_calls", "ledger", "usage", "usage:hour"),
+        *("usage:day", "dearest", "lane", "lane_line", "lanes", "alerts", "mean_costs"),
+    ],
+)
 async def test_a_key_of_the_wrong_type_lets_nothing_through_that_it_guards(buyers: Buyers, planted: str) -> None:
-    """Sums that cannot be read let no call through, and none is half booked; the rest is made anew."""
+    """Sums that cannot be read let no call through, and none is half booked; the rest is made anew. A scope whose line
+    cannot be read has none: the jobs that use it go on and end.
+    """
     queue = buyers.queue
     await buyers.caps("all", ever=1000)
-    job = await buyers.job()
+    job, waits = await buyers.job(), await buyers.job()
     assert isinstance(await buyers.ask(job, 100, name="a"), Admitted)
+    assert isinstance(await buyers.ask(waits, 900, name="other"), Admitted)
+    full = await buyers.ask(waits, 50)
+    assert isinstance(full, Full)
+    await buyers.waits(waits, full)
+    await buyers.settle(waits, "other", "released")
     queue.planted = True
     day = queue.now // 86_400_000
-    [use] = queue.redis.scan_iter("celeriac:use:all:hour.*")
+    hours, days = (next(queue.redis.scan_iter(f"celeriac:use:all:{span}.*")) for span in ("hour", "day"))
     names = {
         "used": "used:all",
-        "use": use.removeprefix("celeriac:"),
+        "use": hours.removeprefix("celeriac:"),
         "promised": "promised:all",
         "ledger": f"ledger:{day}",
+        "usage:hour": hours.removeprefix("celeriac:").replace("use:all", "usage"),
+        "usage:day": days.removeprefix("celeriac:").replace("use:all", "usage"),
+        "dearest": f"dearest:{day}",
+        "lane": "lane:$all",
+        "lane_line": "lane_line:$all",
     }
     name = f"celeriac:{names.get(planted, planted)}"
     queue.redis.delete(name)
@@ -403,6 +508,7 @@ async def test_a_key_of_the_wrong_type_lets_nothing_through_that_it_guards(buyer
         assert isinstance(await buyers.ask(job, 100, name="b"), Admitted)
     await buyers.settle(job, "a", "settled", 70)
     assert int(queue.record(job)["cost"]) == 70, "what was paid is booked, whatever is broken"
+    assert (await queue.end(job)).state == State.SUCCEEDED
 
 
 def noon(buyers: Buyers) -> datetime:
@@ -493,6 +599,32 @@ async def test_the_ledger_and_the_budget_agree(buyers: Buyers) -> None:
     ]
     assert await buyers.used("all") == (20, 40, 0)
     assert {(e.job, e.tenant, e.agent, e.attempt) for e in found} == {(job.id, "acme", "assistant", 1)}
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"nanos": "much"},
+        {"at": "1e999"},
+        {"facts": "{"},
+        {"facts": "[]"},
+        {"facts": '{"usage": {"output_tokens": "x"}}'},
+    ],
+)
+async def test_an_entry_that_makes_no_sense_hides_no_other(
+    buyers: Buyers, strange: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is passed over; how many were is said once, at the end."""
+    now = datetime.now(UTC)
+    entry = {"job": "j", "call": "c", "tenant": "acme", "agent": "a", "attempt": "1", "stands": "settled", "nanos": "7",
+             "in_doubt": "0", "at": str(int(now.timestamp() * 1000)), "facts": "{}"}  # fmt: skip
+    buyers.queue.planted = True
+    for said in (entry, entry | strange, {"job": "j"}, entry):
+        buyers.queue.redis.xadd(f"celeriac:ledger:{int(now.timestamp()) // 86_400}", said)
+    found = buyers.queue.stores.ledger.entries(now - timedelta(minutes=5), now + timedelta(minutes=5))
+    assert [json.loads(as_json(entry))["cost_usd"] async for entry in found] == ["0.000000007"] * 2
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "ledger_entries_not_readable" in line]
+    assert "count=2" in line
 
 
 async def test_sums_of_all_time_only_grow(buyers: Buyers) -> None:
@@ -665,8 +797,45 @@ async def test_a_raised_cap_has_thresholds_of_its_own(buyers: Buyers) -> None:
     await buyers.buy(job, 100, 100)
     await buyers.caps("all", ever=1000)
     await buyers.buy(job, 850, 850)
-    told = await buyers.queue.stores.alerts.list()
-    assert [(alert.cap, alert.percent) for alert in told] == [(100, 100), (1000, 80)]
+    assert await told(buyers) == [(100, 50), (100, 80), (100, 100), (1000, 50), (1000, 80)]
+
+
+async def told(buyers: Buyers) -> list[tuple[int, int | None]]:
+    """Of which cap, which percent."""
+    return [(alert.cap, alert.percent) for alert in await buyers.queue.stores.alerts.list()]
+
+
+async def test_a_call_that_reaches_several_thresholds_tells_each_once(buyers: Buyers) -> None:
+    await buyers.caps("all", hour=100)
+    job = await buyers.job()
+    await buyers.buy(job, 85, 85)
+    await buyers.buy(job, 15, 15)
+    assert await told(buyers) == [(100, 50), (100, 80), (100, 100)]
+
+
+@pytest.mark.parametrize("window", ["hour", "ever"])
+async def test_a_cap_that_is_set_below_its_use_tells_so_at_once(buyers: Buyers, window: str) -> None:
+    """Nobody may call for hours after that. Set again, or taken away and set again, it tells nothing twice."""
+    await buyers.buy(await buyers.job(), 90, 90)
+    await buyers.caps("all", **{window: 1000})
+    assert await told(buyers) == []
+    for _ in range(2):
+        await buyers.caps("all", **{window: 100})
+    await buyers.queue.stores.budgets.delete("all", "test")
+    await buyers.caps("all", **{window: 100})
+    assert await told(buyers) == [(100, 50), (100, 80)]
+    await buyers.queue.stores.budgets.put("all", [Cap(window, 100, (10, 50, 90))], "test")  # type: ignore[arg-type]
+    assert await told(buyers) == [(100, 50), (100, 80), (100, 10), (100, 90)]
+
+
+async def test_a_cap_of_a_window_in_which_nobody_called_tells_nothing(buyers: Buyers) -> None:
+    """What was used before that is another window's. Where only what is free was used, nothing is reached."""
+    await buyers.buy(await buyers.job(), 90, 90)
+    await buyers.buy(await buyers.job(tenant="free"), 10, 0)
+    buyers.queue.later(HOUR)
+    await buyers.caps("all", hour=100)
+    await buyers.caps("tenant:free", ever=0)
+    assert await told(buyers) == []
 
 
 async def test_a_line_outlives_sums_that_cannot_be_read(buyers: Buyers) -> None:

@@ -21,6 +21,9 @@ from tests.jobs.conftest import Queue
 from tests.jobs.explained import Look, faults
 from tests.jobs.test_budgets import Buyers
 
+#: How long the ledger's entries are kept, in ms.
+KEPT = timedelta(days=45) // timedelta(milliseconds=1)
+
 
 class Doubters(Buyers):
     """Jobs with calls that may have been billed, and somebody who finds out."""
@@ -346,6 +349,28 @@ async def test_calls_in_doubt_are_listed_by_age_page_by_page(buyers: Doubters) -
     queue.planted = True
     queue.redis.hset("celeriac:doubt_calls", f"{mine.id} {at_once[1]}", "nonsense")
     assert await buyers.listed(most=1000) == [*at_once[2:], late]
+
+
+async def test_a_call_in_doubt_leaves_the_list_with_the_entries_of_the_ledger(buyers: Doubters) -> None:
+    """By upkeep, whether or not another call comes to be in doubt. More at a time than one look removes."""
+    queue, job = buyers.queue, await buyers.job()
+    for _ in range(PAGE + 1):
+        await buyers.doubt(job, 5)
+    queue.later(60_000)
+    await queue.fleet.heartbeat("w1", 50, taking=True)
+    late = await buyers.doubt(job, 5)
+    # The record of a job that is still running would be there too.
+    queue.planted = True
+    queue.later(KEPT - 30_000)
+    await queue.fleet.heartbeat("w1", 50, taking=True)
+    for _ in range(2):
+        await queue.fleet.upkeep()
+    assert await buyers.listed() == [late]
+    queue.later(60_000)
+    await queue.fleet.heartbeat("w1", 50, taking=True)
+    await queue.fleet.upkeep()
+    assert await buyers.listed() == []
+    assert not queue.redis.exists("celeriac:doubts", "celeriac:doubt_calls")
 
 
 async def test_a_call_whose_worker_died_is_listed(buyers: Doubters) -> None:

@@ -187,6 +187,19 @@ async def test_what_is_only_told_keeps_nobody_from_work(buyers: Askers) -> None:
     assert faults(queue.redis) == []
 
 
+@pytest.mark.parametrize("planted", ["budgets", "used:all"])
+async def test_what_makes_no_sense_refuses_no_job(buyers: Askers, planted: str) -> None:
+    """Nothing is said of when it starts and what it costs: it is stored and answered, and can be asked for."""
+    queue = buyers.queue
+    await buyers.caps("all", ever=100)
+    queue.planted = True
+    queue.redis.delete(f"celeriac:{planted}")
+    queue.redis.set(f"celeriac:{planted}", "nonsense")
+    job = await queue.submit(tenant="acme", scopes=SCOPES)
+    assert job.outlook == await buyers.outlook() == Outlook()
+    assert await queue.state(job, "acme") == State.QUEUED
+
+
 async def test_asking_changes_nothing(buyers: Askers) -> None:
     await buyers.queue.worker(slots=1)
     await buyers.caps("all", hour=100)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 
 from celeriac.connections import Script
 from celeriac.contexts.store import encode_turn
+from celeriac.costs.books import Account, counts
+from celeriac.costs.budgets import Cap
 from celeriac.gate.lanes import Caps, asking, heard
 from celeriac.jobs.journal import Settlement
 from celeriac.jobs.model import Asked, JobError, Parked, State
@@ -46,10 +49,11 @@ def seen(queue: Queue) -> Iterator[dict[str, bool]]:
     names: dict[str, bool] = {}
     every: set[str] = set()
     stores = queue.stores
-    for part in (queue.jobs, queue.fleet, stores.journal, stores.contexts, stores.doubts, stores.lanes):
+    parts = (stores.journal, stores.contexts, stores.doubts, stores.lanes, stores.budgets, stores.alerts)
+    for part in (queue.jobs, queue.fleet, *parts):
         for name, script in list(vars(part).items()):
-            # It only looks.
-            if isinstance(script, Script) and name != "_outlook_of":
+            # These only look.
+            if isinstance(script, Script) and name not in {"_outlook_of", "_use"}:
                 every.add(name)
                 setattr(part, name, Resent(queue, script, name, names))
     yield names
@@ -58,6 +62,7 @@ def seen(queue: Queue) -> Iterator[dict[str, bool]]:
 
 async def test_every_script_may_arrive_twice(queue: Queue, seen: dict[str, bool]) -> None:
     """A day in the life of a store, in which every answer is lost once."""
+    queue.later(1_800_000_000_000)
     await queue.worker()
     await queue.worker("w2", limits={"t:b": 2})
     jobs = [
@@ -108,6 +113,27 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: dict[str, bool]
     told = await queue.claim(await queue.submit(stream=True, ignore_result=False), "w4")
     await queue.finish(told)
     await queue.jobs.told(told.id, 0)
+    buys = await queue.claim(await queue.submit(), "w4")
+    books = partial(Account("default", "assistant").books, Lane("openai", "gpt-5.4-mini"))
+    await queue.stores.journal.admit(buys, "c4", 9, {}, books=books)
+    await queue.stores.journal.settle(buys, Settlement("c4", "settled", 9, 9, {}, counts=counts(None, 9)))
+    await queue.stores.budgets.put("all", [Cap("day", 99)], "test")
+    await queue.stores.budgets.put("all", [Cap("day", 1)], "test")
+    await queue.stores.budgets.delete("all", "test")
+    assert [change.became for change in await queue.stores.budgets.changes()] == [
+        None,
+        (Cap("day", 1),),
+        (Cap("day", 99),),
+    ]
+    await queue.stores.alerts.forecast()
+    taken = await queue.stores.alerts.take("log", timedelta(seconds=30))
+    assert [alert.percent for alert in taken.alerts] == [80, 100]
+    assert await queue.stores.alerts.told(taken, taken.alerts[0])
+    await queue.stores.alerts.failed(taken, timedelta(milliseconds=1))
+    queue.later(2)
+    again = await queue.stores.alerts.take("log", timedelta(seconds=30))
+    assert (again.tries, len(again.alerts)) == (1, 1)
+    await queue.stores.alerts.told(again, again.alerts[0])
     await queue.jobs.list(None)
     await queue.jobs.count(None)
     assert await queue.fleet.leave("w3") is True

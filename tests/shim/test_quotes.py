@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,6 +110,19 @@ def test_a_repetition_is_quoted_too(shim: Shim) -> None:
     assert again.headers["Idempotency-Replayed"] == "true"
     assert again.json()["quote"] == first.json()["quote"]
     assert again.json()["quote"]["position"] == 1
+
+
+def test_a_repetition_is_quoted_with_the_cap_that_its_job_has(valkey: Valkey, tmp_path: Path) -> None:
+    """However the agent's own was changed since."""
+    agents, body, key = tmp_path / "agents.toml", {"agent": "cheap", "input": "hi"}, {"Idempotency-Key": "k"}
+    said = []
+    for most in ("0.25", "0.50"):
+        agents.write_text(AGENTS.replace("0.25", most))
+        with running(Shim(valkey.url, CELERIAC_AGENTS_FILE=str(agents))) as shim:
+            said.append(shim.http.post("/v1/jobs", json=body, headers=key).json())
+    assert said[0]["id"] == said[1]["id"]
+    for job in said:
+        assert job["quote"]["max_cost_usd"] == job["max_cost_usd"] == "0.250000000"
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_who_is_to_hear_of_it_hears_of_it_once(house: House, receiver: Receiver,
         assert (rate["scope"], rate["window"], rate["rate_usd_per_hour"]) == ("all", "ever", "0.010000000")
         assert rate["reached_at"] > receiver.bodies()[0]["timestamp"]
         texts = [body["text"] for body in channel.bodies()]
-        assert "Celeriac: all has used 60 % of its budget: $0.02 of $0.03." in texts
+        assert "Celeriac: all has reached 60 % of its budget: $0.02 of $0.03." in texts
         assert any("At this rate ($0.01 an hour) the cap is reached at 20" in text for text in texts)
         logs = "".join(worker.output() for worker in workers)
         assert logs.count("budget_threshold_reached") == 2

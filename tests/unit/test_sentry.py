@@ -105,3 +105,34 @@ def test_what_is_no_fault_is_not_reported(valkey: Valkey, sentry: Sentry) -> Non
         shim.http.post("/v1/jobs", json={})
         shim.http.post("/v1/jobs", json={"agent": "none", "input": "hi"})
     assert sentry.events() == []
+
+
+def test_an_alert_about_a_budget_says_which_and_is_an_issue_of_its_own(valkey: Valkey, sentry: Sentry) -> None:
+    """For each scope and threshold, and not for each window: the next one's is the same issue again."""
+
+    def lower(scope: str) -> None:
+        caps = [{"window": "ever", "cap_usd": "10", "alert_at": [50, 80]}]
+        assert shim.http.put(f"/v1/budgets/{scope}", json={"caps": caps}).status_code == 200
+
+    with running(Shim(valkey.url)) as shim:
+        valkey.client().hset("celeriac:used:all", "cost", 9 * 10**9)
+        valkey.client().hset("celeriac:used:tenant%3Aacme", "cost", 5 * 10**9)
+        lower("all")
+        lower("tenant:acme")
+        worker = Worker(valkey.url, SENTRY_DSN=sentry.dsn, CELERIAC_SCRIPTED="1", CELERIAC_LOG_LEVEL="WARNING")
+        try:
+            wait_until(lambda: len(sentry.events()) >= 3, "three alerts", 60)
+        finally:
+            worker.stop()
+    events = sentry.events()
+    facts = ("scope", "window", "percent", "use_usd", "cap_usd")
+    assert [tuple(event["tags"][fact] for fact in facts) for event in events] == [
+        ("all", "ever", "50", "9.000000000", "10.000000000"),
+        ("all", "ever", "80", "9.000000000", "10.000000000"),
+        ("tenant:acme", "ever", "50", "5.000000000", "10.000000000"),
+    ]
+    assert [event["fingerprint"] for event in events] == [
+        ["budget_threshold_reached", "all", "ever", "50"],
+        ["budget_threshold_reached", "all", "ever", "80"],
+        ["budget_threshold_reached", "tenant:acme", "ever", "50"],
+    ]
