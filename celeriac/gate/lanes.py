@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +33,8 @@ LUA: Final = (HERE / "lanes.lua").read_text()
 #: Seconds that a lane is left alone which asked us to slow down and named no time.
 UNNAMED_WAIT: Final = 2.0
 
+#: Lanes that one script looks at: at most about 2 ms; what it says of the last 24 hours of each is more.
+LOOKED_AT, ENDS_AT = 100, 10
 #: Before a scope's name: the line of those who wait for its money is one among those of lanes.
 SCOPE: Final = "$"
 
@@ -224,13 +226,19 @@ class Lanes:
 
     async def look(self, lanes: Sequence[Lane]) -> list[Known]:
         """Raises StoreUnavailable."""
-        found = await self._look(lanes=[spelt(lane) for lane in lanes])
-        return [_known(lane, *values) for lane, values in zip(lanes, found, strict=True)]
+        found: list[Known] = []
+        for page in _pages(lanes, LOOKED_AT):
+            said = await self._look(lanes=[spelt(lane) for lane in page])
+            found += [_known(lane, *values) for lane, values in zip(page, said, strict=True)]
+        return found
 
     async def ends(self, lanes: Sequence[Lane], hours: int) -> list[Ends]:
         """Of each, in this clock hour and those before it, at most 48 in all. Raises StoreUnavailable."""
-        found = await self._ends(lanes=[spelt(lane) for lane in lanes], hours=hours)
-        return [_ends_of(flat) for flat in found]
+        found: list[Ends] = []
+        for page in _pages(lanes, ENDS_AT):
+            said = await self._ends(lanes=[spelt(lane) for lane in page], hours=hours)
+            found += [_ends_of(flat) for flat in said]
+        return found
 
     async def waited_for(self) -> set[Lane]:
         """Lanes that jobs wait for. Raises StoreUnavailable."""
@@ -273,6 +281,12 @@ class Lanes:
         async with answering():
             entries: Any = await self._redis.xrevrange(keys.spell("lane_changes"), count=most)
         return [_change(id, {name.decode(): value.decode() for name, value in facts.items()}) for id, facts in entries]
+
+
+def _pages(lanes: Sequence[Lane], size: int) -> Iterator[Sequence[Lane]]:
+    """Redis is not held up by all of them at once."""
+    for first in range(0, len(lanes), size):
+        yield lanes[first : first + size]
 
 
 def _known(lane: Lane, wait: int, why: bytes, opened: int, waiting: int, over: int, flat: Sequence[Any]) -> Known:
