@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote, unquote
 
 from celeriac import keys
-from celeriac.connections import ALWAYS, READ, Redis, Scripts, answering
+from celeriac.connections import ALWAYS, READ, Redis, Scripts, answering, cards
 from celeriac.errors import (
     BadCredentials,
     BadModelRequest,
@@ -37,6 +37,8 @@ UNNAMED_WAIT: Final = 2.0
 LOOKED_AT, ENDS_AT = 100, 10
 #: Before a scope's name: the line of those who wait for its money is one among those of lanes.
 SCOPE: Final = "$"
+#: The same before the scope of a single job: what those may cost that work for it.
+OF_JOB: Final = f"{SCOPE}job%3A"
 
 Breaker = Literal["closed", "open", "half_open", "shut"]
 Says = Literal["answered", "alive", "failed", "busy", "refused", "nothing"]
@@ -215,6 +217,19 @@ class Ends:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Jobs that wait: by lane; by the scope whose money they wait for, spelt as in keys; for what another job may cost;
+    and for the lanes and the scopes that are not told by name.
+    """
+
+    lanes: Mapping[Lane, int]
+    scopes: Mapping[str, int]
+    of_jobs: int
+    other_lanes: int
+    other_scopes: int
+
+
 class Lanes:
     """For whoever looks at the gate."""
 
@@ -247,19 +262,24 @@ class Lanes:
         # Among them are the lines of those who wait for money.
         return {_unspelt(name.decode()) for name in names if not name.startswith(SCOPE.encode())}
 
-    async def lines(self, most: int) -> tuple[dict[Lane, int], dict[str, int]]:
-        """How many jobs wait, by the lane that they wait for, and by the scope whose money they wait for, spelt as in
-        keys. Of lines there may be as many as jobs: no more than so many are looked at. Raises StoreUnavailable.
+    async def lines(self, most: int) -> Lines:
+        """How many jobs wait in lines, of which there may be as many as jobs: those told by name are no more than so
+        many, lanes before scopes. Raises StoreUnavailable.
         """
         async with answering():
-            names: Any = await self._redis.smembers(keys.spell("lanes"))
-            named = [name.decode() for name in sorted(names)[:most]]
-            asked: Any = self._redis.pipeline(transaction=False)
-            for name in named:
-                asked.zcard(keys.spell("lane_line", lane=name))
-            waiting = dict(zip(named, await asked.execute(), strict=True))
-        of_lanes = {_unspelt(name): jobs for name, jobs in waiting.items() if not name.startswith(SCOPE)}
-        return of_lanes, {name.removeprefix(SCOPE): jobs for name, jobs in waiting.items() if name.startswith(SCOPE)}
+            found: Any = await self._redis.smembers(keys.spell("lanes"))
+        names = sorted(name.decode() for name in found)
+        jobs = dict(zip(names, await cards(self._redis, [keys.spell("lane_line", lane=n) for n in names]), strict=True))
+        lanes = [name for name in names if not name.startswith(SCOPE)]
+        scopes = [name for name in names if name.startswith(SCOPE) and not name.startswith(OF_JOB)]
+        told, told_scopes = lanes[:most], scopes[: max(0, most - len(lanes))]
+        return Lines(
+            lanes={_unspelt(name): jobs[name] for name in told},
+            scopes={name.removeprefix(SCOPE): jobs[name] for name in told_scopes},
+            of_jobs=sum(jobs[name] for name in names if name.startswith(OF_JOB)),
+            other_lanes=sum(jobs[name] for name in lanes[len(told) :]),
+            other_scopes=sum(jobs[name] for name in scopes[len(told_scopes) :]),
+        )
 
     async def overran(self) -> set[Lane]:
         """Lanes of which a call cost more than its bound, until an operator opens them. Raises StoreUnavailable."""

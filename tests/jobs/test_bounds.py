@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from celeriac.costs.budgets import Cap
+from celeriac.gate.lanes import Lines
 from celeriac.jobs.model import State
 from celeriac.llm.model import Lane
 from tests.jobs.conftest import Queue
@@ -94,3 +95,16 @@ async def test_who_is_woken_is_not_looked_for_among_all_lines(queue: Queue) -> N
         assert not [command for command in commands if command.startswith("SMEMBERS celeriac:lanes")]
         rounds += 1
     assert rounds == 3
+
+
+async def test_of_more_lines_than_are_named_the_sums_stay_true(queue: Queue) -> None:
+    """Lanes come before scopes, and scopes before what single jobs may cost: of these only the sum is told."""
+    queue.planted = True
+    for line in ("$all", "$job%3A1", "$job%3A2", "$tenant%3Aa", "$tenant%3Ab", "openai/a", "openai/b", "openai/c"):
+        queue.redis.sadd("celeriac:lanes", line)
+        queue.redis.zadd(f"celeriac:lane_line:{line}", {f"{line} {n}": n for n in range(len(line))})
+    lanes = {Lane("openai", name): 8 for name in "abc"}
+    scopes = {"all": 4, "tenant%3Aa": 11, "tenant%3Ab": 11}
+    assert await queue.stores.lanes.lines(10) == Lines(lanes, scopes, 16, 0, 0)
+    assert await queue.stores.lanes.lines(5) == Lines(lanes, {"all": 4, "tenant%3Aa": 11}, 16, 0, 11)
+    assert await queue.stores.lanes.lines(2) == Lines(dict([*lanes.items()][:2]), {}, 16, 8, 26)
