@@ -674,3 +674,29 @@ def test_a_lane_that_is_left_alone_says_why_and_for_how_long(window: Window, tow
         window.picture("providers-light")
     finally:
         redis.delete("celeriac:overruns", "celeriac:lane_changes", *lanes.values())
+
+
+def test_of_many_lanes_those_of_the_agents_and_the_busiest_are_shown(window: Window, town: Town) -> None:
+    """How many are left out is said. Calls that are counted together are no lane; without any they have no row."""
+    start = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    redis, day = town.valkey.client(), f"celeriac:usage:day.{int(start.timestamp())}"
+    many = {f"acme,assistant,another,{n:03}": f"{n + 1} 0 0 0 0 0 0 0 0 0" for n in range(250)}
+    page = window.see("/providers")
+    expect(page.locator("#lanes-note")).to_be_hidden()
+    lanes = page.locator("#lanes tbody th").all_inner_texts()
+    assert "other" not in page.locator("#calls tbody th").all_inner_texts()
+    redis.hset(day, mapping=many | {"other": "7 0 0 0 0 0 0 0 5000000 0"})
+    try:
+        page = window.see("/providers")
+        expect(page.locator("#lanes tbody tr")).to_have_count(200)
+        shown = page.locator("#lanes tbody th").all_inner_texts()
+        assert {lane for lane in lanes if not lane.startswith("openai/fault")} < set(shown)
+        assert {"another/249", "another/248"} < set(shown)
+        assert "another/000" not in shown
+        left_out = len(lanes) + 250 - 200
+        expect(page.locator("#lanes-note")).to_have_text(re.compile(f"^{left_out} more, "))
+        others = cells(page, "#calls", "other")
+        assert (others["calls today"], others["cost today"], others["answered"]) == ("7", "$0.005", "")
+        assert "other/other" not in shown
+    finally:
+        redis.hdel(day, *many, "other")
