@@ -209,6 +209,7 @@ class JobStore:
             fingerprint=job.fingerprint,
             parent=job.parent and _parent(job.parent),
             scopes=job.scopes,
+            told=job.told,
             max_cost=max_cost,
             impatient=job.on_budget == "fail",
             own_model=job.model is not None,
@@ -263,6 +264,7 @@ class JobStore:
             tenant=job.tenant,
             agent=job.agent,
             scopes=job.scopes,
+            told=job.told,
         )
         return _outlook(*found)
 
