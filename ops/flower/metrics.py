@@ -29,7 +29,7 @@ from celeriac.jobs.census import Counted
 from celeriac.jobs.model import ENDS
 from celeriac.llm.model import CLASSES
 from celeriac.logs import get_logger
-from ops.flower.handlers import SOURCES
+from ops.flower.handlers import SOURCES, set_own_headers
 from ops.flower.sources import Sources
 
 log = get_logger(__name__)
@@ -233,7 +233,10 @@ def _by_scope(waiting: Lines, shown: Iterable[str]) -> dict[str, int]:
 
 
 class Metrics(monitor.Metrics):  # type: ignore[misc]  # Flower has no types
-    """Whoever may ask Flower for its metrics is told these too."""
+    """Whoever may ask Flower for its metrics is told these too; pages of other sites are not."""
+
+    def set_default_headers(self) -> None:
+        set_own_headers(self)
 
     async def get(self) -> None:
         await super().get()

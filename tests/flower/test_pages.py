@@ -233,6 +233,18 @@ def test_whoever_is_not_let_in_sees_nothing(flowers: Flowers, path: str) -> None
         assert (answer.status_code, answer.headers["Location"].partition("?")[0]) == (302, "/login")
 
 
+@pytest.mark.parametrize("path", [*PROTECTED, "/metrics", "/jobs/act"])
+def test_no_other_site_reads_or_frames_what_we_say(flowers: Flowers, path: str) -> None:
+    """Though Flower lets all of them read its own API where it asks nobody who they are."""
+    cors = "Access-Control-Allow-Origin"
+    assert flowers.plain.http.get("/api/workers").headers[cors] == "*"
+    for answer in (flowers.plain.http.get(path), flowers.plain.http.request("OPTIONS", path)):
+        assert cors not in answer.headers
+        assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'self'"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
 def test_only_a_page_of_flower_can_act(flowers: Flowers, town: Town) -> None:
     """Another site's form or script cannot, whoever is logged in."""
     body = {"action": "replay", "ids": [town.letter]}
