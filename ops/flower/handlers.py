@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
@@ -41,6 +42,17 @@ class Handler(BaseHandler):  # type: ignore[misc]  # Flower has no types
     def sources(self) -> Sources:
         found: Sources = self.settings[SOURCES]
         return found
+
+    @property
+    def who(self) -> str:
+        """The name of whoever logged in, or of the password that was given; "" where Flower asks nobody."""
+        if isinstance(self.current_user, str):
+            return self.current_user
+        if not self.application.options.basic_auth:
+            return ""
+        # Flower has compared it.
+        credentials = b64decode(self.request.headers["Authorization"].split()[1]).decode()
+        return credentials.partition(":")[0]
 
     @property
     def why_no_action(self) -> str:

@@ -280,6 +280,7 @@ def test_whoever_is_logged_in_acts_with_the_token_of_a_page(flowers: Flowers) ->
     body = {"action": "cancel", "ids": ["x"]}
     assert act(flowers.login, body, **cookies).status_code == 403
     assert act(flowers.login, body, **cookies, **{"X-XSRFToken": token}).status_code == 200
+    wait_until(lambda: "by=ann@example.com" in flowers.login.output(), "the log to say who it was")
     stranger = create_signed_value(COOKIE, "user", "eve@elsewhere.example").decode()
     assert http.get("/jobs/data", headers={"Cookie": f"user={stranger}"}).status_code == 403
 
