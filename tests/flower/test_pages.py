@@ -42,7 +42,7 @@ class Flowers:
     def __init__(self, town: Town, empty: Path) -> None:
         nobody_is_asked = {"FLOWER_UNAUTHENTICATED_API": ""}
         self.plain = town.flower(empty)
-        self.read_only = town.flower(empty, "--read_only=True", "--url_prefix=ops/flower", prefix="/ops/flower")
+        self.read_only = town.flower(empty, "--read_only=True", "--url_prefix=IDS/flower", prefix="/IDS/flower")
         self.asked = town.flower(empty, "--basic_auth=ann:secret", CELERIAC_FLOWER__SHOW_TEXT="true", **nobody_is_asked)
         self.login = town.flower(
             empty,
@@ -190,14 +190,14 @@ def test_a_page_has_no_error_and_keeps_nobody_out(browser: Browser, flowers: Flo
 
 
 def test_every_option_of_flower_holds_for_our_pages(browser: Browser, flowers: Flowers, town: Town) -> None:
-    """Under a prefix, all that a page asks for is under it; read-only, nothing offers or takes an action."""
+    """All that a page asks for is under a prefix, whatever that says; read-only, nothing offers or takes an action."""
     flower = flowers.read_only
     with looking(browser, flower) as window:
         for path in ("/costs", "/jobs", f"/job/{town.letter}", "/providers"):
             page = window.see(path)
             page.locator("tbody tr[data-key]").first.wait_for()
             assert page.locator("[data-action], td .btn").count() == 0
-        assert all("/ops/flower/" in url for _, url in window.answers)
+        assert all("/IDS/flower/" in url for _, url in window.answers)
         window.see("/jobs").get_by_role("link", name=town.chief).click()
         expect(window.page.locator("h1")).to_have_text(town.chief)
         expect(window.page.locator("#why-not")).to_contain_text("read-only")
