@@ -170,8 +170,9 @@ class QuoteOut(BaseModel):
         "while no such job has ended, or where the job asks a model of its own choice."
     )
     budget_left_usd: str | None = Field(
-        description="What the tightest budget leaves that it is in; with less than a call may cost, it waits. Null for "
-        "no budget."
+        description="What the tightest budget leaves that it is in; with less than a call may cost, it waits. A tenant "
+        "that is no operator is told of its own budget alone: a job may wait for another one, which "
+        "`expected_start_at` then counts. Null for no budget."
     )
     position: int | None = Field(
         description="About how many jobs of its line go before it; null where that does not say when it starts."

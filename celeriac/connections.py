@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -242,6 +242,31 @@ class DurableScript(Script):
                     "Redis has it, but not on disk within the time", maybe_accepted=bool(job_id), job_id=job_id
                 )
             return answer
+
+
+#: Indexes that one script counts: about half a millisecond.
+COUNTED_AT_ONCE: Final = 500
+CARDS: Final = f"""{READ}
+local found = {{}}
+for i, key in ipairs(KEYS) do
+  local members = redis.pcall('ZCARD', key)
+  found[i] = type(members) == 'number' and members or 0
+end
+return found
+"""
+
+
+async def cards(redis: Redis, names: Sequence[str]) -> list[int]:
+    """How many members each of these sorted sets has, 0 where something else is there. Of many names, Redis is not held
+    up by all at once. Raises StoreUnavailable.
+    """
+    found: list[int] = []
+    asked: Any = redis
+    async with answering():
+        for first in range(0, len(names), COUNTED_AT_ONCE):
+            page = names[first : first + COUNTED_AT_ONCE]
+            found += await asked.eval(CARDS, len(page), *page)
+    return found
 
 
 #: Below this, compressing costs more than it saves.

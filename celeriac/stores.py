@@ -98,7 +98,7 @@ def open_stores(
             lanes=lanes.LUA,
             celery_results=settings.jobs.celery_results,
         ),
-        census=Census(made),
+        census=Census(redis, made),
         journal=Journal(made, lanes.LUA),
         contexts=ContextStore(redis, made),
         lanes=Lanes(redis, made),
@@ -130,6 +130,7 @@ def open_fleet(settings: Settings, stores: Stores, *, name: str, clock: str = CL
         name=name,
     )
     fleet = Fleet(
+        redis,
         scripts(redis, contexts.LUA, books.lua(settings.costs), clock),
         stores.ringer,
         lease=settings.jobs.lease,

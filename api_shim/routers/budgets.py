@@ -35,10 +35,9 @@ def _answer(content: object, status: int = 200) -> Response:
 async def list_budgets(request: Request, tenant: Tenant) -> Response:
     """All budgets, each with what is used of it; for a tenant that is no operator, its own."""
     stores: Stores = request.app.state.stores
-    found = await stores.budgets.all()
-    everybody = is_operator(request, tenant)
-    shown = [budget_out(scope, uses) for scope, uses in found.items() if everybody or scope == f"tenant:{tenant}"]
-    return _answer({"budgets": shown})
+    budgets = stores.budgets
+    found = await (budgets.all() if is_operator(request, tenant) else budgets.of([f"tenant:{tenant}"]))
+    return _answer({"budgets": [budget_out(scope, uses) for scope, uses in found.items()]})
 
 
 @router.get("/{scope:path}", response_model=BudgetOut, responses={404: {"model": Problem}})

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator
 
-from api_shim.auth import Tenant
+from api_shim.auth import Tenant, is_operator
 from api_shim.schemas import (
     JobOut,
     JobRequest,
@@ -32,7 +32,7 @@ from api_shim.schemas import (
 )
 from api_shim.streams import reading
 from celeriac.accounts import receipt
-from celeriac.agents.quotes import quote, scopes_of
+from celeriac.agents.quotes import own_scopes, quote, scopes_of
 from celeriac.agents.registry import Registry
 from celeriac.costs.prices import Prices
 from celeriac.errors import Conflict, Invalid, NotFound
@@ -125,7 +125,8 @@ async def submit(
         idempotency_key=idempotency_key,
         fingerprint=body.fingerprint() if idempotency_key else "",
     )
-    new = replace(new, scopes=scopes_of(new, agent, request.app.state.settings.costs))
+    told = None if is_operator(request, tenant) else own_scopes(new)
+    new = replace(new, scopes=scopes_of(new, agent, request.app.state.settings.costs), told=told)
     prices: Prices = request.app.state.prices
     if dry_run:
         return _json(quote_out(quote(new, agent, await stores.jobs.outlook(new), prices)))

@@ -27,8 +27,8 @@ ANSWER: Final = Decimal("0.5")
 class Quote:
     """In nano-dollars. most: the job's cap, which each of its calls is held to. expected: what jobs of this agent cost
     lately ("history"), or one call at the price of its first lane ("prices"). budget_left: of the tightest budget that
-    it is in, None where there is none. position: about how many jobs go before it, None where that does not say when
-    it starts. starts_at: None where nobody can say.
+    it is in and that its caller may be told of, None where there is none. position: about how many jobs go before it,
+    None where that does not say when it starts. starts_at: None where nobody can say.
     """
 
     most: int
@@ -47,6 +47,11 @@ def scopes_of(job: NewJob, agent: Agent, costs: CostSettings) -> tuple[str, ...]
     """Whose budgets its first call is in, as the scripts take them."""
     account = Account(job.tenant, job.agent, labels_of(costs.labels, job.metadata))
     return tuple(spelt(scope) for scope in account.scopes(asked_first(job, agent)))
+
+
+def own_scopes(job: NewJob) -> tuple[str, ...]:
+    """Those of them that are its tenant's own. Any other is everybody's: what it leaves says what others spent."""
+    return (spelt(f"tenant:{job.tenant}"),)
 
 
 def quote(job: NewJob, agent: Agent, outlook: Outlook, prices: Prices, most: int | None = None) -> Quote:

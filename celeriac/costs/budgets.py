@@ -20,7 +20,7 @@ from celeriac.settings import NAME
 #: Sums of one window and scope stay below what Lua's numbers hold exactly.
 MOST_NANOS: Final = 9 * 10**15
 MOST_ALERTS: Final = 10
-#: Scopes that one script looks at, where there may be many.
+#: Scopes that one script looks at: about 2 ms with three windows each.
 PAGE: Final = 100
 #: What a scope is, and what its name looks like.
 KINDS: Final[Mapping[str, str]] = {
@@ -166,32 +166,42 @@ class Budgets:
             windows = as_argument(self._zone, datetime.fromtimestamp(answer / 1000, UTC))
 
     async def all(self) -> dict[str, tuple[Use, ...]]:
-        """Of each scope that has a budget, its caps and what is used of them. Raises StoreUnavailable."""
-        return await self._look(None)
+        """Of each scope that has a budget, by name, its caps and what is used of them. Raises StoreUnavailable."""
+        return await self.of(await self._scopes())
 
     async def some(self, most: int) -> tuple[dict[str, tuple[Use, ...]], int]:
-        """The same of at most so many scopes, the first by name; and how many more have a budget. Redis is not held up
-        by all of them at once. Raises StoreUnavailable.
+        """The same of at most so many scopes, the first by name; and how many more have a budget. Raises
+        StoreUnavailable.
         """
+        scopes = await self._scopes()
+        return await self.of(scopes[:most]), len(scopes[most:])
+
+    async def _scopes(self) -> list[str]:
         async with answering():
-            scopes = sorted(scope.decode() for scope in await self._redis.hkeys(keys.spell("budgets")))
+            return sorted(unspelt(scope.decode()) for scope in await self._redis.hkeys(keys.spell("budgets")))
+
+    async def of(self, scopes: Sequence[str]) -> dict[str, tuple[Use, ...]]:
+        """The same of those of these scopes that have a budget. Redis is not held up by all of them at once. Raises
+        StoreUnavailable.
+        """
         found: dict[str, tuple[Use, ...]] = {}
-        for first in range(0, min(most, len(scopes)), PAGE):
-            found |= await self._look(scopes[first : min(most, first + PAGE)])
-        return found, len(scopes[most:])
+        for first in range(0, len(scopes), PAGE):
+            found |= await self._look(scopes[first : first + PAGE])
+        return found
 
     async def get(self, scope: str) -> tuple[Use, ...]:
         """Raises NotFound, StoreUnavailable."""
-        found = await self._look([spelt(scope)])
+        found = await self.of([scope])
         if scope not in found:
             raise NotFound(f"there is no budget of {scope}", field="scope", remedy="GET /v1/budgets lists them")
         return found[scope]
 
-    async def _look(self, scopes: Sequence[str] | None) -> dict[str, tuple[Use, ...]]:
-        said, *rest = await self._use(scopes=scopes, zone=self._zone.key, windows=None)
+    async def _look(self, scopes: Sequence[str]) -> dict[str, tuple[Use, ...]]:
+        asked: dict[str, Any] = {"scopes": [spelt(scope) for scope in scopes], "zone": self._zone.key}
+        said, *rest = await self._use(**asked, windows=None)
         if said == b"windows":
             at = datetime.fromtimestamp(rest[0] / 1000, UTC)
-            said, *rest = await self._use(scopes=scopes, zone=self._zone.key, windows=as_argument(self._zone, at))
+            said, *rest = await self._use(**asked, windows=as_argument(self._zone, at))
         found = {}
         for scope, text, uses in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
             caps = _caps(text.decode())

@@ -1,15 +1,10 @@
--- Use: what is used of caps. a: scopes (null for all that have a budget), zone, windows (as `books.windows` takes them).
+-- Use: what is used of caps. a: scopes (one page of them), zone, windows (as `books.windows` takes them).
 -- Answers {"windows", ms by this clock} where the windows of that time have to be said, or {"use", scope, caps as they are stored,
 -- then for each of them start and end of its window (s; 0 for ever), settled, in doubt and reserved (text), scope, ...}.
 local windows = books.windows(a.zone, a.windows)
 if not windows then return {'windows', now} end
-local scopes = a.scopes
-if scopes == cjson.null then
-  scopes = call('HKEYS', K.budgets())
-  table.sort(scopes)
-end
 local found = {'use'}
-for _, scope in ipairs(scopes) do
+for _, scope in ipairs(a.scopes) do
   local text = call('HGET', K.budgets(), scope)
   if text then
     local uses = {}

@@ -1,4 +1,4 @@
--- Ends: how calls of lanes ended in the last hours. a: lanes, hours.
+-- Ends: how calls of lanes ended in the last hours. a: lanes (one page of them), hours.
 -- Answers for each {"answered", a code of an error or "took.N" (at most 1.25^N ms), how many, ...}.
 local found, current = {}, math.floor(now / 3600000)
 for i, lane in ipairs(a.lanes) do

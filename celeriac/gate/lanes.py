@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote, unquote
 
 from celeriac import keys
-from celeriac.connections import ALWAYS, READ, Redis, Scripts, answering
+from celeriac.connections import ALWAYS, READ, Redis, Scripts, answering, cards
 from celeriac.errors import (
     BadCredentials,
     BadModelRequest,
@@ -34,8 +34,12 @@ LUA: Final = (HERE / "lanes.lua").read_text()
 #: Seconds that a lane is left alone which asked us to slow down and named no time.
 UNNAMED_WAIT: Final = 2.0
 
+#: Lanes that one script looks at: at most about 2 ms; what it says of the last 24 hours of each is more.
+LOOKED_AT, ENDS_AT = 100, 10
 #: Before a scope's name: the line of those who wait for its money is one among those of lanes.
 SCOPE: Final = "$"
+#: The same before the scope of a single job: what those may cost that work for it.
+OF_JOB: Final = f"{SCOPE}job%3A"
 
 Breaker = Literal["closed", "open", "half_open", "shut"]
 Says = Literal["answered", "alive", "failed", "busy", "refused", "nothing"]
@@ -214,6 +218,19 @@ class Ends:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Jobs that wait: by lane; by the scope whose money they wait for, spelt as in keys; for what another job may cost;
+    and for the lanes and the scopes that are not told by name.
+    """
+
+    lanes: Mapping[Lane, int]
+    scopes: Mapping[str, int]
+    of_jobs: int
+    other_lanes: int
+    other_scopes: int
+
+
 class Lanes:
     """For whoever looks at the gate."""
 
@@ -225,13 +242,19 @@ class Lanes:
 
     async def look(self, lanes: Sequence[Lane]) -> list[Known]:
         """Raises StoreUnavailable."""
-        found = await self._look(lanes=[spelt(lane) for lane in lanes])
-        return [_known(lane, *values) for lane, values in zip(lanes, found, strict=True)]
+        found: list[Known] = []
+        for page in _pages(lanes, LOOKED_AT):
+            said = await self._look(lanes=[spelt(lane) for lane in page])
+            found += [_known(lane, *values) for lane, values in zip(page, said, strict=True)]
+        return found
 
     async def ends(self, lanes: Sequence[Lane], hours: int) -> list[Ends]:
         """Of each, in this clock hour and those before it, at most 48 in all. Raises StoreUnavailable."""
-        found = await self._ends(lanes=[spelt(lane) for lane in lanes], hours=hours)
-        return [_ends_of(flat) for flat in found]
+        found: list[Ends] = []
+        for page in _pages(lanes, ENDS_AT):
+            said = await self._ends(lanes=[spelt(lane) for lane in page], hours=hours)
+            found += [_ends_of(flat) for flat in said]
+        return found
 
     async def waited_for(self) -> set[Lane]:
         """Lanes that jobs wait for. Raises StoreUnavailable."""
@@ -240,19 +263,24 @@ class Lanes:
         # Among them are the lines of those who wait for money.
         return {_unspelt(name.decode()) for name in names if not name.startswith(SCOPE.encode())}
 
-    async def lines(self, most: int) -> tuple[dict[Lane, int], dict[str, int]]:
-        """How many jobs wait, by the lane that they wait for, and by the scope whose money they wait for, spelt as in
-        keys. Of lines there may be as many as jobs: no more than so many are looked at. Raises StoreUnavailable.
+    async def lines(self, most: int) -> Lines:
+        """How many jobs wait in lines, of which there may be as many as jobs: those told by name are no more than so
+        many, lanes before scopes. Raises StoreUnavailable.
         """
         async with answering():
-            names: Any = await self._redis.smembers(keys.spell("lanes"))
-            named = [name.decode() for name in sorted(names)[:most]]
-            asked: Any = self._redis.pipeline(transaction=False)
-            for name in named:
-                asked.zcard(keys.spell("lane_line", lane=name))
-            waiting = dict(zip(named, await asked.execute(), strict=True))
-        of_lanes = {_unspelt(name): jobs for name, jobs in waiting.items() if not name.startswith(SCOPE)}
-        return of_lanes, {name.removeprefix(SCOPE): jobs for name, jobs in waiting.items() if name.startswith(SCOPE)}
+            found: Any = await self._redis.smembers(keys.spell("lanes"))
+        names = sorted(name.decode() for name in found)
+        jobs = dict(zip(names, await cards(self._redis, [keys.spell("lane_line", lane=n) for n in names]), strict=True))
+        lanes = [name for name in names if not name.startswith(SCOPE)]
+        scopes = [name for name in names if name.startswith(SCOPE) and not name.startswith(OF_JOB)]
+        told, told_scopes = lanes[:most], scopes[: max(0, most - len(lanes))]
+        return Lines(
+            lanes={_unspelt(name): jobs[name] for name in told},
+            scopes={name.removeprefix(SCOPE): jobs[name] for name in told_scopes},
+            of_jobs=sum(jobs[name] for name in names if name.startswith(OF_JOB)),
+            other_lanes=sum(jobs[name] for name in lanes[len(told) :]),
+            other_scopes=sum(jobs[name] for name in scopes[len(told_scopes) :]),
+        )
 
     async def overran(self) -> set[Lane]:
         """Lanes of which a call cost more than its bound, until an operator opens them. Raises StoreUnavailable."""
@@ -275,6 +303,12 @@ class Lanes:
         async with answering():
             entries: Any = await self._redis.xrevrange(keys.spell("lane_changes"), count=most)
         return [_change(id, {name.decode(): value.decode() for name, value in facts.items()}) for id, facts in entries]
+
+
+def _pages(lanes: Sequence[Lane], size: int) -> Iterator[Sequence[Lane]]:
+    """Redis is not held up by all of them at once."""
+    for first in range(0, len(lanes), size):
+        yield lanes[first : first + size]
 
 
 def _known(lane: Lane, wait: int, why: bytes, opened: int, waiting: int, over: int, flat: Sequence[Any]) -> Known:

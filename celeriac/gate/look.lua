@@ -1,4 +1,4 @@
--- Look: what the fleet knows of lanes. a: lanes.
+-- Look: what the fleet knows of lanes. a: lanes (one page of them).
 -- Answers for each {ms for which it may not be asked, why, failures of breakers in a row, jobs that wait for it, thousandths of
 -- its bound that a call cost at most (1000 where none cost more), rates as name, most, period (ms), left, ...}.
 local found = {}

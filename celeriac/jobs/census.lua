@@ -1,10 +1,11 @@
--- Census: how many jobs there are, by state and by queue. It changes nothing; what makes no sense is not counted.
+-- Census: how many jobs there are, by state and by queue, but for those that stand in lines of tenants or contexts. It changes
+-- nothing; what makes no sense is not counted.
 -- a: queues (to be told of beside those that workers serve or have served), most (jobs that are looked at one by one, to see
--- whose they are: of those that are due, and of those that workers of several queues run).
--- Answers {parked, behind their context, {state, ended so since the first one, ...}, {queue, ready, rung, running, due}, ...}; of the
--- queue "" are those that were not looked at.
+-- whose they are: so many of those that are due, and so many of those that workers of several queues run).
+-- Answers {parked, {state, ended so since the first one, ...}, {line of tenants, ...}, {queue, suspects that are ready, rung, running,
+-- due}, ...}; of the queue "" are those that were not looked at.
 local READY, RUNG, RUNNING, DUE = 2, 3, 4, 5
-local found, queues = {}, {}
+local found, queues, lines = {}, {}, {}
 
 local function number_of(...)
   local value = redis.pcall(...)
@@ -33,60 +34,39 @@ for _, groups in ipairs({K.picks(), K.free()}) do
   end
 end
 
--- Tenants with ready jobs have a turn, or left it at their limit; for a moment both.
-local counted = {}
-local function add_ready(queue, line, priority, tenant)
-  local key = K.ready(line, priority, tenant)
-  if counted[key] then return end
-  counted[key] = true
-  add(queue, READY, number_of('ZCARD', key))
-end
 for i = 1, #found do
   local queue = found[i][1]
-  local lines = members_of('SMEMBERS', K.lines(queue))
-  lines[#lines + 1] = queue
-  for _, line in ipairs(lines) do
-    for priority = 0, 2 do
-      for _, tenant in ipairs(members_of('ZRANGE', K.rotation(line, priority), 0, -1)) do
-        add_ready(queue, line, priority, tenant)
-      end
-    end
-  end
   for lvl = 2, 4 do add(queue, READY, number_of('ZCARD', K.suspects(queue, lvl))) end
   add(queue, RUNG, number_of('ZCARD', K.rung(queue)) + number_of('ZCARD', K.rung(suspects_of(queue))))
-end
-for _, tenant in ipairs(members_of('SMEMBERS', K.full())) do
-  for _, entry in ipairs(members_of('SMEMBERS', K.left(tenant))) do
-    local line, priority = string.match(entry, '^(.+)|(%d)$')
-    if line then add_ready(string.match(line, '^[^/]+'), line, priority, tenant) end
-  end
+  lines[#lines + 1] = queue
+  for _, line in ipairs(members_of('SMEMBERS', K.lines(queue))) do lines[#lines + 1] = line end
 end
 
-local function add_each(ids, what)
+-- Answers how many more may be looked at.
+local function add_each(ids, what, most)
   for i, id in ipairs(ids) do
-    local queue = i <= a.most and redis.pcall('HGET', K.job(id), 'queue')
+    local queue = i <= most and redis.pcall('HGET', K.job(id), 'queue')
     add(type(queue) == 'string' and queue or '', what, 1)
   end
+  return math.max(0, most - #ids)
 end
-local seen = {}
+local seen, left = {}, a.most
 for _, where in ipairs({K.workers(), K.dying()}) do
   for _, worker in ipairs(members_of('ZRANGE', where, 0, -1)) do
     if not seen[worker] then
       seen[worker] = true
       local serves_queues = queues_of((of_worker(worker, 'queues')) or '')
       if #serves_queues == 1 then add(serves_queues[1], RUNNING, number_of('SCARD', K.held(worker)))
-      else add_each(members_of('SMEMBERS', K.held(worker)), RUNNING) end
+      elseif left > 0 then left = add_each(members_of('SMEMBERS', K.held(worker)), RUNNING, left)
+      else
+        local others = number_of('SCARD', K.held(worker))
+        if others > 0 then add('', RUNNING, others) end
+      end
     end
   end
 end
 local due = members_of('ZRANGEBYSCORE', K.parked(), '-inf', now, 'LIMIT', 0, a.most)
-add_each(due, DUE)
+add_each(due, DUE, a.most)
 local others = number_of('ZCOUNT', K.parked(), '-inf', now) - #due
 if others > 0 then add('', DUE, others) end
-
-local behind = 0
-for _, entry in ipairs(members_of('ZRANGE', K.behind(), 0, -1)) do
-  local tenant, context = string.match(entry, '^([^:]+):(.+)$')
-  if tenant then behind = behind + number_of('ZCARD', K.line(tenant, context)) end
-end
-return {number_of('ZCARD', K.parked()), behind, members_of('HGETALL', K.ends()), unpack(found)}
+return {number_of('ZCARD', K.parked()), members_of('HGETALL', K.ends()), lines, unpack(found)}

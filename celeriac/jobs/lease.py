@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
-from celeriac.connections import ALWAYS, Scripts
+from celeriac import keys
+from celeriac.connections import ALWAYS, Redis, Scripts, answering
 from celeriac.errors import CeleriacError, Fenced, Misconfigured, StoreUnavailable
 from celeriac.jobs.dispatch import Ringer
 from celeriac.jobs.model import PROTOCOL, Claim
@@ -53,21 +54,32 @@ class Beat:
 
 
 class Fleet:
-    """What a worker process says of itself. scripts: over a connection of its own that does not resend. lanes: the
-    helpers that know of lanes, for them.
+    """What a worker process says of itself. redis, scripts: a connection of its own that does not resend. lanes:
+    the helpers that know of lanes, for the scripts.
 
     upkeep: False for the drill alone, which shows what is lost without.
     """
 
     def __init__(
-        self, scripts: Scripts, ringer: Ringer, *, lease: timedelta, keep: Keep, lanes: str, upkeep: bool = True
+        self,
+        redis: Redis,
+        scripts: Scripts,
+        ringer: Ringer,
+        *,
+        lease: timedelta,
+        keep: Keep,
+        lanes: str,
+        upkeep: bool = True,
     ) -> None:
         self._does_upkeep = upkeep
         self._ringer = ringer
         self._lease = int(lease.total_seconds() * 1000)
         self._keep = keep.as_argument()
         self._beats = 0
-        self._lane_before = ""
+        self._redis: Any = redis
+        #: Of the set of lanes: where to read on, and what was read and not looked at yet.
+        self._lanes_from: int = 0
+        self._lanes: list[bytes] = []
         self._register = scripts.load(HERE / "register.lua", ALWAYS)
         self._heartbeat = scripts.load(HERE / "heartbeat.lua", ALWAYS)
         self._leave = scripts.load(HERE / "leave.lua", ALWAYS)
@@ -191,8 +203,14 @@ class Fleet:
     async def _wake_for_lanes(self) -> None:
         """Lane by lane. Where a round is not long enough for all, the next one goes on where it ended."""
         for _ in range(LANES):
-            self._lane_before = (await self._wake(after=self._lane_before, page=PAGE)).decode()
-            if not self._lane_before:
+            if not self._lanes:
+                # Of lines there may be as many as jobs: no script looks through all of them.
+                async with answering():
+                    self._lanes_from, page = await self._redis.sscan(keys.spell("lanes"), self._lanes_from, count=LANES)
+                self._lanes = sorted(page, reverse=True)
+            if self._lanes:
+                await self._wake(lane=self._lanes.pop().decode(), page=PAGE)
+            if not (self._lanes or self._lanes_from):
                 break
 
     async def _choose_quarantine(self) -> None:

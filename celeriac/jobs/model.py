@@ -138,7 +138,8 @@ class NewJob:
     tenant is the same job, for as long as that can be asked for; fingerprint: of the request, to tell a repetition from
     a mistake. canvas: of a job that came through Celery. ignore_result: whether nobody asks Celery for the result;
     None: as the deployment has it for jobs over HTTP. parent: of a job that another one asks for. scopes: whose budgets
-    its first call is in, where its outlook is asked for.
+    its first call is in, where its outlook is asked for; told: those of them of which the outlook says what they leave,
+    None for all.
     """
 
     id: str
@@ -167,12 +168,14 @@ class NewJob:
     ignore_result: bool | None = None
     parent: Parent | None = None
     scopes: tuple[str, ...] | None = None
+    told: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """Of a job that waits, or would. position: about how many go before it. mean_cost, budget_left: in nano-dollars;
-    what jobs of its agent cost lately, and what the tightest budget leaves. Each None where nobody can say.
+    what jobs of its agent cost lately, and what the tightest budget that may be told leaves. Each None where nobody can
+    say.
     """
 
     position: int | None = None

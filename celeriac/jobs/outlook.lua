@@ -28,8 +28,8 @@ local function pace_of(queue)
 end
 
 -- Answers {how many go before it, when it starts (ms), what a job of its agent costs, what its budgets leave}, each "" where nobody
--- can say. scopes: whose budgets it is in.
-local function look_ahead(r, scopes)
+-- can say. scopes: whose budgets it is in. told: those of them of which it is told what they leave, null for all.
+local function look_ahead(r, scopes, told)
   local ahead, starts, left, ends = '', nil, books.left(scopes)
   if not r.place or r.place == 'ready' then
     ahead = ahead_of(r)
@@ -39,12 +39,13 @@ local function look_ahead(r, scopes)
   elseif r.place == 'parked' then starts = tonumber(call('HGET', K.job(r.id), 'resume_at') or '') end
   -- Without money nothing starts before the window ends.
   if left == '0' then starts = starts and ends > 0 and math.max(starts, ends) or nil end
+  if told ~= cjson.null then left = books.left(told) end
   local mean = redis.pcall('HGET', K.mean_costs(), r.agent)
   return {ahead, starts and string.format('%.0f', starts) or '', type(mean) == 'string' and string.match(mean, ' (%d+)$') or '', left}
 end
 
 -- The same, or {} where what is looked at makes no sense: what is only told refuses no job.
-local function outlook(r, scopes)
-  local done, found = pcall(look_ahead, r, scopes)
+local function outlook(r, scopes, told)
+  local done, found = pcall(look_ahead, r, scopes, told)
   return done and found or {}
 end

@@ -63,8 +63,11 @@ SHOWN: Final = (
 )  # fmt: skip
 WHOLE: Final = (*SHOWN, "answer", "checked", "asked")
 
-#: Scripts of 500 jobs that one page may look at: a rare agent among a million jobs takes several pages.
-LOOKS: Final = 10
+#: Jobs that one script looks at, and how many such scripts one page takes: a rare agent among a million jobs takes
+#: several pages.
+LOOKED_AT, LOOKS = 500, 10
+#: Tenants whose jobs one script looks through or counts: at most about 3 ms.
+TENANTS: Final = 100
 
 #: A caller's idempotency key stands for its job at least this long.
 KEY_TTL: Final = timedelta(hours=24)
@@ -158,6 +161,7 @@ class JobStore:
         self._get = scripts.load(HERE / "get.lua", READ)
         self._account = scripts.load(HERE / "account.lua", READ)
         self._list = scripts.load(HERE / "list.lua", READ)
+        self._newest = scripts.load(HERE / "newest.lua", READ)
         self._count = scripts.load(HERE / "count.lua", READ)
 
     async def submit(self, job: NewJob) -> Accepted:
@@ -205,6 +209,7 @@ class JobStore:
             fingerprint=job.fingerprint,
             parent=job.parent and _parent(job.parent),
             scopes=job.scopes,
+            told=job.told,
             max_cost=max_cost,
             impatient=job.on_budget == "fail",
             own_model=job.model is not None,
@@ -259,6 +264,7 @@ class JobStore:
             tenant=job.tenant,
             agent=job.agent,
             scopes=job.scopes,
+            told=job.told,
         )
         return _outlook(*found)
 
@@ -388,16 +394,20 @@ class JobStore:
         if cursor is not None and not (cursor.isascii() and cursor.isdecimal()):
             raise Invalid("the cursor is not one that a page gave out", field="cursor", remedy="leave it out to begin")
         before = "+inf" if cursor is None else f"({cursor}"
+        name, parts = "dead" if dead else "jobs_in" if state else "jobs", {"state": state} if state and not dead else {}
+        indexes = [keys.spell(name, tenant=whose, **parts) for whose in await self._tenants(tenant)]
         found: list[Job] = []
         for look in range(LOOKS):
             left = limit - len(found)
+            # Without a condition beside the index each of them is shown.
+            most = LOOKED_AT if agent or reason else min(LOOKED_AT, left + 1)
             then, *rows = await self._list(
-                tenant=tenant or "",
-                state=state or "",
-                dead=dead,
+                index=None if tenant is None else indexes[0],
+                ids=await self._newest_of(indexes, before, most) if tenant is None else None,
                 agent=agent,
                 reason=reason,
                 before=before,
+                most=most,
                 limit=left,
                 fields=SHOWN,
             )
@@ -407,10 +417,35 @@ class JobStore:
                 break
         return Page(tuple(found), before.lstrip("(") or None)
 
+    async def _newest_of(self, indexes: Sequence[str], before: str, most: int) -> Sequence[str]:
+        """Id and submission number of the newest jobs of all tenants, as `list.lua` takes them."""
+        found: list[tuple[str, str]] = []
+        for first in range(0, len(indexes), TENANTS):
+            # Who is older than those that are found already is not asked for.
+            after = found[-1][1] if len(found) == most else "-inf"
+            flat = await self._newest(indexes=indexes[first : first + TENANTS], before=before, after=after, most=most)
+            texts = [text.decode() for text in flat]
+            found += zip(texts[::2], texts[1::2], strict=True)
+            found = sorted(found, key=lambda job: float(job[1]), reverse=True)[:most]
+        return [text for job in found for text in job]
+
     async def count(self, tenant: str | None) -> Counts:
         """How many jobs there are. tenant: None for everybody's."""
-        *states, dead = await self._count(tenant=tenant or "", states=list(State))
+        tenants = await self._tenants(tenant)
+        sums = [0] * (len(State) + 1)
+        for first in range(0, len(tenants), TENANTS):
+            counted = await self._count(tenants=tenants[first : first + TENANTS], states=list(State))
+            sums = [sum(pair) for pair in zip(sums, counted, strict=True)]
+        *states, dead = sums
         return Counts(dict(zip(State, states, strict=True)), dead)
+
+    async def _tenants(self, tenant: str | None) -> Sequence[str]:
+        """This one, or all that have jobs."""
+        if tenant is not None:
+            return [tenant]
+        async with answering():
+            names: Any = await self._redis.smembers(keys.spell("tenants"))
+        return [name.decode() for name in names]
 
     async def tenants(self, most: int) -> Sequence[str]:
         """Some of those that have jobs, by name; all of them where they are no more. Raises StoreUnavailable."""

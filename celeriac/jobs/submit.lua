@@ -2,7 +2,7 @@
 -- a: id, tenant, agent, queue, line, priority, context, if_busy, request_id, metadata (text), ignore_result, canvas (text), tell, run_at (ms),
 -- deadline (ms), expires_in (ms), idempotency, fingerprint, parent (id, worker, nonce of the run that asks for it; how many it may
 -- ask for in one life; ancestors; others, ids that it is about to ask for too), scopes (whose budgets it is in, where somebody asks for
--- its outlook), max_cost (nano-dollars, text), impatient (fails
+-- its outlook), told (those of them of which that says what they leave, null for all), max_cost (nano-dollars, text), impatient (fails
 -- where money is spent), own_model (whether it asks a model of its own choice), keep; null where there is none.
 -- ARGV[2]: the spec.
 -- Answers {"accepted", created ms, holder of the context or "", resume_at or "", bells, its outlook or {}}, {"known" or "reused", id, created ms},
@@ -47,7 +47,7 @@ if call('EXISTS', K.job(a.id)) == 1 then
     end
   end
   local created, resume_at = get(a.id, 'created', 'resume_at')
-  return {'accepted', tonumber(created), waits_for(a.id) or '', resume_at or '', {}, given('scopes') and outlook(read(a.id), a.scopes) or {}}
+  return {'accepted', tonumber(created), waits_for(a.id) or '', resume_at or '', {}, given('scopes') and outlook(read(a.id), a.scopes, a.told) or {}}
 end
 if key then
   local known = call('GET', K.idempotency(a.tenant, key))
@@ -110,4 +110,4 @@ local r = read(a.id)
 local resume_at = enter(r, context, holder, bells)
 if given('canvas') and call('EXISTS', K.revoked(a.id)) == 1 then stop_waiting(read(a.id), 'cancelled', bells) end
 sweep(3)
-return {'accepted', now, holder or '', resume_at or '', bells, given('scopes') and outlook(read(a.id), a.scopes) or {}}
+return {'accepted', now, holder or '', resume_at or '', bells, given('scopes') and outlook(read(a.id), a.scopes, a.told) or {}}

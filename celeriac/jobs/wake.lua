@@ -1,15 +1,11 @@
 -- Wake: the first jobs that wait for a lane which may be asked again are ready, in their order: as many as its rates let through,
 -- and no more than a few times as many as there are slots, have been woken just now and have not called yet; where it is still
 -- to be tried out, one. From then on they wait like any that are ready: bells are rung for free slots alone.
--- One lane. a: after (the lane that was looked at before; "" to begin), page.
--- Answers the lane that was looked at, or "" after the last one.
+-- a: lane, page. The lane may have no line any more.
 local TRIED = 5000 -- ms after which another one is woken, if the first did not come to try the lane out
 
-local lane
-for _, name in ipairs(call('SMEMBERS', K.lanes())) do
-  if name > a.after and (not lane or name < lane) then lane = name end
-end
-if not lane then return '' end
+local lane = a.lane
+if redis.pcall('SISMEMBER', K.lanes(), lane) ~= 1 then return end
 
 -- Of the workers that take jobs: looked at only where somebody may be woken, since most lanes with a line are closed.
 local slots, groups = 0, {}
@@ -87,4 +83,3 @@ if not done and not is_line then
   call('DEL', K.lane_line(lane), K.lane_turns(lane))
   call('SREM', K.lanes(), lane)
 end
-return lane

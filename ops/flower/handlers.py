@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 import orjson
 from flower.views import BaseHandler
-from tornado.web import HTTPError, StaticFileHandler, authenticated
+from tornado.web import HTTPError, RequestHandler, StaticFileHandler, authenticated
 
 from celeriac.connections import answering
 from celeriac.errors import CeleriacError, Conflict, Invalid, NotFound, StoreUnavailable
@@ -21,18 +22,37 @@ SOURCES: Final = "celeriac"
 STATUS: Final[dict[type[CeleriacError], int]] = {Invalid: 400, NotFound: 404, Conflict: 409, StoreUnavailable: 503}
 
 
+def set_own_headers(handler: RequestHandler) -> None:
+    """In place of Flower's, which lets other sites read an instance that asks nobody who they are. What our handlers
+    say is no business of theirs, and no other site lays our buttons under its own.
+    """
+    handler.set_header("X-Content-Type-Options", "nosniff")
+    handler.set_header("Cache-Control", "no-store")
+    handler.set_header("Content-Security-Policy", "frame-ancestors 'self'")
+    handler.set_header("Referrer-Policy", "same-origin")
+
+
 class Handler(BaseHandler):  # type: ignore[misc]  # Flower has no types
     """May read whatever Flower's own pages may be read by."""
 
     def set_default_headers(self) -> None:
-        # Flower lets other sites read an instance that asks nobody who they are. What is here is no business of theirs.
-        self.set_header("X-Content-Type-Options", "nosniff")
-        self.set_header("Cache-Control", "no-store")
+        set_own_headers(self)
 
     @property
     def sources(self) -> Sources:
         found: Sources = self.settings[SOURCES]
         return found
+
+    @property
+    def who(self) -> str:
+        """The name of whoever logged in, or of the password that was given; "" where Flower asks nobody."""
+        if isinstance(self.current_user, str):
+            return self.current_user
+        if not self.application.options.basic_auth:
+            return ""
+        # Flower has compared it.
+        credentials = b64decode(self.request.headers["Authorization"].split()[1]).decode()
+        return credentials.partition(":")[0]
 
     @property
     def why_no_action(self) -> str:

@@ -189,15 +189,21 @@ class JobsAct(Act):
         else:
             meant = [job async for job in self._named(asked["ids"], action, refused)]
         done: list[str] = []
-        for job in as_retried(meant) if action in ("retry", "replay") else meant:
-            try:
-                await _do(jobs, action, job, reason)
-            except (Conflict, Invalid) as error:
-                refused.append({"id": job.id, "reason": str(error)})
-            else:
-                done.append(job.id)
-        by = self.current_user if isinstance(self.current_user, str) else ""
-        log.info("jobs_acted_on", action=action, done=len(done), refused=len(refused), by=by)
+        unsure = ""
+        try:
+            for job in as_retried(meant) if action in ("retry", "replay") else meant:
+                # Where no answer comes, nobody knows whether it was done.
+                unsure = job.id
+                try:
+                    await _do(jobs, action, job, reason)
+                except (Conflict, Invalid) as error:
+                    refused.append({"id": job.id, "reason": str(error)})
+                else:
+                    done.append(job.id)
+                unsure = ""
+        finally:
+            facts = {"job_ids": done, "refused": len(refused)} | ({"unsure": unsure} if unsure else {})
+            log.info("jobs_acted_on", action=action, by=self.who, **facts)
         return {"done": done, "refused": refused, "cursor": cursor}
 
     def _asked(self) -> tuple[Action, str, Mapping[str, Any]]:

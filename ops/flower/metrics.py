@@ -24,12 +24,12 @@ from celeriac.costs.books import OTHER, unspelt
 from celeriac.costs.budgets import Use
 from celeriac.costs.usage import EVER, Row
 from celeriac.errors import StoreUnavailable
-from celeriac.gate.lanes import Known
+from celeriac.gate.lanes import Known, Lines
 from celeriac.jobs.census import Counted
 from celeriac.jobs.model import ENDS
-from celeriac.llm.model import CLASSES, Lane
+from celeriac.llm.model import CLASSES
 from celeriac.logs import get_logger
-from ops.flower.handlers import SOURCES
+from ops.flower.handlers import SOURCES, set_own_headers
 from ops.flower.sources import Sources
 
 log = get_logger(__name__)
@@ -39,7 +39,7 @@ PATIENCE: Final = 2.0
 #: Lanes, and scopes with a budget, that have series of their own: callers may name any model.
 MOST_LANES: Final = 100
 MOST_SCOPES: Final = 500
-#: Lines in which jobs wait for a lane, or for money, that are looked at.
+#: Lines in which jobs wait for a lane, or for money, that are told apart.
 MOST_LINES: Final = 2000
 #: The scopes of single jobs count as one: an id is no label.
 JOB: Final = "job"
@@ -50,14 +50,14 @@ LANE_STATES: Final = ("closed", "open", "half_open")
 @dataclass(frozen=True, slots=True)
 class Found:
     """What the store said. in_doubt: of all calls, and of those to each lane. lanes: those with series of their own.
-    waiting: jobs by the lane, and by the scope, that they wait for. scopes_left_out: that have a budget and no series.
+    scopes_left_out: that have a budget and no series.
     """
 
     usage: Sequence[Row]
     in_doubt: tuple[int, Mapping[str, int]]
     counted: Counted
     lanes: Sequence[Known]
-    waiting: tuple[Mapping[Lane, int], Mapping[str, int]]
+    waiting: Lines
     lanes_left_out: int
     budgets: Mapping[str, Sequence[Use]]
     scopes_left_out: int
@@ -87,7 +87,7 @@ async def _read(sources: Sources) -> Found:
     called = [row.group["model"] for row in usage]
     # Those of the agents first, then those that wait for an operator, then those that jobs wait for.
     own = sorted({lane for agent in agents for lane in agent.lanes}, key=str)
-    lanes = dict.fromkeys([*own, *sorted(overran, key=str), *waiting[0], *map(lane_of, called)])
+    lanes = dict.fromkeys([*own, *sorted(overran, key=str), *waiting.lanes, *map(lane_of, called)])
     lanes.pop(lane_of(f"{OTHER}/{OTHER}"), None)
     named = list(lanes)[:MOST_LANES]
     in_doubt, known = await asyncio.gather(stores.usage.in_doubt(sorted(set(called))), stores.lanes.look(named))
@@ -196,7 +196,8 @@ def _gate(found: Found) -> Iterator[Metric]:
     own = {known.lane: known.waiting for known in found.lanes}
     for lane, jobs in own.items():
         waiting.add_metric((str(lane),), jobs)
-    waiting.add_metric((OTHER,), sum(jobs for lane, jobs in found.waiting[0].items() if lane not in own))
+    others = found.waiting.other_lanes + sum(jobs for lane, jobs in found.waiting.lanes.items() if lane not in own)
+    waiting.add_metric((OTHER,), others)
     yield from (state, wait, over, limit, left, waiting)
 
 
@@ -219,22 +220,24 @@ def _budgets(found: Found) -> Iterator[Metric]:
             left.add_metric(labels, dollars(use.left))
     yield from (cap, used, reserved, left)
     waiting = GaugeMetricFamily("celeriac_budget_waiting_jobs", "Jobs that wait for money", labels=("scope",))
-    for scope, jobs in _by_scope(found.waiting[1], found.budgets).items():
+    for scope, jobs in _by_scope(found.waiting, found.budgets).items():
         waiting.add_metric((scope,), jobs)
     yield waiting
 
 
-def _by_scope(waiting: Mapping[str, int], shown: Iterable[str]) -> dict[str, int]:
-    jobs = dict.fromkeys((*shown, JOB, OTHER), 0)
-    for spelt, number in waiting.items():
+def _by_scope(waiting: Lines, shown: Iterable[str]) -> dict[str, int]:
+    jobs = dict.fromkeys(shown, 0) | {JOB: waiting.of_jobs, OTHER: waiting.other_scopes}
+    for spelt, number in waiting.scopes.items():
         scope = unspelt(spelt)
-        name = scope if scope in jobs else JOB if scope.startswith(f"{JOB}:") else OTHER
-        jobs[name] += number
+        jobs[scope if scope in jobs else OTHER] += number
     return jobs
 
 
 class Metrics(monitor.Metrics):  # type: ignore[misc]  # Flower has no types
-    """Whoever may ask Flower for its metrics is told these too."""
+    """Whoever may ask Flower for its metrics is told these too; pages of other sites are not."""
+
+    def set_default_headers(self) -> None:
+        set_own_headers(self)
 
     async def get(self) -> None:
         await super().get()

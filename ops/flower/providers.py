@@ -9,14 +9,21 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from celeriac.agents.registry import lane as lane_of
+from celeriac.costs.books import OTHER
 from celeriac.costs.money import usd
 from celeriac.gate.lanes import Change, Ends, Known
 from celeriac.jobs.model import rfc_3339
+from celeriac.llm.model import Lane
 from ops.flower.handlers import Data, Page
 
 #: Clock hours in which calls are counted.
 HOURS: Final = 24
+#: The agents' own first, then those with most calls today and jobs that wait.
 MOST_LANES: Final = 200
+#: Lines of jobs that are told apart.
+MOST_LINES: Final = 2000
+#: No lane: under this name calls count of which the usage has too many kinds.
+FOLD: Final = Lane(OTHER, OTHER)
 MOST_CHANGES: Final = 20
 
 
@@ -31,9 +38,9 @@ class ProvidersData(Data):
     async def answer(self, *_: str) -> Any:
         stores, registry = self.sources.stores, self.sources.registry
         start, end = stores.usage.day(datetime.now(UTC))
-        changes, waited_for, overran, today = await asyncio.gather(
+        changes, lines, overran, today = await asyncio.gather(
             stores.lanes.changes(MOST_CHANGES),
-            stores.lanes.waited_for(),
+            stores.lanes.lines(MOST_LINES),
             stores.lanes.overran(),
             stores.usage.report(start, end, ("agent", "model")),
         )
@@ -45,13 +52,19 @@ class ProvidersData(Data):
             sums["cost"] += row.sums["cost"]
             if first.get(row.group["agent"], row.group["model"]) != row.group["model"]:
                 sums["fallbacks"] += row.sums["calls"]
-        named = {lane for agent in registry for lane in agent.lanes} | registry.caps.keys() | waited_for
-        named |= {change.lane for change in changes} | {lane_of(name) for name in used} | overran
+        own = {lane for agent in registry for lane in agent.lanes} | registry.caps.keys()
+        named = (
+            own | overran | lines.lanes.keys() | {change.lane for change in changes} | {lane_of(name) for name in used}
+        )
+        busy = {lane: used[str(lane)]["calls"] + lines.lanes.get(lane, 0) for lane in named - {FOLD}}
         # First those that wait for an operator.
-        lanes = sorted(named, key=lambda lane: (lane not in overran, str(lane)))[:MOST_LANES]
+        ranked = sorted(busy, key=lambda lane: (lane not in overran, lane not in own, -busy[lane], str(lane)))
+        lanes = sorted(ranked[:MOST_LANES], key=lambda lane: (lane not in overran, str(lane)))
         known, ends = await asyncio.gather(stores.lanes.look(lanes), stores.lanes.ends(lanes, HOURS))
         return {
             "lanes": [_shown(k, e, used[str(k.lane)]) for k, e in zip(known, ends, strict=True)],
+            "more": len(ranked) - len(lanes),
+            "others": _today(used[str(FOLD)]) if used[str(FOLD)]["calls"] else None,
             "changes": [_change(change) for change in changes],
         }
 
@@ -76,6 +89,11 @@ def _shown(known: Known, ends: Ends, used: Mapping[str, int]) -> dict[str, Any]:
         "errors": dict(sorted(ends.errors.items(), key=lambda error: (-error[1], error[0]))),
         "median_seconds": ends.within(0.5),
         "slow_seconds": ends.within(0.95),
+    } | _today(used)
+
+
+def _today(used: Mapping[str, int]) -> dict[str, Any]:
+    return {
         "calls_today": used["calls"],
         "fallbacks_today": used["fallbacks"],
         "cost_today_usd": usd(used["cost"]),

@@ -42,7 +42,7 @@ class Flowers:
     def __init__(self, town: Town, empty: Path) -> None:
         nobody_is_asked = {"FLOWER_UNAUTHENTICATED_API": ""}
         self.plain = town.flower(empty)
-        self.read_only = town.flower(empty, "--read_only=True", "--url_prefix=ops/flower", prefix="/ops/flower")
+        self.read_only = town.flower(empty, "--read_only=True", "--url_prefix=IDS/flower", prefix="/IDS/flower")
         self.asked = town.flower(empty, "--basic_auth=ann:secret", CELERIAC_FLOWER__SHOW_TEXT="true", **nobody_is_asked)
         self.login = town.flower(
             empty,
@@ -190,14 +190,14 @@ def test_a_page_has_no_error_and_keeps_nobody_out(browser: Browser, flowers: Flo
 
 
 def test_every_option_of_flower_holds_for_our_pages(browser: Browser, flowers: Flowers, town: Town) -> None:
-    """Under a prefix, all that a page asks for is under it; read-only, nothing offers or takes an action."""
+    """All that a page asks for is under a prefix, whatever that says; read-only, nothing offers or takes an action."""
     flower = flowers.read_only
     with looking(browser, flower) as window:
         for path in ("/costs", "/jobs", f"/job/{town.letter}", "/providers"):
             page = window.see(path)
             page.locator("tbody tr[data-key]").first.wait_for()
             assert page.locator("[data-action], td .btn").count() == 0
-        assert all("/ops/flower/" in url for _, url in window.answers)
+        assert all("/IDS/flower/" in url for _, url in window.answers)
         window.see("/jobs").get_by_role("link", name=town.chief).click()
         expect(window.page.locator("h1")).to_have_text(town.chief)
         expect(window.page.locator("#why-not")).to_contain_text("read-only")
@@ -231,6 +231,18 @@ def test_whoever_is_not_let_in_sees_nothing(flowers: Flowers, path: str) -> None
         assert (answer.status_code, answer.json()["error"]) == (403, "Log in again")
     else:
         assert (answer.status_code, answer.headers["Location"].partition("?")[0]) == (302, "/login")
+
+
+@pytest.mark.parametrize("path", [*PROTECTED, "/metrics", "/jobs/act"])
+def test_no_other_site_reads_or_frames_what_we_say(flowers: Flowers, path: str) -> None:
+    """Though Flower lets all of them read its own API where it asks nobody who they are."""
+    cors = "Access-Control-Allow-Origin"
+    assert flowers.plain.http.get("/api/workers").headers[cors] == "*"
+    for answer in (flowers.plain.http.get(path), flowers.plain.http.request("OPTIONS", path)):
+        assert cors not in answer.headers
+        assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'self'"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Cache-Control"] == "no-store"
 
 
 def test_only_a_page_of_flower_can_act(flowers: Flowers, town: Town) -> None:
@@ -268,6 +280,7 @@ def test_whoever_is_logged_in_acts_with_the_token_of_a_page(flowers: Flowers) ->
     body = {"action": "cancel", "ids": ["x"]}
     assert act(flowers.login, body, **cookies).status_code == 403
     assert act(flowers.login, body, **cookies, **{"X-XSRFToken": token}).status_code == 200
+    wait_until(lambda: "by=ann@example.com" in flowers.login.output(), "the log to say who it was")
     stranger = create_signed_value(COOKIE, "user", "eve@elsewhere.example").decode()
     assert http.get("/jobs/data", headers={"Cookie": f"user={stranger}"}).status_code == 403
 
@@ -707,3 +720,29 @@ def test_a_breaker_that_changed_says_what_it_became(window: Window, town: Town) 
         assert told == became[::-1]
     finally:
         redis.delete("celeriac:lane_changes")
+
+
+def test_of_many_lanes_those_of_the_agents_and_the_busiest_are_shown(window: Window, town: Town) -> None:
+    """How many are left out is said. Calls that are counted together are no lane; without any they have no row."""
+    start = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    redis, day = town.valkey.client(), f"celeriac:usage:day.{int(start.timestamp())}"
+    many = {f"acme,assistant,another,{n:03}": f"{n + 1} 0 0 0 0 0 0 0 0 0" for n in range(250)}
+    page = window.see("/providers")
+    expect(page.locator("#lanes-note")).to_be_hidden()
+    lanes = page.locator("#lanes tbody th").all_inner_texts()
+    assert "other" not in page.locator("#calls tbody th").all_inner_texts()
+    redis.hset(day, mapping=many | {"other": "7 0 0 0 0 0 0 0 5000000 0"})
+    try:
+        page = window.see("/providers")
+        expect(page.locator("#lanes tbody tr")).to_have_count(200)
+        shown = page.locator("#lanes tbody th").all_inner_texts()
+        assert {lane for lane in lanes if not lane.startswith("openai/fault")} < set(shown)
+        assert {"another/249", "another/248"} < set(shown)
+        assert "another/000" not in shown
+        left_out = len(lanes) + 250 - 200
+        expect(page.locator("#lanes-note")).to_have_text(re.compile(f"^{left_out} more, "))
+        others = cells(page, "#calls", "other")
+        assert (others["calls today"], others["cost today"], others["answered"]) == ("7", "$0.005", "")
+        assert "other/other" not in shown
+    finally:
+        redis.hdel(day, *many, "other")

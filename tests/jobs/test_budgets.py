@@ -180,6 +180,35 @@ async def test_who_waits_is_woken_by_the_next_settlement_in_turn(buyers: Buyers)
     assert await buyers.place(waiting[3]) in {Place.READY, Place.RUNG}
 
 
+async def test_room_is_kept_for_five_seconds_for_who_was_woken(buyers: Buyers) -> None:
+    """Without a slot until then it may be another's; whoever finds it taken waits again, in its old place."""
+    await buyers.caps("all", day=100)
+    first = await buyers.job()
+    assert isinstance(await buyers.ask(first, 100, name="a"), Admitted)
+    waiting = [await buyers.job() for _ in range(3)]
+    for job in waiting:
+        full = await buyers.ask(job, 60)
+        assert isinstance(full, Full)
+        await buyers.waits(job, full)
+    line = buyers.queue.redis.zrange("celeriac:lane_line:$all", 0, -1)
+    assert line == [job.id for job in waiting]
+    await buyers.settle(first, "a", "settled", 10)
+    await buyers.queue.pass_time(1, "w1")
+    assert [await buyers.place(job) for job in waiting[1:]] == [Place.PARKED] * 2, "the room is kept for the first"
+    # Redis keeps the time for which it is.
+    assert 0 < buyers.queue.redis.pttl("celeriac:promised:all") <= 5000
+    buyers.queue.redis.delete("celeriac:promised:all")
+    await buyers.queue.pass_time(1, "w1")
+    assert [await buyers.place(job) for job in waiting] == [Place.RUNG, Place.RUNG, Place.PARKED]
+    again = await buyers.queue.claim(waiting[1].id)
+    assert isinstance(await buyers.ask(again, 60), Admitted)
+    late = await buyers.queue.claim(waiting[0].id)
+    full = await buyers.ask(late, 60)
+    assert isinstance(full, Full)
+    await buyers.waits(late, full)
+    assert buyers.queue.redis.zrange("celeriac:lane_line:$all", 0, -1) == [waiting[0].id, waiting[2].id]
+
+
 async def test_a_job_that_does_not_fit_any_more_waits_for_the_next_window(buyers: Buyers) -> None:
     """It says until when, and is woken as there is room: never all at once."""
     await buyers.caps("all", hour=100)

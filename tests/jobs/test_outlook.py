@@ -141,6 +141,18 @@ async def test_the_tightest_budget_says_what_is_left(buyers: Askers) -> None:
     assert (await buyers.submitted()).budget_left == 0
 
 
+async def test_a_budget_that_is_not_told_of_is_waited_for_all_the_same(buyers: Askers) -> None:
+    """Only what it leaves is not said."""
+    await buyers.queue.worker()
+    await buyers.caps("all", hour=100)
+    await buyers.buy(await buyers.job(), 100, 100)
+    known, own = await buyers.outlook(), await buyers.outlook(told=(spelt("tenant:acme"),))
+    assert (known.budget_left, own.budget_left) == (0, None)
+    assert own.starts_at == known.starts_at
+    assert own.starts_at is not None
+    assert own.starts_at > buyers.at()
+
+
 async def test_without_money_a_job_starts_in_the_next_window(buyers: Askers) -> None:
     await buyers.queue.worker()
     await buyers.caps("all", hour=100)

@@ -106,6 +106,8 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: dict[str, bool]
     assert await queue.stores.contexts.get("default", "c") is None
     again = await queue.claim(bad.id, "w2")
     assert await queue.stores.journal.admit(again, "c3", 9, {})
+    waits = await queue.claim(await queue.submit(), "w3")
+    await queue.jobs.wait_for_lane(waits, "openai/m", timedelta(0))
     await queue.given_up("w1", "w3")
     assert (await queue.stores.doubts.resolve(bad.id, "c3", 4, "test")).again
     assert (await queue.job(bad.id)).crashes == 1

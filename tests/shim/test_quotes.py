@@ -143,3 +143,31 @@ def test_a_dry_run_is_checked_as_a_job_is(shim: Shim, facts: dict[str, Any], sai
 def test_the_deployment_says_what_a_job_may_cost(valkey: Valkey) -> None:
     with running(Shim(valkey.url, CELERIAC_COSTS__MAX_JOB_USD="0.5")) as shim:
         assert ask(shim, "assistant")["max_cost_usd"] == "0.500000000"
+
+
+def test_a_tenant_is_told_what_its_own_budget_leaves(valkey: Valkey) -> None:
+    """What any other leaves would tell it what others spend."""
+    keys = {
+        "CELERIAC_SHIM__API_KEYS__ACME": "key-of-acme-1234567",
+        "CELERIAC_SHIM__API_KEYS__OPS": "key-of-ops-12345678",
+        "CELERIAC_SHIM__OPERATORS": "ops",
+    }
+    ops, acme = {"X-API-Key": "key-of-ops-12345678"}, {"X-API-Key": "key-of-acme-1234567"}
+    with running(Shim(valkey.url, **keys)) as shim:
+
+        def cap(scope: str, usd: str) -> None:
+            put = {"caps": [{"window": "hour", "cap_usd": usd}]}
+            assert shim.http.put(f"/v1/budgets/{scope}", json=put, headers=ops).status_code == 200
+
+        def left(headers: dict[str, str], dry_run: bool = True) -> str | None:
+            body = {"agent": "assistant", "input": "hi"}
+            said = shim.http.post("/v1/jobs", params={"dry_run": dry_run}, json=body, headers=headers).json()
+            quote: dict[str, Any] = said if dry_run else said["quote"]
+            found: str | None = quote["budget_left_usd"]
+            return found
+
+        for scope in ("all", "agent:assistant", "provider:openai"):
+            cap(scope, "3")
+        assert (left(ops), left(acme), left(acme, dry_run=False)) == ("3.000000000", None, None)
+        cap("tenant:acme", "5")
+        assert (left(ops), left(acme), left(acme, dry_run=False)) == ("3.000000000", "5.000000000", "5.000000000")

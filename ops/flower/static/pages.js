@@ -96,7 +96,7 @@
   const cell = (value, kind) => el("td", { class: kind || null }, value === null || value === undefined ? "" : value);
 
   function link(id) {
-    return el("a", { href: root.dataset.job.replace("ID", encodeURIComponent(id)), "data-name": "link" }, id);
+    return el("a", { href: root.dataset.job.replace(/ID$/, () => encodeURIComponent(id)), "data-name": "link" }, id);
   }
 
   function set(id, value) {

@@ -4,6 +4,8 @@
 
   const C = window.Celeriac;
 
+  // Calls that are not counted by lane.
+  const OTHERS = "other";
   const words = (code) => code.replaceAll("_", " ");
 
   function breaker(lane) {
@@ -29,13 +31,17 @@
       C.cell(known.bounds_times > 1 ? C.text("span", `bounds times ${known.bounds_times}`, "warn") : "")];
   }
 
+  function today(known) {
+    return [C.cell(known.calls_today.toLocaleString("en"), "number"), C.cell(known.fallbacks_today ? known.fallbacks_today.toLocaleString("en") : "", "number"),
+      C.cell(C.usd(known.cost_today_usd), "number")];
+  }
+
   function calls(known) {
+    if (known.lane === OTHERS) return [C.el("th", { scope: "row" }, OTHERS), ...Array.from({ length: 4 }, () => C.cell("")), ...today(known)];
     const errors = Object.entries(known.errors).map(([code, count]) => `${words(code)} ${count}`);
     return [C.el("th", { scope: "row" }, known.lane),
       C.cell(known.answered.toLocaleString("en"), "number"), C.el("td", {}, errors.map((error) => C.el("div", { class: "bad" }, error))),
-      C.cell(C.seconds(known.median_seconds), "number"), C.cell(C.seconds(known.slow_seconds), "number"),
-      C.cell(known.calls_today.toLocaleString("en"), "number"), C.cell(known.fallbacks_today ? known.fallbacks_today.toLocaleString("en") : "", "number"),
-      C.cell(C.usd(known.cost_today_usd), "number")];
+      C.cell(C.seconds(known.median_seconds), "number"), C.cell(C.seconds(known.slow_seconds), "number"), ...today(known)];
   }
 
   function became(changed) {
@@ -52,7 +58,11 @@
 
   C.live(() => C.root.dataset.url, (said) => {
     C.rows(document.querySelector("#lanes tbody"), said.lanes, (known) => known.lane, lane, "No lane is known");
-    C.rows(document.querySelector("#calls tbody"), said.lanes, (known) => known.lane, calls, "No lane is known");
+    const note = document.getElementById("lanes-note");
+    note.textContent = said.more ? `${said.more} more, of no agent here, with fewer calls today and fewer jobs that wait` : "";
+    note.hidden = !said.more;
+    const called = said.others ? [...said.lanes, { lane: OTHERS, ...said.others }] : said.lanes;
+    C.rows(document.querySelector("#calls tbody"), called, (known) => known.lane, calls, "No lane is known");
     C.rows(document.querySelector("#changes tbody"), said.changes, (changed) => `${changed.at} ${changed.lane} ${changed.state}`, change, "None has");
   });
 }());
