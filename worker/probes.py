@@ -159,7 +159,7 @@ class WorkerMetrics(Collector):
         yield CounterMetricFamily("celeriac_worker_stalls", "How often something blocked the event loop", now.stalls)
         changes = CounterMetricFamily(
             "celeriac_breaker_changes",
-            "How often a call of this worker opened or closed the breaker of a lane",
+            "How often a call of this worker opened the breaker of a lane, tried the lane out, or closed it",
             labels=("lane", "state"),
         )
         for labels, count in breaker_changes.copy().items():

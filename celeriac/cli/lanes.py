@@ -80,7 +80,8 @@ def _what(change: Change) -> str:
         span = f"for {change.wait.total_seconds():g} s" if change.wait else "until `celeriac lanes --open` is said"
         return f"opened {span}: {change.why}"
     by = f" by an {change.why}" if change.why else ""
-    return ("closed" if change.state == "closed" else "its bounds were taken back") + by
+    became = {"half_open": "tried out by one call", "closed": "closed", "reset": "its bounds were taken back"}
+    return became[change.state] + by
 
 
 def _row(known: Known) -> Sequence[str]:

@@ -290,9 +290,13 @@ local function lane_unprobe(lane)
   redis.call('HDEL', K.lane(lane), 'probe', 'probe_until', 'probe_ms')
 end
 
--- A call is about to be made. lease: ms that it may take.
+local function lane_tell(lane, state, why, ms)
+  redis.pcall('XADD', K.lane_changes(), 'MAXLEN', '~', CHANGES, '*', 'lane', lane, 'state', state, 'why', why, 'ms', ms)
+end
+
+-- A call is about to be made. lease: ms that it may take. Answers 1 where it tries the lane out for the whole fleet, else 0.
 local function lane_ask(lane, name, lease)
-  if not lane_is_tried(lane) then return end
+  if not lane_is_tried(lane) then return 0 end
   lane_unprobe(lane)
   lane_set(lane, 'probe', name, 'probe_until', now + lease, 'probe_ms', lease)
   -- Whoever finds out that nothing will be heard of it knows the call only.
@@ -300,13 +304,11 @@ local function lane_ask(lane, name, lease)
     redis.call('DEL', K.probes())
     redis.call('HSET', K.probes(), name, lane)
   end
+  lane_tell(lane, 'half_open', '', 0)
+  return 1
 end
 
 local function lane_shut(lane, ms, why, ...) lane_set(lane, 'shut', now + ms, 'span', ms, 'why', why, ...) end
-
-local function lane_tell(lane, state, why, ms)
-  redis.pcall('XADD', K.lane_changes(), 'MAXLEN', '~', CHANGES, '*', 'lane', lane, 'state', state, 'why', why, 'ms', ms)
-end
 
 local function lane_open(lane, opened, why, least)
   local ms = math.max(least, math.min(LONGEST_OPEN, OPEN * 2 ^ (opened - 1)))

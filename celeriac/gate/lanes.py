@@ -183,12 +183,13 @@ class Known:
 @dataclass(frozen=True, slots=True)
 class Change:
     """Of a breaker. wait: for how long it opened, zero for until an operator opens the lane. why: a code, "" where it
-    closed because the lane works again. "reset": it is as it was, and the bounds of the lane are no longer raised.
+    closed because the lane works again. "half_open": one call tries the lane out. "reset": it is as it was, and the
+    bounds of the lane are no longer raised.
     """
 
     at: datetime
     lane: Lane
-    state: Literal["open", "closed", "reset"]
+    state: Literal["open", "half_open", "closed", "reset"]
     why: str
     wait: timedelta
 
@@ -328,5 +329,5 @@ def _ends_of(flat: Sequence[Any]) -> Ends:
 
 def _change(id: bytes, facts: Mapping[str, str]) -> Change:
     at = datetime.fromtimestamp(int(id.partition(b"-")[0]) / 1000, UTC)
-    state: Any = facts["state"] if facts["state"] in ("open", "reset") else "closed"
+    state: Any = facts["state"] if facts["state"] in ("open", "half_open", "reset") else "closed"
     return Change(at, _unspelt(facts["lane"]), state, facts["why"], timedelta(milliseconds=float(facts["ms"])))

@@ -4,7 +4,7 @@
 -- may use at most), caps (requests and tokens a minute; 0 for any), books (scopes, series, zone, windows as `books.windows` takes them;
 -- null for a call that is in no scope's sums).
 -- Answers {"admitted", input and output tokens that it is expected to use, the bound as it is booked (raised where calls of this
--- lane cost more than theirs; text), what it is booked under}, {"windows", ms by this clock} where the windows of that time have to be
+-- lane cost more than theirs; text), what it is booked under, 1 where it tries its lane out}, {"windows", ms by this clock} where the windows of that time have to be
 -- said, {"full", "held", "spent" or "never", scope, window, its end (s; 0 for none), cap, bound}, {"closed", ms to leave the lane alone, why},
 -- {"spent"} where the job's cap leaves too little, {"stop", "cancelled" or "expired"} or {"fenced"}.
 -- What a job has used of what it may cost, with all that work for it; and what is reserved. Exact: amounts above 2^53 are refused.
@@ -27,7 +27,7 @@ if r.stop then return {'stop', r.stop} end
 local booked = call_read(a.id, a.call)
 if booked then
   local input, output = string.match(booked.facts, '"took":%[(%d+),(%d+)%]')
-  return {'admitted', number(input), number(output), booked.bound, booked.books or ''}
+  return {'admitted', number(input), number(output), booked.bound, booked.books or '', 0}
 end
 local bound = a.lane == cjson.null and a.bound or lane_bound(a.lane, a.bound)
 local above, known = ancestors_of(a.id)
@@ -82,7 +82,7 @@ if a.lane ~= cjson.null then
     wait = lane_take(a.lane, need, not is_woken and lane_ahead(a.lane) or nil)
     if wait then return {'closed', wait, 'rate_reached'} end
   end
-  lane_ask(a.lane, a.call, a.lease)
+  need.tries = lane_ask(a.lane, a.call, a.lease)
 end
 if b then
   local broken = books.reserve(b, bound)
@@ -91,4 +91,4 @@ end
 local took = string.format('"took":[%.0f,%.0f]}', need.input, need.output)
 local facts = string.gsub(a.facts, '}$', (a.facts == '{}' and '' or ',') .. took)
 call_move(a.id, a.call, {stands = 'new', bound = bound, amount = '0', at = tostring(now), facts = facts, books = b and books.text(b)}, 'open', bound)
-return {'admitted', need.input, need.output, bound, b and books.text(b) or ''}
+return {'admitted', need.input, need.output, bound, b and books.text(b) or '', need.tries or 0}

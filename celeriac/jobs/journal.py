@@ -168,6 +168,10 @@ class Journal:
             raise Stopped(f"the job was asked to stop: {rest[0].decode()}")
         if said == b"fenced":
             raise Fenced("this run no longer holds the job")
+        if rest[4]:
+            lane = unquote(asking["lane"])
+            _count_change(lane, "half_open")
+            log.info("breaker_half_open", lane=lane)
         return Admitted((rest[0], rest[1]), int(rest[2]), rest[3].decode())
 
     async def commit(
@@ -271,7 +275,7 @@ def _text(facts: Mapping[str, Any]) -> str:
     return orjson.dumps(facts).decode()
 
 
-#: Lane, and "open" or "closed" -> how often a call of this process made its breaker so; for the metrics.
+#: Lane, and "open", "half_open" or "closed" -> how often a call of this process made its breaker so; for the metrics.
 breaker_changes: Counter[tuple[str, str]] = Counter()
 #: Lane -> calls of this process that cost more than their bound.
 overruns: Counter[str] = Counter()
@@ -283,6 +287,11 @@ def count_overrun(lane: str) -> None:
     overruns[lane if lane in overruns or len(overruns) < NAMED else "other"] += 1
 
 
+def _count_change(lane: str, state: str) -> None:
+    known = (lane, state) in breaker_changes or len(breaker_changes) < NAMED
+    breaker_changes[lane if known else "other", state] += 1
+
+
 def tell_of_lane(settlement: Settlement | None, changed: bytes) -> None:
     """The breaker of a lane has changed by this call: said once in the fleet."""
     if settlement is None or settlement.heard is None or not changed:
@@ -290,8 +299,7 @@ def tell_of_lane(settlement: Settlement | None, changed: bytes) -> None:
     how, *facts = changed.decode().split(" ")
     lane = unquote(settlement.heard["lane"])
     state = "closed" if how == "closed" else "open"
-    known = (lane, state) in breaker_changes or len(breaker_changes) < NAMED
-    breaker_changes[lane if known else "other", state] += 1
+    _count_change(lane, state)
     if how == "closed":
         log.warning("breaker_closed", lane=lane)
     elif facts[1] == "overrun":

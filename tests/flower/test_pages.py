@@ -709,14 +709,15 @@ def test_lanes_that_cost_more_than_their_bound_come_first_with_what_is_done_abou
 def test_a_breaker_that_changed_says_what_it_became(window: Window, town: Town) -> None:
     """A lane whose bounds an operator took back was open before and after."""
     redis = town.valkey.client()
-    changes = [("open", 90_000), ("open", 0), ("closed", 0), ("reset", 0)]
+    changes = [("open", 90_000), ("half_open", 0), ("open", 0), ("closed", 0), ("reset", 0)]
     for state, ms in changes:
         redis.xadd("celeriac:lane_changes", {"lane": "zed/z", "state": state, "why": "operator", "ms": ms})
     try:
         page = window.see("/providers")
         expect(page.locator("#changes tbody tr")).to_have_count(len(changes))
         told = page.locator("#changes tbody tr td:nth-child(3)").all_text_contents()
-        became = ["opened for 2 min", "shut until an operator opens the lane", "closed", "its bounds were taken back"]
+        became = ["opened for 2 min", "tried out by one call", "shut until an operator opens the lane", "closed"]
+        became.append("its bounds were taken back")
         assert told == became[::-1]
     finally:
         redis.delete("celeriac:lane_changes")

@@ -349,10 +349,11 @@ async def test_how_a_breaker_changes_is_said_once(callers: Callers, capsys: pyte
     callers.queue.later(10_000)
     await callers.call()
     said = capsys.readouterr().out
-    assert (said.count("breaker_opened"), said.count("breaker_closed")) == (1, 1)
+    assert [said.count(f"breaker_{how}") for how in ("opened", "half_open", "closed")] == [1, 1, 1]
     kept = [entry for _, entry in callers.queue.redis.xrange("celeriac:lane_changes")]
     assert kept == [
         {"lane": spelt(LANE), "state": "open", "why": "provider_failed", "ms": "10000"},
+        {"lane": spelt(LANE), "state": "half_open", "why": "", "ms": "0"},
         {"lane": spelt(LANE), "state": "closed", "why": "", "ms": "0"},
     ]
 

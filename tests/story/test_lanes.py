@@ -99,7 +99,7 @@ def test_a_provider_that_fails_is_tried_out_by_one_call(house: House, fleet: Shi
     for id in waiting:
         assert fleet.job(id, wait=60)["state"] == "succeeded"
     assert len(house.asked()) == 30
-    assert breaker_changes(ports) == {"open": 1, "closed": 1}
+    assert breaker_changes(ports) == {"open": 1, "half_open": 1, "closed": 1}
 
 
 def test_a_lane_is_asked_no_more_than_its_rate_allows(house: House, fleet: Shim) -> None:

@@ -47,6 +47,7 @@
   function became(changed) {
     switch (changed.state) {
       case "closed": return "closed";
+      case "half_open": return "tried out by one call";
       case "reset": return "its bounds were taken back";
       default: return changed.seconds ? `opened for ${C.seconds(changed.seconds)}` : "shut until an operator opens the lane";
     }
