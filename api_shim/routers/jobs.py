@@ -127,21 +127,23 @@ async def submit(
     )
     new = replace(new, scopes=scopes_of(new, agent, request.app.state.settings.costs))
     prices: Prices = request.app.state.prices
-    if dry_run:
-        return _json(quote_out(quote(new, agent, await stores.jobs.outlook(new), prices)))
-    accepted = await stores.jobs.submit(new)
+    accepted = await stores.jobs.submit(new, dry_run=dry_run)
     if accepted.known:
         bind(job_id=accepted.id)
         known = await stores.jobs.get(accepted.id, tenant)
         if known is None:  # it has aged out since
-            return await submit(body, request, tenant, idempotency_key)
-        outlook = await stores.jobs.outlook(replace(new, id=known.id), known=True)
+            return await submit(body, request, tenant, idempotency_key, dry_run)
+        quoted = quote(new, agent, await stores.jobs.outlook(replace(new, id=known.id)), prices)
+        if dry_run:
+            return _json(quote_out(quoted))
         return _json(
-            job_out(known, quote(new, agent, outlook, prices)),
+            job_out(known, quoted),
             202,
             {"Location": f"/v1/jobs/{known.id}", "Idempotency-Replayed": "true"},
         )
     quoted = quote(new, agent, accepted.outlook, prices)
+    if dry_run:
+        return _json(quote_out(quoted))
     job = Job(
         id=job_id,
         tenant=tenant,

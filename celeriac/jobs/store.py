@@ -145,6 +145,7 @@ class JobStore:
         self._keep = keep.as_argument()
         self._max_messages, self._max_bytes = max_messages, max_bytes
         self._submit = scripts.load(HERE / "submit.lua", NEW_WORK, before=ENTER + OUTLOOK, durable=True)
+        self._dry_run = scripts.load(HERE / "submit.lua", READ, before=ENTER + OUTLOOK)
         self._outlook_of = scripts.load(HERE / "outlook_of.lua", READ, before=OUTLOOK)
         self._replay = scripts.load(HERE / "replay.lua", NEW_WORK, before=ENTER, durable=True)
         self._claim = scripts.load(HERE / "claim.lua", ALWAYS)
@@ -160,8 +161,9 @@ class JobStore:
         self._list = scripts.load(HERE / "list.lua", READ)
         self._count = scripts.load(HERE / "count.lua", READ)
 
-    async def submit(self, job: NewJob) -> Accepted:
+    async def submit(self, job: NewJob, *, dry_run: bool = False) -> Accepted:
         """Take the job: once this returns, it is stored. The same id again is the same job, and so is the same key.
+        dry_run: it is checked, and its outlook is told, and nothing is stored; job: with scopes.
 
         Raises Invalid for times that make no sense, Conflict where the context is busy and the job would not wait,
         KeyReused where the idempotency key stands for another request, StoreFull, StoreUnavailable.
@@ -180,9 +182,10 @@ class JobStore:
             spec["output_schema"] = job.output_schema
         cap = job.limits.get("max_cost_usd")
         max_cost = None if cap is None else str(int(Decimal(cap).scaleb(9)))
-        said, *rest = await self._submit(
+        script = self._dry_run if dry_run else self._submit
+        said, *rest = await script(
             pack(spec),
-            job_id=job.id,
+            job_id="" if dry_run else job.id,
             id=job.id,
             tenant=job.tenant,
             agent=job.agent,
@@ -208,6 +211,7 @@ class JobStore:
             max_cost=max_cost,
             impatient=job.on_budget == "fail",
             own_model=job.model is not None,
+            dry_run=dry_run,
             keep=self._keep,
         )
         if said == b"fenced":
@@ -246,21 +250,9 @@ class JobStore:
             outlook=_outlook(*outlook),
         )
 
-    async def outlook(self, job: NewJob, *, known: bool = False) -> Outlook:
-        """Of a job that was not submitted, or of one that is known, by its id. job: with scopes.
-
-        Raises StoreUnavailable.
-        """
-        found = await self._outlook_of(
-            id=job.id if known else None,
-            line=_line(job),
-            queue=job.queue,
-            priority=PRIORITIES[job.priority],
-            tenant=job.tenant,
-            agent=job.agent,
-            scopes=job.scopes,
-        )
-        return _outlook(*found)
+    async def outlook(self, job: NewJob) -> Outlook:
+        """Of a job that is known, by its id, as it stands now. job: with scopes. Raises StoreUnavailable."""
+        return _outlook(*await self._outlook_of(id=job.id, scopes=job.scopes))
 
     async def replay(
         self, job_id: str, tenant: str, *, fresh: bool = False, expires_in: timedelta | None = None

@@ -45,8 +45,8 @@ def seen(queue: Queue) -> Iterator[set[str]]:
     every: set[str] = set()
     for part in (queue.jobs, queue.fleet, queue.stores.journal, queue.stores.contexts, queue.stores.doubts):
         for name, script in list(vars(part).items()):
-            # It only looks.
-            if isinstance(script, Script) and name != "_outlook_of":
+            # Those only look.
+            if isinstance(script, Script) and name not in {"_outlook_of", "_dry_run"}:
                 every.add(name)
                 setattr(part, name, Resent(queue, script, name, names))
     yield names
