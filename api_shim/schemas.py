@@ -286,7 +286,7 @@ class LineOut(BaseModel):
     cost_usd: str | None = Field(description="What was settled; null for a call that is not.")
     cost_by_class_usd: dict[str, str] | None = Field(
         description="What each class of its tokens cost: together `cost_usd`, exactly. Null where today's prices do "
-        "not make that: they have changed since, or go by how many tokens there are."
+        "not make that: they have changed since, or the call itself costs something."
     )
     bound_usd: str = Field(description="Its highest possible price, as it was booked before it was sent.")
 
