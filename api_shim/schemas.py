@@ -392,7 +392,7 @@ class CapIn(Wire):
     window: Window = Field(
         description="`ever`, or one that begins by the deployment's clock, `CELERIAC_COSTS__TIME_ZONE`."
     )
-    cap_usd: Dollars = Field(description='Dollars as text, "250.00"; "0" stops all calls.')
+    cap_usd: Dollars = Field(description='Dollars as text, "250.00"; "0" stops all that cost anything.')
     alert_at: list[Annotated[int, Field(strict=True, ge=1, le=1000)]] = Field(
         default=[80, 100],
         max_length=10,
