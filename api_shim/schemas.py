@@ -200,7 +200,9 @@ class JobOut(BaseModel):
         "`CELERIAC_JOBS__UNKNOWN_AGENT_TTL`, it fails with this as its error's code.",
     )
     resume_at: datetime | None = Field(
-        None, description="When a parked job goes on; of one that waits for a lane, not before."
+        None,
+        description="When a parked job goes on; of one that waits for a lane, not before. Null where no time is known: "
+        "for a budget that has no window.",
     )
     steps: int = Field(0, description="How many finished steps are stored. A job that goes on does not repeat them.")
     crashes: int = Field(0, description="How often its worker died with it since it last made a step.")

@@ -529,18 +529,19 @@ class JobStore:
         self,
         claim: Claim,
         lane: str,
-        wait: timedelta,
+        wait: timedelta | None,
         *,
         most: tuple[int, int] = (0, 0),
         only: bool = True,
         retry: bool = False,
     ) -> Parked | State:
-        """Let go of the slot until the lane may be asked again, which others find out. wait: how long that may be.
+        """Let go of the slot until the lane may be asked again, which others find out. wait: how long that may be,
+        None where nobody knows it.
 
         most: input and output tokens that the next call may use. only: whether it is the job's only lane; with others,
         it goes on after a while in any case, to ask them. Else as `park`.
         """
-        return await self._let_go(claim, delay=_ms(wait), retry=retry, lane=(lane, *most, only))
+        return await self._let_go(claim, delay=-1 if wait is None else _ms(wait), retry=retry, lane=(lane, *most, only))
 
     async def wait_for_approval(self, claim: Claim, asked: Sequence[Asked], wait: timedelta | None) -> Parked | State:
         """Let go of the slot until somebody has decided about these calls, at most so long. Else as `park`.

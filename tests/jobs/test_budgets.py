@@ -63,8 +63,9 @@ class Buyers:
 
     async def waits(self, claim: Claim, full: Full) -> None:
         """The job lets go, as a worker that was told so lets go."""
-        ends = full.ends.timestamp() - self.queue.now / 1000 if full.ends else 300.0
-        lane, wait = f"${full.scope}", timedelta(seconds=max(1.0, ends))
+        lane, wait = f"${full.scope}", None
+        if full.ends:
+            wait = timedelta(seconds=max(1.0, full.ends.timestamp() - self.queue.now / 1000))
         parked = await self.queue.jobs.wait_for_lane(claim, lane, wait, most=(full.bound, 0))
         assert isinstance(parked, Parked)
 
@@ -105,6 +106,25 @@ async def test_a_cap_holds_in_each_scope_and_window(buyers: Buyers, scope: str, 
     await buyers.settle(job, "b", "settled", 69)
     assert await buyers.used(scope, window) == (99, 0, 0)
     assert isinstance(await ask(1), Admitted)
+
+
+async def test_nobody_says_when_a_budget_without_a_window_has_money_again(buyers: Buyers) -> None:
+    """Neither then, nor later, nor after a jump of the clock; nor when a job of it starts."""
+    await buyers.caps("all", ever=10)
+    job = await buyers.job()
+    await buyers.buy(job, 10, 10)
+    full = await buyers.ask(job, 10)
+    assert isinstance(full, Full)
+    await buyers.waits(job, full)
+    for ms in (1000, HOUR // 20, -HOUR):
+        buyers.queue.later(ms)
+        await buyers.queue.fleet.upkeep()
+        told = await buyers.queue.jobs.get(job.id, "acme")
+        assert told is not None
+        assert (told.reason, told.resume_at) == ("waiting_budget", None)
+    await buyers.caps("all", ever=20)
+    await buyers.queue.fleet.upkeep()
+    assert await buyers.place(job) in {Place.READY, Place.RUNG}
 
 
 async def test_others_are_not_in_a_scope(buyers: Buyers) -> None:

@@ -149,6 +149,11 @@ def test_a_job_waits_for_money_or_fails_as_it_was_asked_to(house: House, env: di
     budget(shim, "tenant:default", day="0.2")
     assert shim.job(waiting, wait=30)["state"] == "succeeded"
     assert house.bill()["calls"] == asked + 1
+    [cap] = shim.http.get("/v1/budgets/tenant:default").json()["caps"]
+    budget(shim, "tenant:default", ever=cap["settled_usd"])
+    waiting = shim.submit(agent="second")["id"]
+    wait_until(lambda: shim.job(waiting).get("reason") == "waiting_budget", "the job to wait for a higher cap")
+    assert shim.job(waiting)["resume_at"] is None
 
 
 def test_the_commands_of_the_docs_do_what_they_say(house: House, env: dict[str, str], tmp_path: Path) -> None:
