@@ -106,7 +106,7 @@ async def submit(
         agent = registry[body.agent]
     except NotFound as error:
         raise Invalid(str(error), field="agent", remedy=error.remedy) from error
-    registry.check_model(body.model)
+    registry.check_model(agent, body.model)
     registry.check_input(agent, body.messages())
     job_id = new_id()
     bind(job_id=job_id, agent=agent.name)

@@ -25,6 +25,11 @@ description = "A cap of its own."
 instructions = "Be brief."
 lanes = ["openai/gpt-5-mini"]
 max_cost_usd = "0.25"
+
+[agents.warm]
+description = "Says what comes to its mind."
+lanes = ["openai/gpt-5-mini"]
+temperature = 1.5
 """
 
 
@@ -121,6 +126,7 @@ def ahead(hours: float) -> str:
     [
         ({"agent": "nobody"}, 422, "there is no agent"),
         ({"model": "nowhere/gpt"}, 422, "there is no such provider"),
+        ({"agent": "warm", "model": "anthropic/claude-haiku-5-5"}, 422, "takes a temperature of at most 1"),
         ({"max_cost_usd": "much"}, 422, "max_cost_usd"),
         ({"tools": []}, 422, "unpriceable_feature"),
         ({"deadline": ahead(-1)}, 422, "over already"),
