@@ -31,6 +31,8 @@ from celeriac.llm.model import BUILT_IN, Endpoint, Lane, Said
 from celeriac.settings import MAX_JOB_USD, NAME, BaseUrl, Name, is_reserved
 
 PROVIDER: Final = r"[a-z][a-z0-9_-]{0,63}"
+#: Characters of the description of an agent that others ask: as that of a tool, with what stands before it.
+MOST_DESCRIPTION: Final = 900
 #: The highest temperature that Anthropic's models take.
 MOST_TEMPERATURE: Final = 1
 LANE: Final = rf"^{PROVIDER}/\S+$"
@@ -301,6 +303,14 @@ class _Reading:
                 for other in sorted({*others} - agents.keys()):
                     what = f"agents.{agent.name}.{key}: there is no agent {other!r}; there are {known_agents}"
                     self._wrong(what, agent.name, key)
+            asked_by = [other.name for other in agents.values() if agent.name in (*other.asks, *other.hands_over_to)]
+            if asked_by and len(agent.description) > MOST_DESCRIPTION:
+                self._wrong(
+                    f"agents.{agent.name}.description: it has {len(agent.description)} characters; since "
+                    f"{asked_by[0]} asks it, at most {MOST_DESCRIPTION}: say less, or say it in the instructions",
+                    agent.name,
+                    "description",
+                )
             for of in agent.lanes if _is_too_warm(agent) else ():
                 if _speaks_anthropic(of, providers):
                     self._wrong(

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from celeriac.agents.agent import McpServer
-from celeriac.agents.registry import Registry, _AgentTable, read_agents
+from celeriac.agents.children import AgentTool
+from celeriac.agents.registry import MOST_DESCRIPTION, Registry, _AgentTable, read_agents
+from celeriac.agents.tools import DESCRIPTION_LENGTH
 from celeriac.errors import Invalid, Misconfigured, NotFound
 from celeriac.gate.lanes import Caps
 from celeriac.llm.model import Endpoint, Lane
@@ -72,6 +74,21 @@ def test_a_temperature_above_one_is_for_those_who_take_it(tmp_path: Path) -> Non
         assert caught.value.field == "model"
     mild = registry(tmp_path, GOOD + "temperature = 1.0\n" + LOCAL)
     mild.check_model(mild["writer"], "local/x")
+
+
+def test_an_agent_that_others_ask_is_described_as_shortly_as_a_tool(tmp_path: Path) -> None:
+    """With what stands before it, providers take it. A longer one is refused at the start, unless nobody asks it."""
+    long = GOOD.replace("Writes.", "x" * MOST_DESCRIPTION)
+    agent = registry(tmp_path, long + 'asks = ["writer"]\nhands_over_to = ["writer"]\n')["writer"]
+    for hands_over in (False, True):
+        assert len(AgentTool(agent, hands_over=hands_over).spec.description) <= DESCRIPTION_LENGTH
+    longer = long.replace("xx", "xxx", 1)
+    registry(tmp_path, longer)
+    for key in ("asks", "hands_over_to"):
+        with pytest.raises(
+            Misconfigured, match=r"toml:2: agents\.writer\.description: it has 901 .* boss .* at most 900"
+        ):
+            registry(tmp_path, longer + GOOD.replace("writer", "boss") + f'{key} = ["writer"]\n')
 
 
 def test_a_deployment_has_mcp_servers(tmp_path: Path) -> None:
