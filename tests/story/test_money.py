@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -99,6 +100,21 @@ def test_every_account_of_the_money_says_the_same(house: House, env: dict[str, s
         worker.stop()
         shim.stop()
         worker, shim = house.worker(**env), house.shim(**env)
+
+
+def test_an_entry_takes_as_much_memory_as_the_documents_say(house: House, env: dict[str, str]) -> None:
+    """One that a worker wrote, a thousand times in one day, with ids as long as the providers' own."""
+    house.worker(**env)
+    run(house.shim(**env), "second", metadata={"team": "red"})
+    redis = house.valkey.client()
+    [day] = redis.keys("celeriac:ledger:*")
+    [(_, entry)] = redis.xrange(day)
+    for _ in range(1000):
+        facts = json.loads(entry["facts"]) | {"request_id": f"req_{uuid4().hex}"}
+        redis.xadd("test:ledger", entry | {"job": str(uuid4()), "facts": json.dumps(facts, separators=(",", ":"))})
+    measured = redis.memory_usage("test:ledger", samples=0) / 1000
+    redis.delete("test:ledger")
+    assert 0.55 * 1024 < measured < 0.65 * 1024
 
 
 def test_a_report_covers_the_days_that_were_asked_for(house: House, env: dict[str, str]) -> None:
