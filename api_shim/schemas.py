@@ -201,7 +201,9 @@ class JobOut(BaseModel):
         "`CELERIAC_JOBS__UNKNOWN_AGENT_TTL`, it fails with this as its error's code.",
     )
     resume_at: datetime | None = Field(
-        None, description="When a parked job goes on; of one that waits for a lane, not before."
+        None,
+        description="When a parked job goes on; of one that waits for a lane, not before. Null where no time is known: "
+        "for a budget that has no window.",
     )
     steps: int = Field(0, description="How many finished steps are stored. A job that goes on does not repeat them.")
     crashes: int = Field(0, description="How often its worker died with it since it last made a step.")
@@ -287,7 +289,7 @@ class LineOut(BaseModel):
     cost_usd: str | None = Field(description="What was settled; null for a call that is not.")
     cost_by_class_usd: dict[str, str] | None = Field(
         description="What each class of its tokens cost: together `cost_usd`, exactly. Null where today's prices do "
-        "not make that: they have changed since, or go by how many tokens there are."
+        "not make that: they have changed since, or the call itself costs something."
     )
     bound_usd: str = Field(description="Its highest possible price, as it was booked before it was sent.")
 
@@ -393,7 +395,7 @@ class CapIn(Wire):
     window: Window = Field(
         description="`ever`, or one that begins by the deployment's clock, `CELERIAC_COSTS__TIME_ZONE`."
     )
-    cap_usd: Dollars = Field(description='Dollars as text, "250.00"; "0" stops all calls.')
+    cap_usd: Dollars = Field(description='Dollars as text, "250.00"; "0" stops all that cost anything.')
     alert_at: list[Annotated[int, Field(strict=True, ge=1, le=1000)]] = Field(
         default=[80, 100],
         max_length=10,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any, Final
 
 from celeriac.costs.money import shares, usd
@@ -17,8 +16,6 @@ from celeriac.costs.prices import Prices
 from celeriac.costs.receipts import FORMAT, TOTALS, sum_usage
 from celeriac.jobs.model import Account, Call, Child, Job, rfc_3339
 from celeriac.llm.model import CLASSES, Lane, Usage
-
-MILLION: Final = 1_000_000
 
 
 def receipt(account: Account, prices: Prices) -> dict[str, Any]:
@@ -135,31 +132,21 @@ CHILD: Final = (
 def by_class(call: Call, prices: Prices) -> Mapping[str, int] | None:
     """What each class of tokens cost in a settled call, in nano-dollars; together exactly what was booked.
 
-    None where the prices of today do not make what was booked: they have changed since, or go by how many tokens there
-    are. All that is known here of how prices are kept is in this function and in `_rates`.
+    None where the prices of today do not make what was booked: they have changed since, or the call itself cost
+    something. All that is known here of how prices are kept is in this function.
     """
     provider, _, model = str(call.facts.get("lane", "")).partition("/")
     usage, billed = call.facts.get("usage"), call.facts.get("model")
     if not usage or not billed:
         return None
     used = Usage.from_dict(usage)
-    hour = call.at.replace(minute=0, second=0, microsecond=0)
-    terms = str(call.facts.get("tier", "")), str(call.facts.get("region", ""))
-    rates = _rates(prices, Lane(provider, model), billed, hour, *terms)
-    exact = {name: Fraction(rates[name] * getattr(used, name), MILLION) for name in CLASSES}
+    tier, region = str(call.facts.get("tier", "")), str(call.facts.get("region", ""))
+    rates = prices.rates(Lane(provider, model), billed, used, call.at, tier=tier, region=region)
+    exact = {name: Fraction(rate) * getattr(used, name) for name, rate in zip(CLASSES, rates, strict=True)}
     try:
         return shares(call.nanos, exact)
     except ValueError:
         return None
-
-
-@lru_cache(1024)
-def _rates(prices: Prices, lane: Lane, model: str, at: datetime, tier: str, region: str) -> Mapping[str, int]:
-    """Nano-dollars for a million tokens of each class, and of no other."""
-    return {
-        name: prices.price(lane, model, Usage(**{name: MILLION}), at, tier=tier, region=region).nanos
-        for name in CLASSES
-    }
 
 
 def _seconds(seconds: float | None) -> str | None:

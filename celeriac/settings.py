@@ -287,7 +287,9 @@ class ContextSettings(Section):
 
 class CostSettings(Section):
     time_zone: Zone = Field(
-        "UTC", description="Whose midnights begin the days, weeks and months of budgets and reports."
+        "UTC",
+        description="Whose midnights begin the days, weeks and months of budgets and reports. A change begins new "
+        "windows, of which nothing is used yet.",
     )
     labels: Labels = Field(
         default_factory=dict,

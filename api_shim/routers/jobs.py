@@ -106,7 +106,7 @@ async def submit(
         agent = registry[body.agent]
     except NotFound as error:
         raise Invalid(str(error), field="agent", remedy=error.remedy) from error
-    registry.check_model(body.model)
+    registry.check_model(agent, body.model)
     registry.check_input(agent, body.messages())
     job_id = new_id()
     bind(job_id=job_id, agent=agent.name)
@@ -128,21 +128,24 @@ async def submit(
     told = None if is_operator(request, tenant) else own_scopes(new)
     new = replace(new, scopes=scopes_of(new, agent, request.app.state.settings.costs), told=told)
     prices: Prices = request.app.state.prices
-    if dry_run:
-        return _json(quote_out(quote(new, agent, await stores.jobs.outlook(new), prices)))
-    accepted = await stores.jobs.submit(new)
+    accepted = await stores.jobs.submit(new, dry_run=dry_run)
     if accepted.known:
         bind(job_id=accepted.id)
         known = await stores.jobs.get(accepted.id, tenant)
         if known is None:  # it has aged out since
-            return await submit(body, request, tenant, idempotency_key)
-        outlook = await stores.jobs.outlook(replace(new, id=known.id), known=True)
+            return await submit(body, request, tenant, idempotency_key, dry_run)
+        outlook = await stores.jobs.outlook(replace(new, id=known.id))
+        quoted = quote(new, agent, outlook, prices, known.max_cost_nanos)
+        if dry_run:
+            return _json(quote_out(quoted))
         return _json(
-            job_out(known, quote(new, agent, outlook, prices, known.max_cost_nanos)),
+            job_out(known, quoted),
             202,
             {"Location": f"/v1/jobs/{known.id}", "Idempotency-Replayed": "true"},
         )
     quoted = quote(new, agent, accepted.outlook, prices)
+    if dry_run:
+        return _json(quote_out(quoted))
     job = Job(
         id=job_id,
         tenant=tenant,

@@ -58,7 +58,7 @@ class Intake:
         except NotFound as error:
             raise Invalid(f"agent: {error}; {error.remedy}", field="agent") from error
         try:
-            self._registry.check_model(request.model)
+            self._registry.check_model(agent, request.model)
         except Invalid as error:
             raise Invalid(f"model: {error}; {error.remedy}", field="model") from error
         try:

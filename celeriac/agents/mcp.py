@@ -26,7 +26,7 @@ from pydantic_core import from_json, to_json
 
 from celeriac.agents.agent import McpServer
 from celeriac.agents.mcp_session import MOST_TOOLS, Away, BrokeOff, Connection
-from celeriac.agents.tools import Result, cut, late, not_valid
+from celeriac.agents.tools import DESCRIPTION_LENGTH, Result, cut, late, not_valid
 from celeriac.errors import Misconfigured
 from celeriac.jobs.schema import MAX_SCHEMA, compiled
 from celeriac.llm.model import ToolSpec
@@ -38,8 +38,6 @@ log = get_logger(__name__)
 NAME_LENGTH: Final = 64
 #: The providers refuse these at the top of a schema. The arguments are checked against them all the same.
 NOT_AT_THE_TOP: Final = frozenset({"allOf", "anyOf", "enum", "not", "oneOf"})
-#: Characters of a description that a model is told: some providers refuse longer ones.
-DESCRIPTION_LENGTH: Final = 1024
 #: Characters of arguments: what is longer is neither checked nor sent.
 ARGUMENTS_LENGTH: Final = 256 * 1024
 

@@ -82,11 +82,11 @@ class Model:
             path = ".".join(str(part) for part in first["loc"])
             # Names of a mistake's kind are pydantic's or the model's own; where it is may be words of the answer.
             return Wrong(cut(f"{cut(path) or 'the whole'}: {first['msg']}"), cut(first["type"]))
-        except Exception as error:
+        except BaseException as error:  # of a validator, which may do what a tool may
             return self._failed(error)
         return None
 
-    def _failed(self, error: Exception) -> Wrong:
+    def _failed(self, error: BaseException) -> Wrong:
         """By a validator's own fault. Its message may hold anything: the log has it."""
         log.error("output_check_failed", model=self._model.__name__, exc_info=error)
         return Wrong(f"its check failed: {type(error).__name__}", f"the check failed: {type(error).__name__}")

@@ -31,6 +31,10 @@ from celeriac.llm.model import BUILT_IN, Endpoint, Lane, Said
 from celeriac.settings import MAX_JOB_USD, NAME, BaseUrl, Name, is_reserved
 
 PROVIDER: Final = r"[a-z][a-z0-9_-]{0,63}"
+#: Characters of the description of an agent that others ask: as that of a tool, with what stands before it.
+MOST_DESCRIPTION: Final = 900
+#: The highest temperature that Anthropic's models take.
+MOST_TEMPERATURE: Final = 1
 LANE: Final = rf"^{PROVIDER}/\S+$"
 #: Names that are built in are not given anew.
 OWN_PROVIDER: Final = rf"(?!(openai|anthropic|scripted)$){PROVIDER}"
@@ -182,14 +186,22 @@ class Registry:
         }
         return Registry(agents, self.caps, self.providers, self.mcp)
 
-    def check_model(self, model: str | None) -> None:
-        """Raises Invalid for a model of a provider that this deployment does not have."""
+    def check_model(self, agent: Agent, model: str | None) -> None:
+        """Raises Invalid for a model of a provider that this deployment does not have, or that the agent cannot ask."""
+        if model is None:
+            return
         known = (*BUILT_IN, *self.providers)
-        if model is not None and lane(model).provider not in known:
+        if lane(model).provider not in known:
             raise Invalid(
                 "there is no such provider",
                 field="model",
                 remedy=f"write provider/model, with one of: {', '.join(known)}",
+            )
+        if _is_too_warm(agent) and _speaks_anthropic(lane(model), self.providers):
+            raise Invalid(
+                f"it takes a temperature of at most {MOST_TEMPERATURE}, and {agent.name} has {agent.temperature:g}",
+                field="model",
+                remedy="name a model that speaks OpenAI's API, or use another agent",
             )
 
     @staticmethod
@@ -201,6 +213,15 @@ class Registry:
                 field="input",
                 remedy="send less, or in several jobs",
             )
+
+
+def _is_too_warm(agent: Agent) -> bool:
+    return agent.temperature is not None and agent.temperature > MOST_TEMPERATURE
+
+
+def _speaks_anthropic(of: Lane, providers: Mapping[str, Endpoint]) -> bool:
+    own = providers.get(of.provider)
+    return own.api == "anthropic" if own else of.provider == "anthropic"
 
 
 def lane(text: str) -> Lane:
@@ -282,6 +303,22 @@ class _Reading:
                 for other in sorted({*others} - agents.keys()):
                     what = f"agents.{agent.name}.{key}: there is no agent {other!r}; there are {known_agents}"
                     self._wrong(what, agent.name, key)
+            asked_by = [other.name for other in agents.values() if agent.name in (*other.asks, *other.hands_over_to)]
+            if asked_by and len(agent.description) > MOST_DESCRIPTION:
+                self._wrong(
+                    f"agents.{agent.name}.description: it has {len(agent.description)} characters; since "
+                    f"{asked_by[0]} asks it, at most {MOST_DESCRIPTION}: say less, or say it in the instructions",
+                    agent.name,
+                    "description",
+                )
+            for of in agent.lanes if _is_too_warm(agent) else ():
+                if _speaks_anthropic(of, providers):
+                    self._wrong(
+                        f"agents.{agent.name}.temperature: {of} takes at most {MOST_TEMPERATURE}; "
+                        "lower it, or leave that lane out",
+                        agent.name,
+                        "temperature",
+                    )
             self._check_split(agent, agents)
         if self._mistakes:
             raise Misconfigured("\n".join(self._mistakes))

@@ -147,9 +147,9 @@ class Waits:
         return spelt(Lane(self.error.provider, self.error.model))
 
     @property
-    def delay(self) -> timedelta:
+    def delay(self) -> timedelta | None:
         if isinstance(self.error, BudgetFull):
-            return max(SOON, self.error.ends - datetime.now(UTC)) if self.error.ends else LOOK
+            return max(SOON, self.error.ends - datetime.now(UTC)) if self.error.ends else None
         wait = self.error.retry_after
         return timedelta(seconds=UNNAMED_WAIT if wait is None else wait)
 
@@ -473,7 +473,7 @@ class Runner:
                 only=spec["model"] or len(agent.lanes) == 1,
                 on_budget=spec.get("on_budget", "wait"),
             )
-            waits = timedelta(0) if later is None else later.delay + timedelta(seconds=claim.waited_for_lanes)
+            waits = timedelta(0) if later is None else (later.delay or LOOK) + timedelta(seconds=claim.waited_for_lanes)
             if later is not None and (waits <= self._chord_ttl or not claim.chords):
                 return later
             return Ending(State.FAILED, error=JobError(error.code, str(error)))

@@ -43,6 +43,8 @@ LONGEST: Final = 50_000
 CUT: Final = "\n[cut: the result has {} characters]"
 #: What every provider takes for the name of one.
 NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+#: Characters of a description: some providers refuse longer ones.
+DESCRIPTION_LENGTH: Final = 1024
 _MARK: Final = "__celeriac_tool__"
 
 
@@ -203,7 +205,7 @@ def tool(
     timeout: of one call. idempotent: a call that was cut off because its worker died is made again; of any other, the
     model is told that nobody knows what became of it. approval: somebody has to allow each call, by
     `POST /v1/jobs/{id}/resume`; the job waits for that. Raises TypeError for a parameter without a
-    type, *args, **kwargs, and for a name that providers do not take.
+    type, *args, **kwargs, and for a name or a docstring that providers do not take.
     """
 
     def mark(function: F) -> F:
@@ -219,6 +221,12 @@ def _made(
     if not NAME.fullmatch(name):
         remedy = 'give it another by @tool(name="...")'
         raise TypeError(f"tool {name}: providers take letters of ASCII, digits, _ and -, at most 64; {remedy}")
+    description = inspect.getdoc(function) or name
+    if len(description) > DESCRIPTION_LENGTH:
+        raise TypeError(
+            f"tool {name}: its docstring has {len(description)} characters, and providers take {DESCRIPTION_LENGTH}; "
+            "say less there, or say it in the agent's instructions"
+        )
     hints, fields = get_type_hints(function, include_extras=True), {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
@@ -228,7 +236,7 @@ def _made(
         default = Field() if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (hints[parameter.name], default)
     arguments: type[BaseModel] = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)  # type: ignore[call-overload]
-    return FunctionTool(name, inspect.getdoc(function) or name, function, arguments, timeout, idempotent, approval)
+    return FunctionTool(name, description, function, arguments, timeout, idempotent, approval)
 
 
 def find_tool(path: str) -> FunctionTool:

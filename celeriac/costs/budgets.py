@@ -34,7 +34,8 @@ KINDS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """nanos: what calls admitted in the window may cost, in nano-dollars; 0 stops them all. alert_at: percents of it at
+    """nanos: what calls admitted in the window may cost, in nano-dollars; 0 stops all that cost
+    anything. alert_at: percents of it at
     which somebody is told, once a window.
     """
 

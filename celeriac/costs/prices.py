@@ -21,7 +21,7 @@ from typing import Final, Literal
 from celeriac.costs import overrides, regions
 from celeriac.costs.library import Table
 from celeriac.costs.overrides import Override
-from celeriac.costs.rows import Row, Tier
+from celeriac.costs.rows import Rates, Row, Tier
 from celeriac.errors import PriceUnknown
 from celeriac.llm.model import BUILT_IN, Lane, ModelRequest, Usage
 
@@ -131,6 +131,13 @@ class Prices:
             terms.tier,
             terms.region,
         )
+
+    def rates(
+        self, lane: Lane, model: str, usage: Usage, at: datetime | None = None, *, tier: str = "", region: str = ""
+    ) -> Rates:
+        """What a token of each class costs in the call that `price` prices so, without what the call itself costs."""
+        moment = time.time() if at is None else at.timestamp()
+        return self._terms_of(lane, model, tier, region, int(moment // SLOT)).prices.rates(usage.prompt)
 
     def bound(self, request: ModelRequest, at: datetime | None = None) -> int:
         """The highest price that the call can have, in nano-dollars: it is booked before the call is sent. at: when.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ MOST_DAYS: Final = 400
 MOST_HOURS: Final = 31 * 24
 #: What the sums of all time are kept by.
 EVER: Final = ("tenant", "agent", "provider", "model")
+#: Wherever days and hours begin, it is at one of these: seconds.
+QUARTER: Final = 900
 Span = Literal["hour", "day"]
 #: Under this name those series are counted that a span had no room for.
 BEYOND: Final = "other"
@@ -69,15 +72,11 @@ class Totals:
         begins at or after `start` and before `end`. tenant: only this one's. Raises Invalid, StoreUnavailable.
         """
         kind: Span = "hour" if "hour" in group_by else "day"
-        spans = self.spans(kind, start, end)
-        async with answering():
-            asked = self._redis.pipeline(transaction=False)
-            for span in spans:
-                asked.hgetall(keys.spell("usage", span=f"{kind}.{int(span.timestamp())}"))
-            found = await asked.execute()
+        found = await self._found(kind, self.spans(kind, start, end))
+        where = group_by.index(kind) if kind in group_by else None
         rows: dict[tuple[str, ...], list[int]] = {}
         names: dict[bytes, tuple[str, ...] | None] = {}
-        for span, series in zip(spans, found, strict=True):
+        for span, series in found:
             # Thousands of series of hundreds of days take long to add up: others have their turn.
             await asyncio.sleep(0)
             at = moment(span)
@@ -86,13 +85,43 @@ class Totals:
                     names[name] = _group(name.decode(), group_by, tenant)
                 if (group := names[name]) is None:
                     continue
-                sums = rows.setdefault(tuple(at if part == kind else part for part in group), [0] * len(COLUMNS))
+                # A tenant may be called `day`.
+                timed = group if where is None else (*group[:where], at, *group[where + 1 :])
+                sums = rows.setdefault(timed, [0] * len(COLUMNS))
                 for column, count in enumerate(text.split()):
                     sums[column] += int(count)
         return [
             Row(dict(zip(group_by, group, strict=True)), dict(zip(COLUMNS, sums, strict=True)))
             for group, sums in sorted(rows.items())
         ]
+
+    async def _found(self, kind: Span, spans: Sequence[datetime]) -> list[tuple[datetime, Mapping[bytes, bytes]]]:
+        """The series of these spans, which follow each other, each with the span in which it begins.
+
+        That is not its own where the time zone was another one then: a day of that zone is in one day of this one.
+        """
+        if not spans:
+            return []
+        begins = [int(span.timestamp()) for span in spans]
+        period = 3600 if kind == "hour" else 86_400
+        end = begins[-1] + 3600 if kind == "hour" else int(self.day(spans[-1])[1].timestamp())
+
+        def key(at: int) -> str:
+            return keys.spell("usage", span=f"{kind}.{at}")
+
+        # Of all the times at which days of the world begin, those of one deployment are few.
+        times = [range(at, end, period) for at in range(begins[0], begins[0] + period, QUARTER)]
+        async with answering():
+            asked = self._redis.pipeline(transaction=False)
+            for each in times:
+                await asyncio.sleep(0)
+                asked.exists(*map(key, each))
+            there = await asked.execute()
+            known = [at for each, number in zip(times, there, strict=True) if number for at in each]
+            for at in known:
+                asked.hgetall(key(at))
+            found = await asked.execute()
+        return [(spans[bisect(begins, at) - 1], series) for at, series in zip(known, found, strict=True)]
 
     async def ever(self) -> list[Row]:
         """Sums since the first call, by tenant, agent, provider and model.
@@ -104,7 +133,7 @@ class Totals:
             series = await self._redis.hgetall(keys.spell("usage_ever"))
         rows: dict[tuple[str, ...], list[int]] = {}
         for name, text in series.items():
-            # Those of one group differ by their labels: former releases kept these apart.
+            # Whoever is called `other` in all of it shares a row with those that there was no room for.
             sums = rows.setdefault(_group(name.decode(), EVER, None) or (), [0] * len(COLUMNS))
             for column, count in enumerate(text.split()):
                 sums[column] += int(count)

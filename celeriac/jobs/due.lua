@@ -12,7 +12,7 @@ if from then
     local r = read(id)
     local span = r and r.place == 'parked' and tonumber(get(id, 'parked_for') or '')
     if span and tonumber(parked[i + 1]) > now + span then
-      call('HSET', K.job(id), 'resume_at', now + span)
+      if get(id, 'resume_at') then call('HSET', K.job(id), 'resume_at', now + span) end
       call('ZADD', K.parked(), now + span, id)
     end
   end

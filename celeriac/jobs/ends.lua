@@ -191,16 +191,19 @@ local function is_there(r)
   elseif r.place == 'parked' then return call('ZSCORE', K.parked(), r.id) end
 end
 
--- Who holds the context. One that is nowhere will never let go of it.
+-- Who holds the context. One that is nowhere will never let go of it. Without bells nothing is written: then it is who will hold it.
 local function holder_of(tenant, context, bells)
   local holder = context_holder(tenant, context)
+  local r = holder and read(holder)
+  if r and is_there(r) then return holder end
+  local first = call('ZRANGE', K.line(tenant, context), 0, 0)[1]
+  if not bells then return first end
   -- A line behind nobody: its first job takes its turn.
-  if not holder and call('EXISTS', K.line(tenant, context)) == 1 then
+  if not holder then
+    if not first then return nil end
     holder = ''
     context_hold(tenant, context, holder)
   end
-  local r = holder and read(holder)
-  if not holder or r and is_there(r) then return holder end
   if call('EXISTS', K.job(holder)) == 1 then set_aside(holder, 'context') end
   pass_on(tenant, context, holder, bells)
   return context_holder(tenant, context)

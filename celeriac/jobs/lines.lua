@@ -209,10 +209,11 @@ end
 
 local function serves(group, queue) return string.find(',' .. group .. ',', ',' .. queue .. ',', 1, true) end
 
--- In the line of a lane that may not be asked now, as seen from here until a time. Tenants take turns in it, and who comes back
+-- In the line of a lane that may not be asked now, as seen from here until a time, or nil where nobody knows one. Tenants take turns in it, and who comes back
 -- has its old place. After a while it looks around in any case: another of its lanes may be free. lane: its name, the input and
 -- output tokens that the next call may use at most, and whether it is the only one.
-local function to_lane_line(r, lane, resume_at)
+local function to_lane_line(r, lane, till)
+  local resume_at = till or now + LONGEST_LOOK
   local input, output, only, line
   lane, input, output, only = unpack(lane)
   line = K.lane_line(lane)
@@ -236,7 +237,8 @@ local function to_lane_line(r, lane, resume_at)
   -- Windows end with a second.
   if reason == 'waiting_budget' then resume_at = math.floor(resume_at / 1000 + 0.5) * 1000 end
   move(r, 'parked', nil, reason)
-  call('HSET', K.job(r.id), 'reason', reason, 'resume_at', resume_at, 'lane', lane, 'lane_input', input,
+  if till then call('HSET', K.job(r.id), 'resume_at', resume_at) end
+  call('HSET', K.job(r.id), 'reason', reason, 'lane', lane, 'lane_input', input,
     'lane_output', output, 'lane_since', since or now, 'lane_waits', waits + 1, 'lane_place', lane .. ' ' .. at)
   call('HDEL', K.job(r.id), 'woken')
   call('ZADD', line, at, r.id)

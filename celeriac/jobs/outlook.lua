@@ -28,7 +28,8 @@ local function pace_of(queue)
 end
 
 -- Answers {how many go before it, when it starts (ms), what a job of its agent costs, what its budgets leave}, each "" where nobody
--- can say. scopes: whose budgets it is in. told: those of them of which it is told what they leave, null for all.
+-- can say. r: of a job that nobody submitted yet as it would be then, without a place where it would be ready, with resume_at where
+-- it would be parked. scopes: whose budgets it is in. told: those of them of which it is told what they leave, null for all.
 local function look_ahead(r, scopes, told)
   local ahead, starts, left, ends = '', nil, books.left(scopes)
   if not r.place or r.place == 'ready' then
@@ -36,7 +37,7 @@ local function look_ahead(r, scopes, told)
     if ahead == 0 and not r.place and room(r.queue) > 0 then starts = now
     elseif pace_of(r.queue) then starts = now + (ahead + 1) / pace_of(r.queue) * 1000 end
   elseif r.place == 'rung' or r.place == 'running' then ahead, starts = 0, now
-  elseif r.place == 'parked' then starts = tonumber(call('HGET', K.job(r.id), 'resume_at') or '') end
+  elseif r.place == 'parked' then starts = tonumber(r.resume_at or call('HGET', K.job(r.id), 'resume_at') or '') end
   -- Without money nothing starts before the window ends.
   if left == '0' then starts = starts and ends > 0 and math.max(starts, ends) or nil end
   if told ~= cjson.null then left = books.left(told) end

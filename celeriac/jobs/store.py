@@ -148,6 +148,7 @@ class JobStore:
         self._keep = keep.as_argument()
         self._max_messages, self._max_bytes = max_messages, max_bytes
         self._submit = scripts.load(HERE / "submit.lua", NEW_WORK, before=ENTER + OUTLOOK, durable=True)
+        self._dry_run = scripts.load(HERE / "submit.lua", READ, before=ENTER + OUTLOOK)
         self._outlook_of = scripts.load(HERE / "outlook_of.lua", READ, before=OUTLOOK)
         self._replay = scripts.load(HERE / "replay.lua", NEW_WORK, before=ENTER, durable=True)
         self._claim = scripts.load(HERE / "claim.lua", ALWAYS)
@@ -164,8 +165,9 @@ class JobStore:
         self._newest = scripts.load(HERE / "newest.lua", READ)
         self._count = scripts.load(HERE / "count.lua", READ)
 
-    async def submit(self, job: NewJob) -> Accepted:
+    async def submit(self, job: NewJob, *, dry_run: bool = False) -> Accepted:
         """Take the job: once this returns, it is stored. The same id again is the same job, and so is the same key.
+        dry_run: it is checked, and its outlook is told, and nothing is stored; job: with scopes.
 
         Raises Invalid for times that make no sense, Conflict where the context is busy and the job would not wait,
         KeyReused where the idempotency key stands for another request, StoreFull, StoreUnavailable.
@@ -184,9 +186,10 @@ class JobStore:
             spec["output_schema"] = job.output_schema
         cap = job.limits.get("max_cost_usd")
         max_cost = None if cap is None else str(int(Decimal(cap).scaleb(9)))
-        said, *rest = await self._submit(
+        script = self._dry_run if dry_run else self._submit
+        said, *rest = await script(
             pack(spec),
-            job_id=job.id,
+            job_id="" if dry_run else job.id,
             id=job.id,
             tenant=job.tenant,
             agent=job.agent,
@@ -213,6 +216,7 @@ class JobStore:
             max_cost=max_cost,
             impatient=job.on_budget == "fail",
             own_model=job.model is not None,
+            dry_run=dry_run,
             keep=self._keep,
         )
         if said == b"fenced":
@@ -251,22 +255,9 @@ class JobStore:
             outlook=_outlook(*outlook),
         )
 
-    async def outlook(self, job: NewJob, *, known: bool = False) -> Outlook:
-        """Of a job that was not submitted, or of one that is known, by its id. job: with scopes.
-
-        Raises StoreUnavailable.
-        """
-        found = await self._outlook_of(
-            id=job.id if known else None,
-            line=_line(job),
-            queue=job.queue,
-            priority=PRIORITIES[job.priority],
-            tenant=job.tenant,
-            agent=job.agent,
-            scopes=job.scopes,
-            told=job.told,
-        )
-        return _outlook(*found)
+    async def outlook(self, job: NewJob) -> Outlook:
+        """Of a job that is known, by its id, as it stands now. job: with scopes. Raises StoreUnavailable."""
+        return _outlook(*await self._outlook_of(id=job.id, scopes=job.scopes, told=job.told))
 
     async def replay(
         self, job_id: str, tenant: str, *, fresh: bool = False, expires_in: timedelta | None = None
@@ -572,18 +563,19 @@ class JobStore:
         self,
         claim: Claim,
         lane: str,
-        wait: timedelta,
+        wait: timedelta | None,
         *,
         most: tuple[int, int] = (0, 0),
         only: bool = True,
         retry: bool = False,
     ) -> Parked | State:
-        """Let go of the slot until the lane may be asked again, which others find out. wait: how long that may be.
+        """Let go of the slot until the lane may be asked again, which others find out. wait: how long that may be,
+        None where nobody knows it.
 
         most: input and output tokens that the next call may use. only: whether it is the job's only lane; with others,
         it goes on after a while in any case, to ask them. Else as `park`.
         """
-        return await self._let_go(claim, delay=_ms(wait), retry=retry, lane=(lane, *most, only))
+        return await self._let_go(claim, delay=-1 if wait is None else _ms(wait), retry=retry, lane=(lane, *most, only))
 
     async def wait_for_approval(self, claim: Claim, asked: Sequence[Asked], wait: timedelta | None) -> Parked | State:
         """Let go of the slot until somebody has decided about these calls, at most so long. Else as `park`.

@@ -1,9 +1,10 @@
--- Submit: record, index, context and line in one step, and a bell if a slot is free. Sent twice, it is one job.
+-- Submit: record, index, context and line in one step, and a bell if a slot is free. Sent twice, it is one job. With `dry_run` it only
+-- looks: the checks are the same, the answer too, and nothing is written.
 -- a: id, tenant, agent, queue, line, priority, context, if_busy, request_id, metadata (text), ignore_result, canvas (text), tell, run_at (ms),
 -- deadline (ms), expires_in (ms), idempotency, fingerprint, parent (id, worker, nonce of the run that asks for it; how many it may
 -- ask for in one life; ancestors; others, ids that it is about to ask for too), scopes (whose budgets it is in, where somebody asks for
 -- its outlook), told (those of them of which that says what they leave, null for all), max_cost (nano-dollars, text), impatient (fails
--- where money is spent), own_model (whether it asks a model of its own choice), keep; null where there is none.
+-- where money is spent), own_model (whether it asks a model of its own choice), dry_run, keep; null where there is none.
 -- ARGV[2]: the spec.
 -- Answers {"accepted", created ms, holder of the context or "", resume_at or "", bells, its outlook or {}}, {"known" or "reused", id, created ms},
 -- {"untimely", what is wrong with its times}, {"busy", holder, bells}, or to a run {"fenced"}, {"stop", "cancelled" or "expired"}
@@ -67,11 +68,18 @@ end
 if deadline and deadline > now + YEAR then return {'untimely', 'deadline far'} end
 if run_at and run_at > now + YEAR then return {'untimely', 'run_at far'} end
 if run_at and deadline and run_at >= deadline then return {'untimely', 'late'} end
-local full = no_room()
+-- Whoever stores nothing needs no room.
+local full = not a.dry_run and no_room()
 if full then return full end
 local bells = {}
-local holder = context and holder_of(a.tenant, context, bells)
+local holder = context and holder_of(a.tenant, context, not a.dry_run and bells or nil)
 if holder and a.if_busy == 'reject' then return {'busy', holder, bells} end
+if a.dry_run then
+  local later = not holder and run_at and run_at > now and run_at
+  local r = {queue = a.queue, line = a.line, priority = a.priority, tenant = a.tenant, agent = a.agent, resume_at = later or nil,
+    place = holder and 'behind' or later and 'parked' or nil}
+  return {'accepted', now, holder or '', later and tostring(later) or '', {}, outlook(r, a.scopes, a.told)}
+end
 
 local seq = call('INCR', K.seq())
 call('HSET', K.job(a.id), 'tenant', a.tenant, 'agent', a.agent, 'queue', a.queue, 'line', a.line, 'priority', a.priority,

@@ -22,6 +22,7 @@ _KEPT = re.compile(r"[\w-]{1,200}", re.ASCII)
 #: Of a call's name: all that every provider takes back. Mistral wants nine letters and digits, no more and no fewer.
 _LETTERS, _LENGTH = string.ascii_letters + string.digits, 9
 _TOOL = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
+_UNSENDABLE, _NAME_LENGTH = re.compile(r"[^a-zA-Z0-9_-]"), 64
 
 
 class NotAnAnswer(Exception):
@@ -87,12 +88,12 @@ def billed_model(made: dict[str, Any], asked: str) -> str:
 
 def tool_calls(found: Iterable[tuple[str, str]]) -> tuple[ToolCall, ...]:
     """Of name and arguments each. They get names of our own: some servers send the same ids in each turn, and some send
-    longer ones than the next provider takes.
+    longer ones than the next provider takes. A tool that the model made up gets a name that every provider takes back.
     """
     made = list(found)
     if not all(_TOOL.fullmatch(name) for name, _ in made):
         raise NotAnAnswer("a call of a tool without a proper name")
-    return tuple(ToolCall(_call_id(), name, arguments) for name, arguments in made)
+    return tuple(ToolCall(_call_id(), _UNSENDABLE.sub("_", name)[:_NAME_LENGTH], arguments) for name, arguments in made)
 
 
 def _call_id() -> str:

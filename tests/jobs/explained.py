@@ -243,7 +243,10 @@ class Look:
                 yield f"{id} is {place} and {job.get('state')}"
             if (place == Place.RUNNING) != ("nonce" in job) or ("nonce" in job) != ("worker" in job):
                 yield f"{id} is {place}, held by {job.get('worker')} with {job.get('nonce')}"
-            if (place == Place.PARKED) != ("resume_at" in job) or ("resume_at" in job) != ("reason" in job):
+            parked = place == Place.PARKED
+            # Nobody knows when a budget without a window has money again.
+            timeless = parked and job.get("lane", "").startswith("$") and "resume_at" not in job
+            if parked != ("reason" in job) or parked != ("resume_at" in job or timeless):
                 yield f"{id} is {place}, until {job.get('resume_at')}"
             if "stop" in job and place != Place.RUNNING:
                 yield f"{id} is {place} and asked to stop"
@@ -263,7 +266,7 @@ class Look:
             if job["place"] == Place.PARKED:
                 # Who waits for a lane looks around later than the lane may be asked.
                 waits = dict(self.one("parked", ())).get(id, 0.0) if "lane" in job else 0.0
-                expected["parked"][id] = max(float(job["resume_at"]), waits)
+                expected["parked"][id] = max(float(job.get("resume_at", 0)), waits)
                 if "lane" in job:
                     expected[f"lane_line:{job['lane']}"][id] = float(job["lane_place"].rpartition(" ")[2])
             # Told once: from then on the request in the record counts.

@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from celeriac.costs.books import COLUMNS, Account, counts, spelt, unspelt
 from celeriac.costs.budgets import Cap
 from celeriac.costs.ledger import as_json
+from celeriac.costs.usage import Totals, moment
 from celeriac.jobs.journal import Admitted, Full, Settlement
 from celeriac.jobs.model import Claim, Parent, Parked, Place, State
 from celeriac.llm.model import Lane, Usage
@@ -40,11 +41,17 @@ class Buyers:
         return await self.queue.claim(await self.queue.submit(tenant=tenant, agent=agent))
 
     async def ask(
-        self, claim: Claim, bound: int, lane: Lane = LANE, labels: tuple[tuple[str, str], ...] = (), name: str = ""
+        self,
+        claim: Claim,
+        bound: int,
+        lane: Lane = LANE,
+        labels: tuple[tuple[str, str], ...] = (),
+        name: str = "",
+        zone: str = "UTC",
     ) -> Admitted | Full:
         self.calls += 1
         self.name = name or f"c{self.calls}"
-        account = Account(claim.tenant, claim.agent, labels)
+        account = Account(claim.tenant, claim.agent, labels, zone)
         said = await self.queue.stores.journal.admit(claim, self.name, bound, {}, books=partial(account.books, lane))
         assert isinstance(said, Admitted | Full)
         return said
@@ -65,8 +72,9 @@ class Buyers:
 
     async def waits(self, claim: Claim, full: Full) -> None:
         """The job lets go, as a worker that was told so lets go."""
-        ends = full.ends.timestamp() - self.queue.now / 1000 if full.ends else 300.0
-        lane, wait = f"${full.scope}", timedelta(seconds=max(1.0, ends))
+        lane, wait = f"${full.scope}", None
+        if full.ends:
+            wait = timedelta(seconds=max(1.0, full.ends.timestamp() - self.queue.now / 1000))
         parked = await self.queue.jobs.wait_for_lane(claim, lane, wait, most=(full.bound, 0))
         assert isinstance(parked, Parked)
 
@@ -107,6 +115,25 @@ async def test_a_cap_holds_in_each_scope_and_window(buyers: Buyers, scope: str, 
     await buyers.settle(job, "b", "settled", 69)
     assert await buyers.used(scope, window) == (99, 0, 0)
     assert isinstance(await ask(1), Admitted)
+
+
+async def test_nobody_says_when_a_budget_without_a_window_has_money_again(buyers: Buyers) -> None:
+    """Neither then, nor later, nor after a jump of the clock; nor when a job of it starts."""
+    await buyers.caps("all", ever=10)
+    job = await buyers.job()
+    await buyers.buy(job, 10, 10)
+    full = await buyers.ask(job, 10)
+    assert isinstance(full, Full)
+    await buyers.waits(job, full)
+    for ms in (1000, HOUR // 20, -HOUR):
+        buyers.queue.later(ms)
+        await buyers.queue.fleet.upkeep()
+        told = await buyers.queue.jobs.get(job.id, "acme")
+        assert told is not None
+        assert (told.reason, told.resume_at) == ("waiting_budget", None)
+    await buyers.caps("all", ever=20)
+    await buyers.queue.fleet.upkeep()
+    assert await buyers.place(job) in {Place.READY, Place.RUNG}
 
 
 async def test_others_are_not_in_a_scope(buyers: Buyers) -> None:
@@ -656,6 +683,45 @@ async def test_an_entry_that_makes_no_sense_hides_no_other(
     assert "count=2" in line
 
 
+async def test_a_changed_time_zone_hides_no_day(buyers: Buyers) -> None:
+    """Each old day and hour counts once, in that of the new zone in which it begins; reports that follow each other
+    have all of it, and nothing twice.
+    """
+    redis, old = buyers.queue.stores.usage._redis, ("UTC", "Asia/Kathmandu", "America/New_York")
+    # Records age by Redis's own clock, and the test's goes days ahead.
+    buyers.queue.planted = True
+    for number in range(40):
+        job = await buyers.job()
+        assert isinstance(await buyers.ask(job, 10, zone=old[number % 3]), Admitted)
+        await buyers.settle(job, buyers.name, "settled", 1)
+        await buyers.queue.finish(job)
+        await buyers.queue.pass_time(5, "w1")
+        buyers.queue.later(7 * HOUR)
+        await buyers.queue.worker()
+    first, last = datetime(2027, 1, 10, tzinfo=UTC), datetime(2027, 2, 10, tzinfo=UTC)
+    stored = {int(key.rsplit(".")[-1]) for key in buyers.queue.redis.keys("celeriac:usage:day.*")}
+    for zone in (*old, "Europe/Berlin", "Australia/Lord_Howe"):
+        usage = Totals(redis, zone)
+        for kind in ("day", "hour"):
+            rows = await usage.report(first, last, (kind,))
+            assert sum(row.sums["cost"] for row in rows) == 40
+        days = [datetime.fromisoformat(row.group["day"]) for row in await usage.report(first, last, ("day",))]
+        assert days == sorted({usage.day(datetime.fromtimestamp(at, UTC))[0] for at in stored})
+        halves = [await usage.report(*span) for span in ((first, days[5]), (days[5], last))]
+        assert [sum(row.sums["cost"] for row in half) for half in halves] != [0, 40]
+        assert sum(row.sums["cost"] for half in halves for row in half) == 40
+
+
+@pytest.mark.parametrize("kind", ["day", "hour"])
+async def test_whoever_is_called_as_a_span_is_told_by_that_name(buyers: Buyers, kind: str) -> None:
+    """Also where a report is by the span, in whatever order."""
+    await buyers.buy(await buyers.job(kind, kind), 10, 7, labels=(("team", kind),))
+    begin = datetime(2027, 1, 15, 8 if kind == "hour" else 0, tzinfo=UTC)
+    for groups in (("tenant", kind, "agent", "label:team"), (kind, "label:team", "tenant")):
+        [row] = await buyers.queue.stores.usage.report(begin, begin + timedelta(hours=1), groups)
+        assert row.group == dict.fromkeys(groups, kind) | {kind: moment(begin)}
+
+
 async def test_sums_of_all_time_only_grow(buyers: Buyers) -> None:
     """A call in doubt costs nothing in them, whatever becomes of it; what its answer cost late is added, and it counts
     as one call and one error. What is in doubt is told apart, and goes down.
@@ -703,23 +769,21 @@ async def test_the_sums_of_all_time_are_those_of_a_thousand(buyers: Buyers) -> N
         return {row.group["model"]: (row.sums["calls"], row.sums["cost"]) for row in await usage.ever()}
 
     buyers.queue.planted = True
-    planted = {f"acme,assistant,openai,m{number}": "1 0 1 0 0 0 0 0 1 0" for number in range(499)}
-    # As former releases wrote them.
-    planted["acme,assistant,openai,m7,team=red"] = "1 1"
+    planted = {f"acme,assistant,openai,m{number}": "1 0 1 0 0 0 0 0 1 0" for number in range(500)}
     buyers.queue.redis.hset("celeriac:usage", mapping=planted)
     await call("invented", fails=True)
     await call("m7", fails=True)
     await call("real")
     await call("real", fails=True)
     found = await costs()
-    assert (found["other/other"], found["openai/m7"], found["openai/real"]) == ((1, 0), (3, 1), (2, 1))
+    assert (found["other/other"], found["openai/m7"], found["openai/real"]) == ((1, 0), (2, 1), (2, 1))
     assert "openai/invented" not in found
-    more = {f"acme,assistant,openai,n{number}": "1 0 1 0 0 0 0 0 1 0" for number in range(999 - len(found))}
+    more = {f"acme,assistant,openai,n{number}": "1 0 1 0 0 0 0 0 1 0" for number in range(1000 - len(found))}
     buyers.queue.redis.hset("celeriac:usage", mapping=more)
     await call("one too many", 5)
     await call("real", 5)
     found = await costs()
-    assert len(found) == 999
+    assert len(found) == 1000
     assert (found["other/other"], found["openai/real"]) == ((2, 5), (3, 6))
 
 

@@ -335,7 +335,7 @@ class Machine(RuleBasedStateMachine):
                 if isinstance(said, Full):
                     assert said.bound == bound
                     return
-                self.no_cap_is_crossed()
+                self.no_cap_is_crossed(self.tenants[run.claim.id])
             else:
                 with pytest.raises(Stopped if mine else Fenced):
                     self.do(self.journal.admit(run.claim, call, bound, {"lane": "x"}))
@@ -351,10 +351,12 @@ class Machine(RuleBasedStateMachine):
         elif scope in self.do(budgets.all()):
             self.do(budgets.delete(scope, "test"))
 
-    def no_cap_is_crossed(self) -> None:
-        """A call was admitted just now: it fits under each cap that it is in; another tenant's may be above its own."""
+    def no_cap_is_crossed(self, tenant: str) -> None:
+        """A call of this tenant was admitted just now: it fits under each cap that it is in; another tenant's may be
+        above its own.
+        """
         for scope, uses in self.do(self.queue.stores.budgets.all()).items():
-            if scope == "tenant:a":
+            if scope.startswith("tenant:") and scope != f"tenant:{tenant}":
                 continue
             for use in uses:
                 assert use.settled + use.in_doubt + use.reserved <= use.cap.nanos, scope

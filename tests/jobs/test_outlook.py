@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from celeriac.costs.books import counts, spelt
+from celeriac.errors import Conflict
 from celeriac.jobs.journal import Admitted, Settlement
 from celeriac.jobs.model import Claim, NewJob, Outlook, Parent, State
 from celeriac.jobs.store import new_id
@@ -25,7 +26,7 @@ class Askers(Buyers):
     async def outlook(self, tenant: str = "acme", **facts: Any) -> Outlook:
         """Of a job that nobody submits."""
         asked = {"agent": "assistant", "queue": "celeriac", "input": (("user", "hi"),), "scopes": SCOPES}
-        return await self.queue.jobs.outlook(NewJob(new_id(), tenant, **(asked | facts)))
+        return (await self.queue.jobs.submit(NewJob(new_id(), tenant, **(asked | facts)), dry_run=True)).outlook
 
     async def submitted(self, tenant: str = "acme", **facts: Any) -> Outlook:
         return (await self.queue.submit(tenant=tenant, scopes=SCOPES, **facts)).outlook
@@ -116,12 +117,15 @@ async def test_the_start_follows_from_how_fast_jobs_left_the_line(buyers: Askers
 async def test_a_scheduled_job_starts_at_its_time(buyers: Askers) -> None:
     await buyers.queue.worker()
     later = buyers.at(3600)
+    assert await buyers.outlook(run_at=later) == Outlook(None, later)
     assert await buyers.submitted(run_at=later) == Outlook(None, later)
+    assert await buyers.outlook(run_at=buyers.at(-1)) == Outlook(0, buyers.at())
 
 
 async def test_nobody_says_when_a_job_starts_that_waits_for_its_context(buyers: Askers) -> None:
     await buyers.queue.worker()
     await buyers.queue.submit(tenant="acme", context_id="c")
+    assert await buyers.outlook(context_id="c", run_at=buyers.at(3600)) == Outlook(None, None)
     assert await buyers.submitted(context_id="c") == Outlook(None, None)
 
 
@@ -219,6 +223,13 @@ async def test_asking_changes_nothing(buyers: Askers) -> None:
         await buyers.queue.submit(tenant="acme")
     before = buyers.queue.everything()
     assert (await buyers.outlook()).position == 2
+    # Nor what submit would put in order: a context whose holder is gone.
+    held = [await buyers.queue.submit(tenant="acme", context_id="c") for _ in range(2)]
+    buyers.queue.planted = True
+    buyers.queue.redis.hset("celeriac:context:acme:c", "holder", "gone")
+    before = buyers.queue.everything()
+    with pytest.raises(Conflict, match=held[1].id):
+        await buyers.outlook(context_id="c", if_busy="reject")
     assert buyers.queue.everything() == before
 
 
@@ -230,7 +241,7 @@ async def test_a_job_that_is_known_is_looked_up(buyers: Askers) -> None:
 
     async def known(number: int) -> Outlook:
         asked = NewJob(jobs[number].id, "acme", "assistant", "celeriac", (("user", "hi"),), scopes=SCOPES)
-        return await queue.jobs.outlook(asked, known=True)
+        return await queue.jobs.outlook(asked)
 
     assert (await known(4)).position == 1
     claim = await queue.claim(jobs[0])

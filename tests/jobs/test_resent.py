@@ -53,7 +53,7 @@ def seen(queue: Queue) -> Iterator[dict[str, bool]]:
     for part in (queue.jobs, queue.fleet, *parts):
         for name, script in list(vars(part).items()):
             # These only look.
-            if isinstance(script, Script) and name not in {"_outlook_of", "_use"}:
+            if isinstance(script, Script) and name not in {"_outlook_of", "_dry_run", "_use"}:
                 every.add(name)
                 setattr(part, name, Resent(queue, script, name, names))
     yield names

@@ -134,6 +134,23 @@ async def test_a_call_of_a_tool_without_a_proper_name_is_no_answer(sdk: Case, na
     assert caught.value.in_doubt
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("functions.find_order", "functions_find_order"), ("x" * 65, "x" * 64), ("y" * 128, "y" * 64)]
+)
+async def test_a_tool_that_a_model_made_up_has_a_name_that_can_be_said_back(sdk: Case, name: str, told: str) -> None:
+    """To every provider, by which the job may go on: OpenAI refuses a dot, and more than 64 letters."""
+    await sdk.meets(calls=[{"name": name}])
+    answer = await sdk.answer(tools=(WEATHER,))
+    assert [call.name for call in answer.calls] == [told]
+    said = Message("assistant", answer.text, calls=answer.calls)
+    result = Message("tool", "there is no such tool", call_id=answer.calls[0].id, failed=True)
+    question = sdk.request(tools=(WEATHER,))
+    await sdk.client.answer(replace(question, messages=(*question.messages, said, result)))
+    body = json.dumps(await sent(sdk))
+    assert told in body
+    assert name not in body
+
+
 async def test_calls_have_names_of_our_own(sdk: Case) -> None:
     """Unlike in all turns, and such as every provider takes back: Mistral wants nine letters and digits, and the others
     take those. Servers send the same ones again, or longer ones.

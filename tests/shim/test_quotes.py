@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ description = "A cap of its own."
 instructions = "Be brief."
 lanes = ["openai/gpt-5-mini"]
 max_cost_usd = "0.25"
+
+[agents.warm]
+description = "Says what comes to its mind."
+lanes = ["openai/gpt-5-mini"]
+temperature = 1.5
 """
 
 
@@ -125,19 +131,58 @@ def test_a_repetition_is_quoted_with_the_cap_that_its_job_has(valkey: Valkey, tm
         assert job["quote"]["max_cost_usd"] == job["max_cost_usd"] == "0.250000000"
 
 
+def ahead(hours: float) -> str:
+    return (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
+
+
 @pytest.mark.parametrize(
-    ("facts", "said"),
+    ("facts", "status", "said"),
     [
-        ({"agent": "nobody"}, "there is no agent"),
-        ({"model": "nowhere/gpt"}, "there is no such provider"),
-        ({"max_cost_usd": "much"}, "max_cost_usd"),
-        ({"tools": []}, "unpriceable_feature"),
+        ({"agent": "nobody"}, 422, "there is no agent"),
+        ({"model": "nowhere/gpt"}, 422, "there is no such provider"),
+        ({"agent": "warm", "model": "anthropic/claude-haiku-5-5"}, 422, "takes a temperature of at most 1"),
+        ({"max_cost_usd": "much"}, 422, "max_cost_usd"),
+        ({"tools": []}, 422, "unpriceable_feature"),
+        ({"deadline": ahead(-1)}, 422, "over already"),
+        ({"deadline": ahead(400 * 24)}, 422, "more than a year"),
+        ({"run_at": ahead(400 * 24)}, 422, "more than a year"),
+        ({"run_at": ahead(2), "deadline": ahead(1)}, 422, "expire before it starts"),
+        ({"run_at": ahead(2), "expires_in": 3600}, 422, "expire before it starts"),
+        ({"context_id": "held", "if_busy": "reject"}, 409, "context held is held by job"),
+        ({"input": "something else"}, 422, "this key stands for another request"),
     ],
 )
-def test_a_dry_run_is_checked_as_a_job_is(shim: Shim, facts: dict[str, Any], said: str) -> None:
-    answer = shim.http.post("/v1/jobs", params={"dry_run": True}, json={"agent": "plain", "input": "hi"} | facts)
-    assert answer.status_code == 422
-    assert said in answer.text
+def test_a_dry_run_is_checked_as_a_job_is(shim: Shim, facts: dict[str, Any], status: int, said: str) -> None:
+    body = {"agent": "plain", "input": "hi"}
+    key = {"Idempotency-Key": "used" if "input" in facts else "new"}
+    assert shim.http.post("/v1/jobs", json=body, headers={"Idempotency-Key": "used"}).status_code == 202
+    assert shim.http.post("/v1/jobs", json=body | {"context_id": "held"}).status_code == 202
+    dry, wet = (
+        shim.http.post("/v1/jobs", params={"dry_run": dry_run}, json=body | facts, headers=key)
+        for dry_run in (True, False)
+    )
+    assert dry.status_code == wet.status_code == status
+    assert said in dry.text
+    assert dry.json()["errors"] == wet.json()["errors"]
+
+
+@pytest.mark.parametrize("facts", [{"run_at": ahead(48)}, {"context_id": "held"}])
+def test_a_dry_run_knows_what_a_job_would_wait_for(shim: Shim, facts: dict[str, Any]) -> None:
+    """Its time, or the job that holds its context: how many jobs go before it does not say when it starts."""
+    ask(shim, dry_run=False, status=202, context_id="held")
+    said = ask(shim, **facts)
+    assert said["position"] is None
+    assert (said["expected_start_at"] is not None) == ("run_at" in facts)
+    assert ask(shim, dry_run=False, status=202, **facts)["quote"] == said
+
+
+def test_a_dry_run_of_a_job_that_is_known_is_of_that_one(shim: Shim) -> None:
+    """As the POST would be: its key was used before."""
+    body, key = {"agent": "plain", "input": "hi"}, {"Idempotency-Key": "k"}
+    shim.http.post("/v1/jobs", json=body, headers=key)
+    ask(shim, dry_run=False, status=202)
+    known = shim.http.post("/v1/jobs", params={"dry_run": True}, json=body, headers=key)
+    assert (known.status_code, known.json()["position"]) == (200, 0)
 
 
 def test_the_deployment_says_what_a_job_may_cost(valkey: Valkey) -> None:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -101,6 +102,21 @@ def test_every_account_of_the_money_says_the_same(house: House, env: dict[str, s
         worker, shim = house.worker(**env), house.shim(**env)
 
 
+def test_an_entry_takes_as_much_memory_as_the_documents_say(house: House, env: dict[str, str]) -> None:
+    """One that a worker wrote, a thousand times in one day, with ids as long as the providers' own."""
+    house.worker(**env)
+    run(house.shim(**env), "second", metadata={"team": "red"})
+    redis = house.valkey.client()
+    [day] = redis.keys("celeriac:ledger:*")
+    [(_, entry)] = redis.xrange(day)
+    for _ in range(1000):
+        facts = json.loads(entry["facts"]) | {"request_id": f"req_{uuid4().hex}"}
+        redis.xadd("test:ledger", entry | {"job": str(uuid4()), "facts": json.dumps(facts, separators=(",", ":"))})
+    measured = redis.memory_usage("test:ledger", samples=0) / 1000
+    redis.delete("test:ledger")
+    assert 0.55 * 1024 < measured < 0.65 * 1024
+
+
 def test_a_report_covers_the_days_that_were_asked_for(house: House, env: dict[str, str]) -> None:
     """Whole ones; and what cannot be reported is refused by name."""
     house.worker(**env)
@@ -149,6 +165,11 @@ def test_a_job_waits_for_money_or_fails_as_it_was_asked_to(house: House, env: di
     budget(shim, "tenant:default", day="0.2")
     assert shim.job(waiting, wait=30)["state"] == "succeeded"
     assert house.bill()["calls"] == asked + 1
+    [cap] = shim.http.get("/v1/budgets/tenant:default").json()["caps"]
+    budget(shim, "tenant:default", ever=cap["settled_usd"])
+    waiting = shim.submit(agent="second")["id"]
+    wait_until(lambda: shim.job(waiting).get("reason") == "waiting_budget", "the job to wait for a higher cap")
+    assert shim.job(waiting)["resume_at"] is None
 
 
 def test_the_commands_of_the_docs_do_what_they_say(house: House, env: dict[str, str], tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from celeriac.agents.agent import McpServer
-from celeriac.agents.registry import Registry, _AgentTable, read_agents
+from celeriac.agents.children import AgentTool
+from celeriac.agents.registry import MOST_DESCRIPTION, Registry, _AgentTable, read_agents
+from celeriac.agents.tools import DESCRIPTION_LENGTH
 from celeriac.errors import Invalid, Misconfigured, NotFound
 from celeriac.gate.lanes import Caps
 from celeriac.llm.model import Endpoint, Lane
@@ -52,11 +54,41 @@ def test_a_deployment_has_providers_of_its_own(tmp_path: Path) -> None:
         "local": Endpoint("anthropic", "http://127.0.0.1:8081"),
     }
     for model in (None, "openai/x", "anthropic/x", "together/meta/llama", "local/x"):
-        known.check_model(model)
+        known.check_model(known["writer"], model)
     for model in ("groq/x", "scripted/x"):
         with pytest.raises(Invalid, match="no such provider") as caught:
-            known.check_model(model)
+            known.check_model(known["writer"], model)
         assert caught.value.remedy.endswith("openai, anthropic, together, local")
+
+
+LOCAL = '[providers.local]\napi = "anthropic"\nbase_url = "http://127.0.0.1:8081"\n'
+
+
+def test_a_temperature_above_one_is_for_those_who_take_it(tmp_path: Path) -> None:
+    """Whoever speaks Anthropic's API takes none: neither an agent's lane nor the model of a job may be such a one."""
+    warm = registry(tmp_path, GOOD.replace(', "anthropic/claude-haiku-5-5"', "") + "temperature = 1.5\n" + LOCAL)
+    warm.check_model(warm["writer"], "openai/gpt-5-mini")
+    for model in ("anthropic/x", "local/x"):
+        with pytest.raises(Invalid, match=r"at most 1, and writer has 1\.5") as caught:
+            warm.check_model(warm["writer"], model)
+        assert caught.value.field == "model"
+    mild = registry(tmp_path, GOOD + "temperature = 1.0\n" + LOCAL)
+    mild.check_model(mild["writer"], "local/x")
+
+
+def test_an_agent_that_others_ask_is_described_as_shortly_as_a_tool(tmp_path: Path) -> None:
+    """With what stands before it, providers take it. A longer one is refused at the start, unless nobody asks it."""
+    long = GOOD.replace("Writes.", "x" * MOST_DESCRIPTION)
+    agent = registry(tmp_path, long + 'asks = ["writer"]\nhands_over_to = ["writer"]\n')["writer"]
+    for hands_over in (False, True):
+        assert len(AgentTool(agent, hands_over=hands_over).spec.description) <= DESCRIPTION_LENGTH
+    longer = long.replace("xx", "xxx", 1)
+    registry(tmp_path, longer)
+    for key in ("asks", "hands_over_to"):
+        with pytest.raises(
+            Misconfigured, match=r"toml:2: agents\.writer\.description: it has 901 .* boss .* at most 900"
+        ):
+            registry(tmp_path, longer + GOOD.replace("writer", "boss") + f'{key} = ["writer"]\n')
 
 
 def test_a_deployment_has_mcp_servers(tmp_path: Path) -> None:
@@ -165,6 +197,16 @@ def test_an_unknown_agent_names_those_that_there_are(tmp_path: Path) -> None:
         (GOOD + "max_output_tokens = 0\n", 4, "greater than 0"),
         (GOOD + 'max_output_tokens = "5"\n', 4, "valid integer"),
         (GOOD + "temperature = 3\n", 4, "less than or equal to 2"),
+        (
+            GOOD + "temperature = 1.1\n",
+            4,
+            r"agents\.writer\.temperature: anthropic/claude-haiku-5-5 takes at most 1; lower it, or leave",
+        ),
+        (
+            GOOD.replace("anthropic/", "local/") + "temperature = 1.1\n" + LOCAL,
+            4,
+            r"agents\.writer\.temperature: local/claude-haiku-5-5 takes at most 1",
+        ),
         (GOOD + '[agents."a b"]\n', 4, "no name for an agent"),
         (GOOD + '[lanes."gpt-5.4"]\n', 4, "'gpt-5.4' is not a lane"),
         (GOOD + '[lanes."openai/x"]\nrequests_per_second = 3\n', 5, "known are requests_per_minute, tokens_per_minute"),

@@ -458,6 +458,29 @@ async def test_a_pydantic_model_says_what_an_answer_has_to_be(house: House) -> N
     assert job.error.message.endswith(": model_type")
 
 
+class Odd(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, StopIteration, Odd, RuntimeError]
+)
+async def test_a_validator_may_end_by_anything_and_ends_nothing_else(error: type[BaseException]) -> None:
+    """Not the job, whose answer would be bought again, and not its worker."""
+
+    class Ends(BaseModel):
+        age: int
+
+        @field_validator("age")
+        @classmethod
+        def _ends(cls, age: int) -> int:
+            raise error
+
+    wrong = await judge(Model(Ends), '{"age": 7}', "end")
+    assert wrong is not None
+    assert wrong.place == f"the check failed: {error.__name__}"
+
+
 def test_a_conversation_is_not_cut_between_a_question_and_its_second_answer() -> None:
     """Else a model would answer nothing, in the right shape."""
     messages = [Message("user", "1"), Message("assistant", "2"), Message("user", "3"), Message("assistant", BAD)]

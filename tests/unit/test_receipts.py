@@ -22,6 +22,7 @@ from celeriac.costs.prices import Prices
 from celeriac.costs.receipts import Signing, canonical, check_sums, nanos, read
 from celeriac.errors import Invalid
 from celeriac.jobs.model import Account, Call, Child, Job, State
+from celeriac.llm.model import Lane, Usage
 
 AT = datetime(2026, 11, 1, 12, 30, tzinfo=UTC)
 USAGE = {"input_tokens": 1_000, "cache_read_tokens": 400, "cache_write_tokens": 0, "output_tokens": 100}
@@ -260,6 +261,18 @@ def test_a_cost_that_todays_prices_do_not_make_is_not_told_by_class(prices: Pric
     assert by_class(Call("c", "settled", COST, AT, FACTS, 0), prices) is not None
     assert by_class(Call("c", "settled", COST + 1, AT, FACTS, 0), prices) is None
     assert by_class(Call("c", "settled", COST, AT, FACTS | facts, 0), prices) is None
+
+
+@pytest.mark.parametrize(("read", "step"), [(90_000, 1), (140_000, 2)], ids=["below", "above"])
+def test_a_long_prompt_is_told_by_class_in_its_step(prices: Prices, read: int, step: int) -> None:
+    """Above 200,000 tokens all that is read costs twice as much: what was cached counts for that, too."""
+    lane, used = Lane("anthropic", "claude-sonnet-4-5"), Usage(110_000, cache_read=read, output=100)
+    facts = FACTS | {"lane": str(lane), "model": lane.model, "usage": used.as_dict()}
+    cost = prices.price(lane, lane.model, used, AT, tier="default").nanos
+    parts = by_class(Call("c", "settled", cost, AT, facts, 0), prices)
+    assert parts is not None
+    assert (parts["input"], parts["cache_read"]) == (110_000 * 3_000 * step, read * 300 * step)
+    assert sum(parts.values()) == cost
 
 
 @given(st.lists(st.fractions(min_value=0, max_value=10**12, max_denominator=10**9), max_size=8))

@@ -257,6 +257,19 @@ def test_what_cannot_be_described_is_no_tool() -> None:
             return ""
 
 
+def test_a_docstring_that_is_longer_than_providers_take_is_no_tools() -> None:
+    """It is said where the function is written, with what would do."""
+
+    def weather(town: str) -> str:
+        return "sunny"
+
+    weather.__doc__ = "x" * 1024
+    tool(weather)
+    weather.__doc__ += "x"
+    with pytest.raises(TypeError, match=r"^tool weather: its docstring has 1025 characters, .* 1024; say less there"):
+        tool(weather)
+
+
 @pytest.mark.parametrize("name", ["find order!", "x" * 65, "prüfe", "a.b", "weather\n"])
 def test_a_name_that_no_provider_takes_is_no_tools(name: str) -> None:
     """It is said where the function is written, with what would do: each call of the model would be refused."""
