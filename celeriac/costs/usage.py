@@ -106,8 +106,10 @@ class Totals:
         period = 3600 if kind == "hour" else 86_400
         end = begins[-1] + 3600 if kind == "hour" else int(self.day(spans[-1])[1].timestamp())
 
-        def key(at: int) -> str:
-            return keys.spell("usage", span=f"{kind}.{at}")
+        begin = keys.spell("usage", span=f"{kind}.").encode()
+
+        def key(at: int) -> bytes:  # there are thousands of them
+            return b"%b%d" % (begin, at)
 
         # Of all the times at which days of the world begin, those of one deployment are few.
         times = [range(at, end, period) for at in range(begins[0], begins[0] + period, QUARTER)]
