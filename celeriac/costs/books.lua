@@ -196,7 +196,19 @@ local function alert_add(kind, c, firm, ...)
     'use', string.format('%.0f', firm), 'cap', string.format('%.0f', c.cap), 'at', now, ...)
 end
 
--- Thresholds of caps are reached by what is settled and in doubt: each is said once in its window, the lowest first.
+-- Whether a call's window is another one than today's.
+local function is_over(b, window)
+  for i, name in ipairs(WINDOWS) do
+    if name == window then
+      local open = windows_of()
+      if open then return open[name][1] ~= b.starts[i] end
+      return now >= (tonumber(b.starts[i]) + LENGTH[name]) * 1000
+    end
+  end
+end
+
+-- Thresholds of caps are reached by what is settled and in doubt: each is said once in its window, the lowest first, as long as the
+-- window is open: the cap in force is not one of the past.
 local function books_alert(b)
   for _, c in ipairs(caps_of(b.scopes)) do
     local key = use_key(b, c.scope, c.window)
@@ -207,7 +219,7 @@ local function books_alert(b)
     local after = before
     for soft in string.gmatch(c.soft, '%d+') do
       local known = string.find(',' .. before .. ',', ',' .. soft .. ',', 1, true)
-      if not known and firm > 0 and firm * 100 >= c.cap * tonumber(soft) then
+      if not known and firm > 0 and firm * 100 >= c.cap * tonumber(soft) and not is_over(b, c.window) then
         after = after == '' and soft or after .. ',' .. soft
         alert_add('threshold', c, firm, 'percent', soft)
       end

@@ -198,11 +198,12 @@ class Budgets:
         return found[scope]
 
     async def _look(self, scopes: Sequence[str]) -> dict[str, tuple[Use, ...]]:
-        asked: dict[str, Any] = {"scopes": [spelt(scope) for scope in scopes], "zone": self._zone.key}
-        said, *rest = await self._use(**asked, windows=None)
-        if said == b"windows":
-            at = datetime.fromtimestamp(rest[0] / 1000, UTC)
-            said, *rest = await self._use(**asked, windows=as_argument(self._zone, at))
+        spelled, windows = [spelt(scope) for scope in scopes], None
+        while True:
+            said, *rest = await self._use(scopes=spelled, zone=self._zone.key, windows=windows)
+            if said != b"windows":
+                break
+            windows = as_argument(self._zone, datetime.fromtimestamp(rest[0] / 1000, UTC))
         found = {}
         for scope, text, uses in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
             caps = _caps(text.decode())

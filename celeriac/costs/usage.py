@@ -111,8 +111,9 @@ class Totals:
         def key(at: int) -> bytes:  # there are thousands of them
             return b"%b%d" % (begin, at)
 
-        # Of all the times at which days of the world begin, those of one deployment are few.
-        times = [range(at, end, period) for at in range(begins[0], begins[0] + period, QUARTER)]
+        # Of all the times at which days of the world begin, those of one deployment are few. A day may have 23 hours.
+        starts = range(begins[0], min(begins[0] + period, end), QUARTER)
+        times = [range(at, end, period) for at in starts]
         async with answering():
             asked = self._redis.pipeline(transaction=False)
             for each in times:

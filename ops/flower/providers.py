@@ -22,7 +22,7 @@ HOURS: Final = 24
 MOST_LANES: Final = 200
 #: Lines of jobs that are told apart.
 MOST_LINES: Final = 2000
-#: No lane: under this name calls count of which the usage has too many kinds.
+#: No lane: under this name calls count of which the usage has too many kinds, of a provider or of any.
 FOLD: Final = Lane(OTHER, OTHER)
 MOST_CHANGES: Final = 20
 
@@ -47,10 +47,11 @@ class ProvidersData(Data):
         first = {agent.name: str(agent.lanes[0]) for agent in registry}
         used: defaultdict[str, dict[str, int]] = defaultdict(lambda: {"calls": 0, "cost": 0, "fallbacks": 0})
         for row in today:
-            sums = used[row.group["model"]]
+            is_fold = lane_of(row.group["model"]).model == OTHER
+            sums = used[str(FOLD) if is_fold else row.group["model"]]
             sums["calls"] += row.sums["calls"]
             sums["cost"] += row.sums["cost"]
-            if first.get(row.group["agent"], row.group["model"]) != row.group["model"]:
+            if not is_fold and first.get(row.group["agent"], row.group["model"]) != row.group["model"]:
                 sums["fallbacks"] += row.sums["calls"]
         own = {lane for agent in registry for lane in agent.lanes} | registry.caps.keys()
         named = (

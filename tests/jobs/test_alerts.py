@@ -118,6 +118,20 @@ async def test_an_alert_that_makes_no_sense_hides_no_other(
     assert capsys.readouterr().out.count("alert_not_readable") == 2
 
 
+async def test_a_window_that_is_over_is_told_of_no_more(watchers: Watchers) -> None:
+    """What settles late is held against the cap of then, which nobody knows any more: today's may be lower."""
+    await watchers.caps("all", hour=1000)
+    late = await watchers.job()
+    await watchers.ask(late, 400, name="late")
+    await watchers.wait(HOUR)
+    await watchers.caps("all", hour=400)
+    await watchers.spend(percent=1)
+    await watchers.settle(late, "late", "settled", 400)
+    assert await watchers.alerts.list() == []
+    await watchers.spend(percent=20)
+    assert [alert.percent for alert in await watchers.alerts.list()] == [50]
+
+
 async def test_a_new_sink_hears_of_nothing_that_was_before_it(watchers: Watchers) -> None:
     await watchers.caps("all", hour=1000)
     await watchers.spend(percent=50)

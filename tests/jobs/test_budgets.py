@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from redis.exceptions import ResponseError
@@ -710,6 +711,27 @@ async def test_a_changed_time_zone_hides_no_day(buyers: Buyers) -> None:
         halves = [await usage.report(*span) for span in ((first, days[5]), (days[5], last))]
         assert [sum(row.sums["cost"] for row in half) for half in halves] != [0, 40]
         assert sum(row.sums["cost"] for half in halves for row in half) == 40
+
+
+@pytest.mark.parametrize(
+    ("zone", "date"),
+    [("Europe/Berlin", (2027, 3, 28)), ("Europe/Berlin", (2027, 10, 31)), ("Australia/Lord_Howe", (2026, 10, 4))],
+    ids=["23 hours", "25 hours", "23.5 hours"],
+)
+async def test_a_day_on_which_clocks_change_is_reported_alone(
+    buyers: Buyers, zone: str, date: tuple[int, int, int]
+) -> None:
+    """Also by the hour."""
+    start = datetime(*date, tzinfo=ZoneInfo(zone))
+    usage = Totals(buyers.queue.stores.usage._redis, zone)
+    buyers.queue.later(int(start.timestamp() * 1000) + 9 * HOUR - buyers.queue.now)
+    await buyers.queue.worker(slots=50)
+    job = await buyers.job()
+    assert isinstance(await buyers.ask(job, 10, zone=zone), Admitted)
+    await buyers.settle(job, buyers.name, "settled", 7)
+    for kind in ("day", "hour"):
+        [row] = await usage.report(*usage.day(start), (kind,))
+        assert row.sums["cost"] == 7
 
 
 @pytest.mark.parametrize("kind", ["day", "hour"])
