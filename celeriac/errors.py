@@ -246,7 +246,8 @@ class LaneClosed(ModelError):
 class BudgetFull(ModelError):
     """why: "held" until other calls settle, "spent", or "never": the call is above the cap. scope: as keys spell it.
 
-    ends: when its window does, None for never. bound: of the call, in nano-dollars.
+    ends: when its window does, None for never. bound: of the call, in nano-dollars. waits: whether the job would wait
+    where it is spent.
     """
 
     code = "budget_exceeded"
@@ -260,9 +261,11 @@ class BudgetFull(ModelError):
         scope: str = "",
         ends: datetime | None = None,
         bound: int = 0,
+        waits: bool = True,
         **facts: Any,
     ) -> None:
         super().__init__(message, **facts)
+        self.waits = waits
         self.why = why
         self.scope = scope
         self.ends = ends

@@ -325,7 +325,7 @@ class Calls:
                     name, lane, time.monotonic() - began, bound, said.bound, most, said.took, sent, said.books, digest
                 )
             if isinstance(said, Full):
-                raise _no_budget(lane, said)
+                raise _no_budget(lane, said, waits="impatient" not in self._claim.record)
             # Those who wait together are not to ask again together: each was told the wait of one.
             refusals += 1
             wait = max(LOOK * 2**refusals, said.wait.total_seconds()) * random.uniform(0.75, 1.5)  # noqa: S311
@@ -475,7 +475,7 @@ def _not_now(lane: Lane, closed: Closed) -> ModelError:
     return LaneClosed(f"{lane} was not asked, it may not be asked now: {closed.why}", **facts)
 
 
-def _no_budget(lane: Lane, full: Full) -> BudgetFull:
+def _no_budget(lane: Lane, full: Full, *, waits: bool) -> BudgetFull:
     scope = unspelt(full.scope)
     whose = "the job that it works for" if scope.startswith("job:") else scope
     cap, window = f"${usd(full.cap)}", "ever" if full.window == "ever" else f"the {full.window}"
@@ -492,6 +492,7 @@ def _no_budget(lane: Lane, full: Full) -> BudgetFull:
         scope=full.scope,
         ends=full.ends,
         bound=full.bound,
+        waits=waits,
         provider=lane.provider,
         model=lane.model,
         asked=False,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from celeriac.agents.agent import Agent
 from celeriac.costs.prices import Prices
 from celeriac.errors import BudgetFull, ContentRefused, ContextTooLong, LaneClosed, ModelError, RateLimited
+from celeriac.llm.fallback import is_lasting
 from celeriac.llm.model import Lane, Message, ModelRequest
 
 
@@ -43,6 +44,15 @@ class Choice:
             # Also where the cap is not the lane's own: what is too dear there may be cheap enough here.
             return error.next_lane or self._bound(lane) < self._bound(Lane(error.provider, error.model))
         return error.next_lane
+
+    def trims(self, error: ModelError) -> bool:
+        """Whether a part of the conversation is left out after this one, of all lanes: it was too long for one of them,
+        and time will cure no other.
+        """
+        too_long = isinstance(error, ContextTooLong) or any(a.code == ContextTooLong.code for a in error.attempts)
+        if not too_long or self.agent.too_long != "trim" or isinstance(error, ContentRefused):
+            return False
+        return self.is_last_try or is_lasting(error)
 
     def _longer(self, lane: Lane, other: Lane) -> bool:
         window, its = self.prices.window(lane), self.prices.window(other)

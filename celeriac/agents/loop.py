@@ -28,10 +28,10 @@ from celeriac.agents.tools import Result
 from celeriac.connections import unpack
 from celeriac.costs.money import nanos
 from celeriac.errors import (
-    ContextTooLong,
     CostLimit,
     JobBudgetFull,
     LocalFault,
+    ModelError,
     OutputInvalid,
     StepLimit,
     TimeLimit,
@@ -387,12 +387,12 @@ class Run:
         while True:
             try:
                 return await Fallback(lanes, worth=choice.worth).answer(choice.request)
-            except JobBudgetFull as error:
-                raise CostLimit(str(error), partial=course.text) from error
-            except ContextTooLong:
+            except ModelError as error:
                 messages = choice.request.messages
-                left = shortened(messages, course.repair) if agent.too_long == "trim" else None
+                left = shortened(messages, course.repair) if choice.trims(error) else None
                 if left is None:
+                    if isinstance(error, JobBudgetFull):
+                        raise CostLimit(str(error), partial=course.text) from error
                     raise
                 log.warning("conversation_trimmed", messages=len(messages), left=len(left))
                 choice = replace(choice, request=replace(choice.request, messages=left))

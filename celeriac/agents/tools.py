@@ -244,7 +244,7 @@ def find_tool(path: str) -> FunctionTool:
     module, _, name = path.partition(":")
     try:
         found = getattr(import_module(module), name, None)
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # TypeError: what @tool refuses
         raise Misconfigured(f"{path}: {error}") from error
     made = getattr(found, _MARK, None)
     if not isinstance(made, FunctionTool):

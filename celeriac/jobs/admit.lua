@@ -27,7 +27,7 @@ if r.stop then return {'stop', r.stop} end
 local booked = call_read(a.id, a.call)
 if booked then
   local input, output = string.match(booked.facts, '"took":%[(%d+),(%d+)%]')
-  return {'admitted', number(input), number(output), booked.bound, booked.books or '', 0}
+  return {'admitted', number(input), number(output), booked.bound, booked.books or '', a.lane ~= cjson.null and of_lane(a.lane, 'probe') == a.call and 1 or 0}
 end
 local bound = a.lane == cjson.null and a.bound or lane_bound(a.lane, a.bound)
 local above, known = ancestors_of(a.id)

@@ -288,8 +288,8 @@ def count_overrun(lane: str) -> None:
 
 
 def _count_change(lane: str, state: str) -> None:
-    known = (lane, state) in breaker_changes or len(breaker_changes) < NAMED
-    breaker_changes[lane if known else "other", state] += 1
+    named = {known for known, _ in breaker_changes}
+    breaker_changes[lane if lane in named or len(named) < NAMED else "other", state] += 1
 
 
 def tell_of_lane(settlement: Settlement | None, changed: bytes) -> None:

@@ -71,12 +71,15 @@ class Fallback:
 
 
 def _most_telling(errors: Sequence[ModelError]) -> ModelError:
-    curable = [error for error in errors if not (isinstance(error, LASTING) or _never_fits(error))]
+    curable = [error for error in errors if not is_lasting(error)]
     return min(curable, key=lambda error: (_wait(error), not error.asked)) if curable else errors[0]
 
 
-def _never_fits(error: ModelError) -> bool:
-    return isinstance(error, BudgetFull) and error.why == "never"
+def is_lasting(error: ModelError) -> bool:
+    """Whether time does not cure it."""
+    if isinstance(error, BudgetFull):
+        return error.why == "never" or (error.why == "spent" and not error.waits)
+    return isinstance(error, LASTING)
 
 
 def _wait(error: ModelError) -> float:

@@ -93,7 +93,13 @@ def tool_calls(found: Iterable[tuple[str, str]]) -> tuple[ToolCall, ...]:
     made = list(found)
     if not all(_TOOL.fullmatch(name) for name, _ in made):
         raise NotAnAnswer("a call of a tool without a proper name")
-    return tuple(ToolCall(_call_id(), _UNSENDABLE.sub("_", name)[:_NAME_LENGTH], arguments) for name, arguments in made)
+    return tuple(ToolCall(_call_id(), _sendable(name), arguments) for name, arguments in made)
+
+
+def _sendable(name: str) -> str:
+    """Another name is not one that a tool could have by chance."""
+    said = _UNSENDABLE.sub("_", name)[:_NAME_LENGTH]
+    return name if said == name else f"unknown_{said}"[:_NAME_LENGTH]
 
 
 def _call_id() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -130,6 +131,16 @@ async def test_what_one_lane_alone_takes_amiss_is_not_told_of_all() -> None:
     for later in BadModelRequest("b"), JobBudgetFull("b", why="never"), BudgetFull("b", why="never"):
         fallback, _ = over(Overloaded("a"), later)
         with pytest.raises(Overloaded):
+            await fallback.answer(REQUEST)
+
+
+async def test_money_that_is_not_waited_for_does_not_end_a_job_that_another_lane_cures() -> None:
+    """However soon there would be some."""
+    soon = datetime.now(UTC) + timedelta(seconds=60)
+    for waits, told in (True, LaneBudgetFull), (False, RateLimited):
+        spent = LaneBudgetFull("a", why="spent", ends=soon, waits=waits, asked=False)
+        fallback, _ = over(spent, RateLimited("b", retry_after=120.0))
+        with pytest.raises(told):
             await fallback.answer(REQUEST)
 
 

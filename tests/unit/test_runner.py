@@ -24,6 +24,7 @@ from celeriac.drill.proxy import Proxy
 from celeriac.errors import (
     BadCredentials,
     ContentRefused,
+    ContextTooLong,
     ModelError,
     ModelTimeout,
     Overloaded,
@@ -496,6 +497,33 @@ async def of_two_lanes(
     summary = await runner(runs, model, Registry({"assistant": agent})).run(id)
     assert summary is not None
     return summary, [request.lane for request in model.requests]
+
+
+@pytest.mark.parametrize(
+    ("first", "asked"),
+    [
+        (BadCredentials("x"), [2, 2, 1]),
+        (QuotaExhausted("x"), [2, 2, 1]),
+        (Overloaded("x", retry_after=9.0), [2, 2]),
+    ],
+    ids=["no key", "no money", "busy"],
+)
+async def test_what_is_too_long_for_the_lane_that_is_left_is_made_shorter(
+    runs: Stores, first: ModelError, asked: list[int]
+) -> None:
+    """Where no other one will ever take it whole; else the job waits for that. In numbers of questions."""
+    other = Lane("openai", "gpt-4o")
+    agent = Agent("assistant", "", "", (CHEAP, other), tries_per_lane=1, too_long="trim")
+    first.provider, first.model = CHEAP.provider, CHEAP.model
+    too_long = ContextTooLong("x", provider=other.provider, model=other.model)
+    model = Scripted(first, too_long, "Paris")
+    context = (("user", "one"), ("assistant", "1"), ("user", "two"))
+    job = NewJob(new_id(), "default", "assistant", "celeriac", context)
+    await runs.jobs.submit(job)
+    summary = await runner(runs, model, Registry({"assistant": agent})).run(job.id)
+    assert summary is not None
+    assert [sum(m.role == "user" for m in request.messages) for request in model.requests] == asked
+    assert summary.state == (State.SUCCEEDED if len(asked) == 3 else State.PARKED)
 
 
 BUSY = RateLimited("busy", provider=CHEAP.provider, model=CHEAP.model, retry_after=7.0)

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -297,6 +298,16 @@ def test_a_name_that_no_provider_takes_is_no_tools(name: str) -> None:
 def test_a_tool_that_is_not_there_is_an_operators_mistake(path: str) -> None:
     with pytest.raises(Misconfigured, match=path.replace(".", r"\.")):
         find_tool(path)
+
+
+def test_a_tool_that_is_refused_is_an_operators_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like one that is not there: it is told with the agent that names it."""
+    (tmp_path / "own_long_tools.py").write_text(
+        f'from celeriac.agents.tools import tool\n\n@tool\ndef weather() -> str:\n    """{"x" * 1025}"""\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Misconfigured, match=r"own_long_tools:weather: tool weather: "):
+        find_tool("own_long_tools:weather")
 
 
 class Odd(BaseException):

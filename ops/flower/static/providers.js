@@ -60,7 +60,7 @@
   C.live(() => C.root.dataset.url, (said) => {
     C.rows(document.querySelector("#lanes tbody"), said.lanes, (known) => known.lane, lane, "No lane is known");
     const note = document.getElementById("lanes-note");
-    note.textContent = said.more ? `${said.more} more, of no agent here, with fewer calls today and fewer jobs that wait` : "";
+    note.textContent = said.more ? `${said.more} more, with fewer calls today and jobs that wait than these` : "";
     note.hidden = !said.more;
     const called = said.others ? [...said.lanes, { lane: OTHERS, ...said.others }] : said.lanes;
     C.rows(document.querySelector("#calls tbody"), called, (known) => known.lane, calls, "No lane is known");
