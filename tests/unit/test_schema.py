@@ -305,7 +305,7 @@ async def test_no_schema_keeps_a_worker_busy(
     output, turns = JsonSchema(checked_schema(schema), checker), 0
     judging = asyncio.create_task(judge(output, orjson.dumps({"a": value}).decode(), "end"))
     while not judging.done():
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.001)
         turns += 1
     said = await judging
     assert said is not None
