@@ -84,7 +84,7 @@ async def _stop_readers(stores: Stores, closing: asyncio.Event) -> None:
 def create_app(settings: Settings) -> FastAPI:
     """The application. Reads the agents and prices now: a wrong file stops the start. Raises Misconfigured."""
     registry = read_agents(settings.agents_file, settings.costs.max_job_usd)
-    prices = Prices(*([settings.prices_file] if settings.prices_file else []), data=settings.prices_data_file)
+    prices = Prices.of(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

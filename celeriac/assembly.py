@@ -96,9 +96,8 @@ async def open_worker(settings: Settings, concurrency: int) -> AsyncIterator[Wor
 
 def open_prices(settings: Settings, registry: Registry) -> Prices:
     """Raises Misconfigured for a file of prices that cannot be used."""
-    return Prices(
-        *([settings.prices_file] if settings.prices_file else []),
-        data=settings.prices_data_file,
+    return Prices.of(
+        settings,
         refuses_unknown=settings.prices_unknown_models == "refuse",
         pinned=pinned(settings, registry.providers),
     )

@@ -47,6 +47,7 @@ from celeriac.gate.lanes import UNNAMED_WAIT, spelt
 from celeriac.jobs.dispatch import RUN_JOB
 from celeriac.jobs.model import AGENT_UNKNOWN, Claim, Ended, Ending, Job, JobError, Parked, State, Untold, rfc_3339
 from celeriac.jobs.store import new_nonce
+from celeriac.llm.fallback import is_lasting
 from celeriac.llm.model import Lane, Message, ModelClient
 from celeriac.llm.patient import backoff, was_asked
 from celeriac.logs import bound, get_logger
@@ -471,7 +472,6 @@ class Runner:
                 error,
                 calls.most,
                 only=spec["model"] or len(agent.lanes) == 1,
-                on_budget=spec.get("on_budget", "wait"),
             )
             waits = timedelta(0) if later is None else (later.delay or LOOK) + timedelta(seconds=claim.waited_for_lanes)
             if later is not None and (waits <= self._chord_ttl or not claim.chords):
@@ -505,17 +505,16 @@ class Runner:
 
     @staticmethod
     def _later(
-        agent: Agent, claim: Claim, error: ModelError, most: tuple[int, int], *, only: bool, on_budget: str
+        agent: Agent, claim: Claim, error: ModelError, most: tuple[int, int], *, only: bool
     ) -> Retry | Waits | None:
         """How the job goes on after an error that time may cure; None where it does not."""
         a_try = was_asked(error)
         if a_try and claim.retries >= agent.max_retries:
             return None
         if isinstance(error, BudgetFull):
-            waits = error.why == "held" or (error.why == "spent" and on_budget == "wait")
             # Other lanes may have room before, or answer.
             others = isinstance(error, LaneBudgetFull) or any(tried.code != error.code for tried in error.attempts)
-            return Waits(error, a_try, (error.bound, 0), only or not others) if waits else None
+            return Waits(error, a_try, (error.bound, 0), only or not others) if not is_lasting(error) else None
         if not isinstance(error, (*CURABLE, LaneClosed)):
             return None
         if isinstance(error, (RateLimited, LaneClosed)) or error.retry_after is not None:

@@ -35,8 +35,7 @@ def show(job_id: str, tenant: str | None) -> None:
         from celeriac.costs.prices import Prices
 
         account = await stores.jobs.account(job_id, tenant)
-        prices = Prices(*([settings.prices_file] if settings.prices_file else []), data=settings.prices_data_file)
-        return receipt(account, prices) if account is not None else None
+        return receipt(account, Prices.of(settings)) if account is not None else None
 
     made = over_the_stores(work)
     if made is None:

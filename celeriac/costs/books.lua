@@ -59,11 +59,16 @@ local function books_read(text)
   return b
 end
 
-local function use_key(b, scope, window)
+-- When the window of a call began, or nil of one that is for ever.
+local function start_of(b, window)
   for i, name in ipairs(WINDOWS) do
-    if name == window then return K.use(scope, name .. '.' .. b.starts[i]) end
+    if name == window then return b.starts[i] end
   end
-  return K.used(scope)
+end
+
+local function use_key(b, scope, window)
+  local start = start_of(b, window)
+  return start and K.use(scope, window .. '.' .. start) or K.used(scope)
 end
 
 -- work: gets the key of each sum that the call is in, and how many seconds it is to be kept (nil for ever). Stops where it
@@ -109,7 +114,7 @@ end
 local function books_shift(b, was, back, is, nanos)
   each_sum(b, function(key, till)
     local new = not (was and back)
-    if was and back then
+    if not new then
       local left = redis.pcall('HINCRBY', key, was, back)
       if type(left) == 'table' then return end
       if left < 0 then
@@ -198,13 +203,10 @@ end
 
 -- Whether a call's window is another one than today's.
 local function is_over(b, window)
-  for i, name in ipairs(WINDOWS) do
-    if name == window then
-      local open = windows_of()
-      if open then return open[name][1] ~= b.starts[i] end
-      return now >= (tonumber(b.starts[i]) + LENGTH[name]) * 1000
-    end
-  end
+  local start, open = start_of(b, window), windows_of()
+  if not start then return false end
+  if open then return open[window][1] ~= start end
+  return now >= (tonumber(start) + LENGTH[window]) * 1000
 end
 
 -- Thresholds of caps are reached by what is settled and in doubt: each is said once in its window, the lowest first, as long as the

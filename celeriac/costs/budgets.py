@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from celeriac import keys
-from celeriac.connections import ALWAYS, Redis, Scripts, answering
+from celeriac.connections import ALWAYS, Redis, Scripts, answering, pages
 from celeriac.costs.audit import changes
 from celeriac.costs.books import HERE, WINDOWS, Window, as_argument, spelt, unspelt
 from celeriac.errors import Invalid, NotFound
@@ -157,14 +158,18 @@ class Budgets:
             raise NotFound(f"there is no budget of {scope}", field="scope", remedy="GET /v1/budgets lists them")
 
     async def _change(self, scope: str, became: str, by: str) -> bool:
-        request, windows = secrets.token_hex(16), None
+        put = partial(self._put, scope=spelt(scope), caps=became, by=by, request=secrets.token_hex(16))
+        [answer] = await self._of_now(put)
+        return bool(answer)
+
+    async def _of_now(self, ask: Callable[..., Awaitable[list[Any]]]) -> list[Any]:
+        """The script's answer, once it was told of the windows where it does not know those of now."""
+        windows = None
         while True:
-            said, answer = await self._put(
-                scope=spelt(scope), caps=became, by=by, request=request, zone=self._zone.key, windows=windows
-            )
+            said, *rest = await ask(zone=self._zone.key, windows=windows)
             if said != b"windows":
-                return bool(answer)
-            windows = as_argument(self._zone, datetime.fromtimestamp(answer / 1000, UTC))
+                return rest
+            windows = as_argument(self._zone, datetime.fromtimestamp(rest[0] / 1000, UTC))
 
     async def all(self) -> dict[str, tuple[Use, ...]]:
         """Of each scope that has a budget, by name, its caps and what is used of them. Raises StoreUnavailable."""
@@ -186,8 +191,8 @@ class Budgets:
         StoreUnavailable.
         """
         found: dict[str, tuple[Use, ...]] = {}
-        for first in range(0, len(scopes), PAGE):
-            found |= await self._look(scopes[first : first + PAGE])
+        for page in pages(scopes, PAGE):
+            found |= await self._look(page)
         return found
 
     async def get(self, scope: str) -> tuple[Use, ...]:
@@ -198,12 +203,7 @@ class Budgets:
         return found[scope]
 
     async def _look(self, scopes: Sequence[str]) -> dict[str, tuple[Use, ...]]:
-        spelled, windows = [spelt(scope) for scope in scopes], None
-        while True:
-            said, *rest = await self._use(scopes=spelled, zone=self._zone.key, windows=windows)
-            if said != b"windows":
-                break
-            windows = as_argument(self._zone, datetime.fromtimestamp(rest[0] / 1000, UTC))
+        rest = await self._of_now(partial(self._use, scopes=[spelt(scope) for scope in scopes]))
         found = {}
         for scope, text, uses in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
             caps = _caps(text.decode())

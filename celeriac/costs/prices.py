@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from celeriac.costs import overrides, regions
 from celeriac.costs.library import Table
@@ -24,6 +24,7 @@ from celeriac.costs.overrides import Override
 from celeriac.costs.rows import Rates, Row, Tier
 from celeriac.errors import PriceUnknown
 from celeriac.llm.model import BUILT_IN, Lane, ModelRequest, Usage
+from celeriac.settings import Settings
 
 SHIPPED: Final = Path(__file__).parent / "prices.toml"
 #: Seconds for which the row of a model is not looked up anew. Prices change at midnight, some at half past an hour.
@@ -86,6 +87,11 @@ class Prices:
     nobody knows the price of may not be asked. pinned: by provider, where its models run, for those who are sent the
     tier and the region of each call; whoever is not may bill any tier that there is. Raises Misconfigured.
     """
+
+    @classmethod
+    def of(cls, settings: Settings, **how: Any) -> Prices:
+        """Those of the files that the settings name. how: as the class takes it. Raises Misconfigured."""
+        return cls(*([settings.prices_file] if settings.prices_file else []), data=settings.prices_data_file, **how)
 
     def __init__(
         self,

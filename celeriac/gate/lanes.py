@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote, unquote
 
 from celeriac import keys
-from celeriac.connections import ALWAYS, READ, Redis, Scripts, answering, cards
+from celeriac.connections import ALWAYS, READ, Redis, Scripts, answering, cards, pages
 from celeriac.errors import (
     BadCredentials,
     BadModelRequest,
@@ -244,7 +244,7 @@ class Lanes:
     async def look(self, lanes: Sequence[Lane]) -> list[Known]:
         """Raises StoreUnavailable."""
         found: list[Known] = []
-        for page in _pages(lanes, LOOKED_AT):
+        for page in pages(lanes, LOOKED_AT):
             said = await self._look(lanes=[spelt(lane) for lane in page])
             found += [_known(lane, *values) for lane, values in zip(page, said, strict=True)]
         return found
@@ -252,7 +252,7 @@ class Lanes:
     async def ends(self, lanes: Sequence[Lane], hours: int) -> list[Ends]:
         """Of each, in this clock hour and those before it, at most 48 in all. Raises StoreUnavailable."""
         found: list[Ends] = []
-        for page in _pages(lanes, ENDS_AT):
+        for page in pages(lanes, ENDS_AT):
             said = await self._ends(lanes=[spelt(lane) for lane in page], hours=hours)
             found += [_ends_of(flat) for flat in said]
         return found
@@ -304,12 +304,6 @@ class Lanes:
         async with answering():
             entries: Any = await self._redis.xrevrange(keys.spell("lane_changes"), count=most)
         return [_change(id, {name.decode(): value.decode() for name, value in facts.items()}) for id, facts in entries]
-
-
-def _pages(lanes: Sequence[Lane], size: int) -> Iterator[Sequence[Lane]]:
-    """Redis is not held up by all of them at once."""
-    for first in range(0, len(lanes), size):
-        yield lanes[first : first + size]
 
 
 def _known(lane: Lane, wait: int, why: bytes, opened: int, waiting: int, over: int, flat: Sequence[Any]) -> Known:

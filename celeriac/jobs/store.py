@@ -16,7 +16,7 @@ import orjson
 from uuid_utils import uuid7
 
 from celeriac import keys
-from celeriac.connections import ALWAYS, NEW_WORK, READ, Redis, Scripts, answering, pack, unpack
+from celeriac.connections import ALWAYS, NEW_WORK, READ, Redis, Scripts, answering, pack, pages, unpack
 from celeriac.errors import Conflict, Fenced, Invalid, KeyReused, Stopped
 from celeriac.jobs.dispatch import Ringer
 from celeriac.jobs.journal import BOOKED, OnBooked, nobody, tell_of_lane, tell_of_money
@@ -411,10 +411,10 @@ class JobStore:
     async def _newest_of(self, indexes: Sequence[str], before: str, most: int) -> Sequence[str]:
         """Id and submission number of the newest jobs of all tenants, as `list.lua` takes them."""
         found: list[tuple[str, str]] = []
-        for first in range(0, len(indexes), TENANTS):
+        for page in pages(indexes, TENANTS):
             # Who is older than those that are found already is not asked for.
             after = found[-1][1] if len(found) == most else "-inf"
-            flat = await self._newest(indexes=indexes[first : first + TENANTS], before=before, after=after, most=most)
+            flat = await self._newest(indexes=page, before=before, after=after, most=most)
             texts = [text.decode() for text in flat]
             found += zip(texts[::2], texts[1::2], strict=True)
             found = sorted(found, key=lambda job: float(job[1]), reverse=True)[:most]
@@ -424,8 +424,8 @@ class JobStore:
         """How many jobs there are. tenant: None for everybody's."""
         tenants = await self._tenants(tenant)
         sums = [0] * (len(State) + 1)
-        for first in range(0, len(tenants), TENANTS):
-            counted = await self._count(tenants=tenants[first : first + TENANTS], states=list(State))
+        for page in pages(tenants, TENANTS):
+            counted = await self._count(tenants=page, states=list(State))
             sums = [sum(pair) for pair in zip(sums, counted, strict=True)]
         *states, dead = sums
         return Counts(dict(zip(State, states, strict=True)), dead)

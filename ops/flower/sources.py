@@ -46,8 +46,7 @@ class Sources:
 
     def _receipt(self, account: Account) -> Mapping[str, Any]:
         if self._prices is None:
-            file = self.settings.prices_file
-            self._prices = Prices(*([file] if file else []), data=self.settings.prices_data_file)
+            self._prices = Prices.of(self.settings)
         return receipt(account, self._prices)
 
     def _close(self, loop: asyncio.AbstractEventLoop) -> None:

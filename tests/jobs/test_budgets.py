@@ -79,6 +79,13 @@ class Buyers:
         parked = await self.queue.jobs.wait_for_lane(claim, lane, wait, most=(full.bound, 0))
         assert isinstance(parked, Parked)
 
+    async def held_up(self, claim: Claim, bound: int) -> Full:
+        """A call that does not fit, and the job waits."""
+        full = await self.ask(claim, bound)
+        assert isinstance(full, Full)
+        await self.waits(claim, full)
+        return full
+
     async def place(self, claim: Claim) -> str:
         return str(self.queue.record(claim)["place"])
 
@@ -123,9 +130,7 @@ async def test_nobody_says_when_a_budget_without_a_window_has_money_again(buyers
     await buyers.caps("all", ever=10)
     job = await buyers.job()
     await buyers.buy(job, 10, 10)
-    full = await buyers.ask(job, 10)
-    assert isinstance(full, Full)
-    await buyers.waits(job, full)
+    await buyers.held_up(job, 10)
     for ms in (1000, HOUR // 20, -HOUR):
         buyers.queue.later(ms)
         await buyers.queue.fleet.upkeep()
@@ -325,9 +330,7 @@ async def test_a_higher_cap_lets_them_go_on(buyers: Buyers) -> None:
     assert await buyers.place(first) == Place.RUNG
     again = await buyers.queue.claim(first.id)
     await buyers.buy(again, 10, 10)
-    full = await buyers.ask(again, 10)
-    assert isinstance(full, Full)
-    await buyers.waits(again, full)
+    await buyers.held_up(again, 10)
     await buyers.queue.fleet.upkeep()
     assert await buyers.place(again) == Place.PARKED
     await buyers.queue.stores.budgets.delete("tenant:acme", "test")
@@ -958,9 +961,7 @@ async def test_a_line_outlives_sums_that_cannot_be_read(buyers: Buyers) -> None:
     await buyers.caps("all", ever=10)
     job = await buyers.job()
     await buyers.buy(job, 10, 10)
-    full = await buyers.ask(job, 10)
-    assert isinstance(full, Full)
-    await buyers.waits(job, full)
+    await buyers.held_up(job, 10)
     redis, name = buyers.queue.redis, "celeriac:used:all"
     buyers.queue.planted = True
     redis.rename(name, "test:kept")
