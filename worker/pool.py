@@ -552,7 +552,7 @@ class TaskPool(BasePool):
         wanted, as_before = self._wanted, self._wanted is None
         taken = frozenset(queue.name for queue in consumer.task_consumer.queues)
         if wanted is None:
-            wanted = self._before or taken
+            wanted = taken if self._before is None else self._before
         elif self._before is None:
             self._before = taken
         for name in sorted(taken - wanted):

@@ -16,8 +16,8 @@ def alive(pid: int) -> bool:
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """Everybody it has started, and they in turn."""
+    """Everybody it has started, and they in turn; not those that have ended and are only not waited for yet."""
     try:
-        return psutil.Process(pid).children(recursive=True)
+        return [child for child in psutil.Process(pid).children(recursive=True) if alive(child.pid)]
     except psutil.NoSuchProcess:
         return []

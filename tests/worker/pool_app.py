@@ -279,7 +279,10 @@ async def follows_the_queues(key: str) -> None:
     """Consumes what the list `queues:{key}` says, one set of names after the other; null: what it did at first."""
     pool: TaskPool = app.pool_of_the_worker  # type: ignore[attr-defined]  # put there by Owner
     while True:
-        told = await asyncio.to_thread(marks.blpop, [f"queues:{key}"], 0)
+        # Shorter than the client waits for an answer.
+        told = await asyncio.to_thread(marks.blpop, [f"queues:{key}"], 1)
+        if told is None:
+            continue
         queues = json.loads(told[1])
         pool.consume(queues)
         mark(f"{key}:told", ",".join(queues or ()))

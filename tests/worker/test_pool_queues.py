@@ -116,8 +116,9 @@ def test_no_queue_at_all_is_possible(steered: Steered) -> None:
 @pytest.mark.parametrize("steered", BOTH, ids=NAMES, indirect=True)
 def test_what_was_consumed_before_is_taken_up_again(steered: Steered) -> None:
     """A queue that an operator added while the worker ran as well."""
+    steered.celery.control.add_consumer("added", destination=[steered.worker.name])
     # Obeyed first: what is added while other queues are consumed is not what was consumed before.
-    assert steered.celery.control.add_consumer("added", destination=[steered.worker.name], reply=True, timeout=30)
+    steered.worker.logged("Started consuming from added")
     for others in ((), ("quarantine",)):
         steered.consumes("quarantine")
         steered.consumes(*others)
@@ -125,6 +126,19 @@ def test_what_was_consumed_before_is_taken_up_again(steered: Steered) -> None:
     for queue in ("celery", "added"):
         steered.send("waits", queue, 0, queue=queue)
         wait_until(lambda queue=queue: steered.began(queue), f"the message in {queue}")
+    steered.send("waits", "quarantine", 0, queue="quarantine")
+    time.sleep(A_POP)
+    assert steered.began("quarantine") == []
+
+
+def test_a_worker_that_consumed_nothing_goes_back_to_nothing(steered: Steered) -> None:
+    """An operator had taken its only queue away."""
+    steered.celery.control.cancel_consumer("celery", destination=[steered.worker.name])
+    steered.worker.logged("Canceling queue celery")
+    steered.consumes("quarantine")
+    steered.worker.logged("Consuming from quarantine")
+    steered.consumes_as_before()
+    steered.worker.logged("Canceling queue quarantine")
     steered.send("waits", "quarantine", 0, queue="quarantine")
     time.sleep(A_POP)
     assert steered.began("quarantine") == []
