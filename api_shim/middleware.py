@@ -31,13 +31,13 @@ READ_ON_WITHIN: Final = 5.0
 READ_ON_BYTES: Final = 32 * 1024 * 1024
 
 HEADERS: Final = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Strict-Transport-Security": "max-age=31536000",  # ignored over plain HTTP
-    "Cache-Control": "no-store",
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"strict-transport-security": b"max-age=31536000",  # ignored over plain HTTP
+    b"cache-control": b"no-store",
 }
 #: The documentation is a page with a script and a style of its own.
 DOCS_POLICY: Final = (
@@ -80,8 +80,8 @@ class Around:
                 if out.get("content-type", "").startswith("text/event-stream"):
                     answered = time.perf_counter()  # how long somebody reads along says nothing of us
                 out["X-Request-ID"] = request_id
-                for name, value in HEADERS.items():
-                    out.setdefault(name, value)
+                said = {name for name, _ in out.raw}
+                out.raw.extend(header for header in HEADERS.items() if header[0] not in said)
                 if scope["path"] == "/docs":
                     out["Content-Security-Policy"] = DOCS_POLICY
             await send(message)

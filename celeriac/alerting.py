@@ -92,14 +92,15 @@ class Alerting:
         # By another clock than the store's.
         self._since = datetime.now(UTC) - timedelta(minutes=1)
         self._telling: dict[str, asyncio.Task[None]] = {}
+        #: By sink: the newest alert when it had been told of all.
+        self._told: dict[str, str] = {}
 
-    async def look(self) -> None:
-        """Find what is new, and begin to tell it. Waits for no sink. Raises StoreUnavailable."""
-        await self._alerts.forecast()
+    def look(self, newest: str) -> None:
+        """Begin to tell what is new. Waits for no sink. newest: the id of the newest alert, "" where there is none."""
         for sink in self._sinks:
             task = self._telling.get(sink.name)
-            if task is None or task.done():
-                self._telling[sink.name] = asyncio.create_task(self._tell(sink), name=f"alerts to {sink.name}")
+            if self._told.get(sink.name) != newest and (task is None or task.done()):
+                self._telling[sink.name] = asyncio.create_task(self._tell(sink, newest), name=f"alerts to {sink.name}")
 
     async def close(self) -> None:
         """What was begun is given up: it is told again by whoever comes next."""
@@ -107,9 +108,11 @@ class Alerting:
             task.cancel()
         await asyncio.gather(*self._telling.values(), return_exceptions=True)
 
-    async def _tell(self, sink: Sink) -> None:
+    async def _tell(self, sink: Sink, newest: str) -> None:
         try:
             taken = await self._alerts.take(sink.name, LEASE, since=None if sink.hears_old else self._since)
+            if taken.told_all:
+                self._told[sink.name] = newest
             for alert in taken.alerts:
                 try:
                     await sink.tell(alert)

@@ -384,8 +384,9 @@ class Lease:
             await self._compare(beat.held)
         # Last: it may take its time.
         if beat.upkeep:
-            await parts.fleet.upkeep()
-            await parts.alerting.look()
+            newest_alert = await parts.fleet.upkeep()
+            if newest_alert is not None:
+                parts.alerting.look(newest_alert)
 
     async def _compare(self, held: frozenset[str]) -> None:
         """Hand back what the store believes that we run. Twice in a row, since a claim may be under way."""

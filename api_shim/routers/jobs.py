@@ -124,9 +124,9 @@ async def submit(
         expires_in=duration(body.expires_in),
         idempotency_key=idempotency_key,
         fingerprint=body.fingerprint() if idempotency_key else "",
+        scopes=scopes_of(tenant, agent, body.model, body.metadata, request.app.state.settings.costs),
+        told=None if is_operator(request, tenant) else own_scopes(tenant),
     )
-    told = None if is_operator(request, tenant) else own_scopes(new)
-    new = replace(new, scopes=scopes_of(new, agent, request.app.state.settings.costs), told=told)
     prices: Prices = request.app.state.prices
     accepted = await stores.jobs.submit(new, dry_run=dry_run)
     if accepted.known:

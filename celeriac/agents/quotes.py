@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -39,19 +39,22 @@ class Quote:
     starts_at: datetime | None
 
 
-def asked_first(job: NewJob, agent: Agent) -> Lane:
-    return lane(job.model) if job.model is not None else agent.lanes[0]
+def asked_first(model: str | None, agent: Agent) -> Lane:
+    """model: the job's own, if it has one."""
+    return lane(model) if model is not None else agent.lanes[0]
 
 
-def scopes_of(job: NewJob, agent: Agent, costs: CostSettings) -> tuple[str, ...]:
-    """Whose budgets its first call is in, as the scripts take them."""
-    account = Account(job.tenant, job.agent, labels_of(costs.labels, job.metadata))
-    return tuple(spelt(scope) for scope in account.scopes(asked_first(job, agent)))
+def scopes_of(
+    tenant: str, agent: Agent, model: str | None, metadata: Mapping[str, str], costs: CostSettings
+) -> tuple[str, ...]:
+    """Whose budgets a job's first call is in, as the scripts take them."""
+    account = Account(tenant, agent.name, labels_of(costs.labels, metadata))
+    return account.spelt_scopes(asked_first(model, agent))
 
 
-def own_scopes(job: NewJob) -> tuple[str, ...]:
+def own_scopes(tenant: str) -> tuple[str, ...]:
     """Those of them that are its tenant's own. Any other is everybody's: what it leaves says what others spent."""
-    return (spelt(f"tenant:{job.tenant}"),)
+    return (spelt(f"tenant:{tenant}"),)
 
 
 def quote(job: NewJob, agent: Agent, outlook: Outlook, prices: Prices, most: int | None = None) -> Quote:
@@ -73,7 +76,7 @@ def quote(job: NewJob, agent: Agent, outlook: Outlook, prices: Prices, most: int
 
 
 def _by_prices(job: NewJob, agent: Agent, prices: Prices) -> int:
-    asked = asked_first(job, agent)
+    asked = asked_first(job.model, agent)
     characters = len(agent.instructions) + sum(len(text) for text in _texts(job))
     output = int(ANSWER * (job.max_output_tokens or agent.max_output_tokens))
     usage = Usage(input=characters // CHARACTERS, output=output)

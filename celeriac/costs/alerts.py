@@ -43,7 +43,8 @@ class Alert:
 class Taken:
     """Alerts that nobody else tells this sink meanwhile, within `lease` of each that it was told. taker: who took them.
 
-    tries: how often that failed so far. last: the id up to which these are all that there are to tell.
+    tries: how often that failed so far. last: the id up to which these are all that there are to tell. told_all: there
+    are none, and nobody tells any either.
     """
 
     sink: str
@@ -52,6 +53,7 @@ class Taken:
     tries: int
     alerts: tuple[Alert, ...]
     last: str
+    told_all: bool
 
 
 class Alerts:
@@ -61,8 +63,6 @@ class Alerts:
         self._redis: Any = redis
         self._take = scripts.load(HERE / "take_alerts.lua", ALWAYS)
         self._told = scripts.load(HERE / "told_alerts.lua", ALWAYS)
-        self._forecast = scripts.load(HERE / "forecast.lua", ALWAYS)
-        self._cursor = "0"
         self._unreadable: set[bytes] = set()
 
     async def list(self, after: str = "-", most: int = PAGE) -> list[Alert]:
@@ -78,10 +78,10 @@ class Alerts:
         """
         since_ms = 0 if since is None else int(since.timestamp() * 1000)
         taker = secrets.token_hex(16)
-        tries, entries = await self._take(sink=sink, taker=taker, page=PAGE, lease=_ms(lease), since=since_ms)
+        tries, entries, told_all = await self._take(sink=sink, taker=taker, page=PAGE, lease=_ms(lease), since=since_ms)
         alerts = self._readable((id, dict(zip(raw[::2], raw[1::2], strict=True))) for id, raw in entries)
         last = entries[-1][0].decode() if entries else ""
-        taken = Taken(sink, taker, lease, tries, alerts, last)
+        taken = Taken(sink, taker, lease, tries, alerts, last, bool(told_all))
         if last and not alerts:
             await self._say(taken, last, "done", lease)
         return taken
@@ -113,10 +113,6 @@ class Alerts:
                     self._unreadable.add(id)
                     log.error("alert_not_readable", id=id.decode(), error=type(error).__name__)
         return tuple(found)
-
-    async def forecast(self) -> None:
-        """Look at some budgets, each time at the next, for caps that soon will be reached. Raises StoreUnavailable."""
-        self._cursor = (await self._forecast(cursor=self._cursor, page=PAGE)).decode()
 
 
 def _ms(time: timedelta) -> int:

@@ -201,6 +201,12 @@ local function alert_add(kind, c, firm, ...)
     'use', string.format('%.0f', firm), 'cap', string.format('%.0f', c.cap), 'at', now, ...)
 end
 
+-- The id of the newest, or "".
+local function last_alert()
+  local newest = redis.pcall('XREVRANGE', K.alerts(), '+', '-', 'COUNT', 1)[1]
+  return newest and newest[1] or ''
+end
+
 -- Whether a call's window is another one than today's.
 local function is_over(b, window)
   local start, open = start_of(b, window), windows_of()
@@ -262,6 +268,17 @@ local function books_forecast(scope, windows)
       end
     end
   end
+end
+
+-- The same of a page of budgets. cursor: "0" to begin. Answers the next one, "0" at the end.
+local function books_forecasts(cursor, page)
+  local windows = windows_of()
+  -- Nobody called since the hour began.
+  if not windows then return '0' end
+  local found = redis.pcall('HSCAN', K.budgets(), cursor, 'COUNT', page)
+  if found.err then return '0' end
+  for i = 1, #found[2], 2 do pcall(books_forecast, found[2][i], windows) end
+  return found[1]
 end
 
 -- A whole number, as text, and one more: exact also where the sum is beyond 2^53, as that of all time may be after $9 million.
@@ -563,7 +580,8 @@ return {
   shift = books_shift,
   shift_above = shift_above,
   alert = books_alert,
-  forecast = books_forecast,
+  forecasts = books_forecasts,
+  last_alert = last_alert,
   count = books_count,
   wake = books_wake,
   room = books_room,

@@ -99,6 +99,10 @@ class Account:
         named = ["all", f"tenant:{self.tenant}", f"agent:{self.agent}", f"provider:{lane.provider}", f"model:{lane}"]
         return [*named, *(f"label:{name}={value}" for name, value in self.labels)]
 
+    def spelt_scopes(self, lane: Lane) -> tuple[str, ...]:
+        """As the scripts take them."""
+        return _named(self, lane)[0]
+
     def books(self, lane: Lane, at: datetime | None = None) -> dict[str, Any]:
         """As the scripts take it. at: where the store asked for the windows of this time."""
         windows = None if at is None else as_argument(ZoneInfo(self.zone), at)

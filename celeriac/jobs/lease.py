@@ -80,6 +80,9 @@ class Fleet:
         #: Of the set of lanes: where to read on, and what was read and not looked at yet.
         self._lanes_from: int = 0
         self._lanes: list[bytes] = []
+        #: Of the budgets: where to look on for caps that soon will be reached.
+        self._budgets_from = "0"
+        self._newest_alert: str | None = None
         self._register = scripts.load(HERE / "register.lua", ALWAYS)
         self._heartbeat = scripts.load(HERE / "heartbeat.lua", ALWAYS)
         self._leave = scripts.load(HERE / "leave.lua", ALWAYS)
@@ -162,8 +165,12 @@ class Fleet:
             upkeep=bool(upkeep) and self._does_upkeep,
         )
 
-    async def upkeep(self) -> None:
-        """One round of what nobody else does. Two at once do no harm, and what fails in it stops nothing else."""
+    async def upkeep(self) -> str | None:
+        """One round of what nobody else does. Two at once do no harm, and what fails in it stops nothing else.
+
+        Returns the id of the newest alert, "" where there is none; None where that was not to be had.
+        """
+        self._newest_alert = None
         for part in (
             self._give_up_the_dead,
             self._bring_what_is_due,
@@ -176,9 +183,10 @@ class Fleet:
                 await part()
             except StoreUnavailable as error:
                 log.warning("upkeep_broken_off", part=part.__name__.strip("_"), reason=str(error))
-                return
+                break
             except Exception:
                 log.exception("upkeep_failed", part=part.__name__.strip("_"))
+        return self._newest_alert
 
     async def _give_up_the_dead(self) -> None:
         for _ in range(PAGES):
@@ -223,7 +231,8 @@ class Fleet:
             log.error("celery_not_told", job_id=id.decode(), reason="each run that told it failed")
 
     async def _tidy(self) -> None:
-        bells, broken = await self._upkeep(lease=self._lease)
+        bells, broken, budgets, newest_alert = await self._upkeep(lease=self._lease, budgets=self._budgets_from)
+        self._budgets_from, self._newest_alert = budgets.decode(), newest_alert.decode()
         await self._ringer.ring(bells)
         for entry in broken:
             log.error("record_set_aside", entry=entry.decode())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from celeriac.alerting import Alerting
 from celeriac.costs.alerts import Alert, Alerts
 from tests.jobs.conftest import Queue
 from tests.jobs.explained import faults
@@ -13,6 +15,7 @@ from tests.jobs.test_budgets import HOUR, Buyers
 
 MINUTE = 60_000
 LEASE = timedelta(seconds=30)
+ASKED = ("eval", "evalsha")
 
 
 class Watchers(Buyers):
@@ -29,7 +32,7 @@ class Watchers(Buyers):
 
     async def forecast(self) -> list[Alert]:
         """All that was found so far."""
-        await self.alerts.forecast()
+        await self.queue.fleet.upkeep()
         return [alert for alert in await self.alerts.list() if alert.kind == "rate"]
 
     async def wait(self, ms: int) -> None:
@@ -160,7 +163,7 @@ async def test_a_key_of_the_wrong_type_stops_nobody(watchers: Watchers, planted:
     watchers.queue.planted = True
     watchers.queue.redis.delete(f"celeriac:{planted}")
     watchers.queue.redis.lpush(f"celeriac:{planted}", "nonsense")
-    await watchers.alerts.forecast()
+    await watchers.queue.fleet.upkeep()
     assert await watchers.percents() == ([] if planted == "alerts" else [50])
     assert not [fault for fault in faults(watchers.queue.redis) if "told_alerts" in fault]
 
@@ -211,6 +214,60 @@ async def test_a_cap_that_will_not_be_reached_soon_is_not_told(
         await watchers.buy(job, 100, 100)
     await watchers.wait(2 * MINUTE)
     assert await watchers.forecast() == [], why
+
+
+class Heard:
+    """A sink that writes down what it was told."""
+
+    name = "heard"
+    hears_old = True
+
+    def __init__(self) -> None:
+        self.percents: list[int | None] = []
+
+    async def tell(self, alert: Alert) -> None:
+        self.percents.append(alert.percent)
+
+
+async def test_a_sink_that_was_told_of_all_is_not_asked_for_until_there_is_more(watchers: Watchers) -> None:
+    """Nothing new costs no command, and what is new is told at the next look."""
+    sink, redis = Heard(), watchers.queue.redis
+    alerting = Alerting(watchers.alerts, [sink])
+
+    async def look() -> int:
+        """The commands that it took."""
+        newest = await watchers.queue.fleet.upkeep()
+        assert newest is not None
+        redis.config_resetstat()
+        alerting.look(newest)
+        while running := [task for task in asyncio.all_tasks() if task.get_name() == "alerts to heard"]:
+            await asyncio.wait(running)
+        return sum(redis.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"] for command in ASKED)
+
+    await watchers.caps("all", hour=1000)
+    assert [await look() > 0, await look()] == [True, 0]
+    await watchers.spend(percent=100)
+    assert await look() > 0
+    assert sink.percents == [50, 80, 100]
+    assert [await look() > 0, await look()] == [True, 0]
+    await alerting.close()
+
+
+async def test_a_sink_that_somebody_else_tells_is_asked_for_again(watchers: Watchers) -> None:
+    """Who took the alerts may have died: they are anybody's after its lease, though none is new."""
+    sink = Heard()
+    alerting = Alerting(watchers.alerts, [sink])
+    await watchers.caps("all", hour=1000)
+    await watchers.spend(percent=50)
+    await watchers.alerts.take(sink.name, LEASE)
+    newest = await watchers.queue.fleet.upkeep()
+    assert newest
+    for _ in range(2):
+        alerting.look(newest)
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "alerts to heard"))
+        await watchers.wait(LEASE // timedelta(milliseconds=1) + 1)
+    assert sink.percents == [50]
+    await alerting.close()
 
 
 async def test_one_that_never_ends_is_told_a_day_before(watchers: Watchers) -> None:

@@ -127,7 +127,7 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: dict[str, bool]
         (Cap("day", 1),),
         (Cap("day", 99),),
     ]
-    await queue.stores.alerts.forecast()
+    await queue.fleet.upkeep()
     taken = await queue.stores.alerts.take("log", timedelta(seconds=30))
     assert [alert.percent for alert in taken.alerts] == [80, 100]
     assert await queue.stores.alerts.told(taken, taken.alerts[0])
