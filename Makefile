@@ -42,8 +42,8 @@ demo: install ## one job end to end on free ports in a temporary directory, prin
 	@exec $(BIN)/celeriac demo
 
 dev: $(VENV)/.dev $(VENV)/.model ## the environment with what tests and checks need
-test: dev ## the tests, in three processes, since they mostly wait (ARGS='-k lease' for some, ARGS='-n 0' in one)
-	@exec $(BIN)/python -m pytest -m "not rabbitmq" -n 3 --dist worksteal $(ARGS)
+test: dev ## the tests, in four processes, since they mostly wait (ARGS='-k lease' for some, ARGS='-n 0' in one)
+	@exec $(BIN)/python -m pytest -m "not rabbitmq" -n 4 --dist worksteal $(ARGS)
 test-rabbitmq: dev ## the tests that need a rabbitmq-server on this machine
 	@exec $(BIN)/python -m pytest -m rabbitmq $(ARGS)
 check: dev ## formatting, lint, types, the import rule
