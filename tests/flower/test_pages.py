@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 from tornado.web import create_signed_value
 
 from tests.flower.conftest import Flower
@@ -84,11 +84,15 @@ class Window:
         self._closing = False
         self.page.on("console", lambda said: self._fault(said.text) if said.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self._fault(str(error)))
-        # One look is given up for another, where what is looked for has changed.
-        self.page.on("requestfailed", lambda asked: self._fault(f"{asked.url}: {asked.failure}"))
+        self.page.on("requestfailed", self._failed)
         self.page.on("response", lambda answer: self.answers.append((answer.status, answer.url)))
         self.asked: list[str] = []
         self.page.on("request", lambda asked: self.asked.append(asked.url))
+
+    def _failed(self, asked: Request) -> None:
+        # Its icon the browser asks for by itself, and gives up with the page.
+        if not ("favicon.ico" in asked.url and asked.failure == "net::ERR_ABORTED"):
+            self._fault(f"{asked.url}: {asked.failure}")
 
     def _fault(self, what: str) -> None:
         if not self._closing:
