@@ -30,15 +30,16 @@ BODY_WITHIN: Final = 10.0
 READ_ON_WITHIN: Final = 5.0
 READ_ON_BYTES: Final = 32 * 1024 * 1024
 
-HEADERS: Final = {
-    b"x-content-type-options": b"nosniff",
-    b"x-frame-options": b"DENY",
-    b"referrer-policy": b"no-referrer",
-    b"cross-origin-resource-policy": b"same-origin",
-    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
-    b"strict-transport-security": b"max-age=31536000",  # ignored over plain HTTP
-    b"cache-control": b"no-store",
-}
+#: No answer has one of its own.
+HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"strict-transport-security", b"max-age=31536000"),  # ignored over plain HTTP
+    (b"cache-control", b"no-store"),
+)
 #: The documentation is a page with a script and a style of its own.
 DOCS_POLICY: Final = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -80,8 +81,7 @@ class Around:
                 if out.get("content-type", "").startswith("text/event-stream"):
                     answered = time.perf_counter()  # how long somebody reads along says nothing of us
                 out["X-Request-ID"] = request_id
-                said = {name for name, _ in out.raw}
-                out.raw.extend(header for header in HEADERS.items() if header[0] not in said)
+                out.raw.extend(HEADERS)
                 if scope["path"] == "/docs":
                     out["Content-Security-Policy"] = DOCS_POLICY
             await send(message)

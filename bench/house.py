@@ -168,8 +168,8 @@ class House:
     def counting(self) -> Iterator[Counter[str]]:
         """The commands that clients send meanwhile, by who sent them; what a script does inside is not counted.
 
-        The counter is filled at the end. `shim` and `worker`: Celeriac's own; `lease`: its heartbeat; `celery`:
-        Celery's, and the plain app's.
+        The counter is filled at the end. `shim` and `worker`: Celeriac's own; `lease`: its heartbeat and
+        upkeep; `celery`: Celery's, and the plain app's.
         """
         counted: Counter[str] = Counter()
         with self.redis.monitor() as monitor:  # type: ignore[no-untyped-call]  # redis has no types there

@@ -190,7 +190,7 @@ def _waited(took: list[float], delay: float) -> Waited:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """commands: what a job sends to Redis, by whom; heartbeats left out."""
+    """commands: what a job sends to Redis, by whom; heartbeats and upkeep left out."""
 
     waited: Waited
     commands: dict[str, float]

@@ -95,11 +95,15 @@ class Alerting:
         #: By sink: the newest alert when it had been told of all.
         self._told: dict[str, str] = {}
 
-    def look(self, newest: str) -> None:
-        """Begin to tell what is new. Waits for no sink. newest: the id of the newest alert, "" where there is none."""
+    def look(self, newest: str | None) -> None:
+        """Begin to tell what is new. Waits for no sink.
+
+        newest: the id of the newest alert, "" where there is none, None where nobody knows.
+        """
         for sink in self._sinks:
             task = self._telling.get(sink.name)
-            if self._told.get(sink.name) != newest and (task is None or task.done()):
+            is_new = newest is None or self._told.get(sink.name) != newest
+            if is_new and (task is None or task.done()):
                 self._telling[sink.name] = asyncio.create_task(self._tell(sink, newest), name=f"alerts to {sink.name}")
 
     async def close(self) -> None:
@@ -108,10 +112,10 @@ class Alerting:
             task.cancel()
         await asyncio.gather(*self._telling.values(), return_exceptions=True)
 
-    async def _tell(self, sink: Sink, newest: str) -> None:
+    async def _tell(self, sink: Sink, newest: str | None) -> None:
         try:
             taken = await self._alerts.take(sink.name, LEASE, since=None if sink.hears_old else self._since)
-            if taken.told_all:
+            if taken.told_all and newest is not None:
                 self._told[sink.name] = newest
             for alert in taken.alerts:
                 try:

@@ -384,9 +384,7 @@ class Lease:
             await self._compare(beat.held)
         # Last: it may take its time.
         if beat.upkeep:
-            newest_alert = await parts.fleet.upkeep()
-            if newest_alert is not None:
-                parts.alerting.look(newest_alert)
+            parts.alerting.look(await parts.fleet.upkeep())
 
     async def _compare(self, held: frozenset[str]) -> None:
         """Hand back what the store believes that we run. Twice in a row, since a claim may be under way."""

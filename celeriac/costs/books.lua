@@ -270,15 +270,12 @@ local function books_forecast(scope, windows)
   end
 end
 
--- The same of a page of budgets. cursor: "0" to begin. Answers the next one, "0" at the end.
-local function books_forecasts(cursor, page)
+-- The same of some budgets, whichever: who asks often hears of all.
+local function books_forecasts(most)
   local windows = windows_of()
   -- Nobody called since the hour began.
-  if not windows then return '0' end
-  local found = redis.pcall('HSCAN', K.budgets(), cursor, 'COUNT', page)
-  if found.err then return '0' end
-  for i = 1, #found[2], 2 do pcall(books_forecast, found[2][i], windows) end
-  return found[1]
+  if not windows then return end
+  for _, scope in ipairs(redis.pcall('HRANDFIELD', K.budgets(), most)) do pcall(books_forecast, scope, windows) end
 end
 
 -- A whole number, as text, and one more: exact also where the sum is beyond 2^53, as that of all time may be after $9 million.

@@ -15,6 +15,6 @@ end
 local till = tonumber(told[2] or '') or 0
 if till > now and till <= now + LONGEST and told[4] ~= a.taker then return {0, {}, 0} end
 local entries = redis.pcall('XRANGE', K.alerts(), '(' .. after, '+', 'COUNT', a.page)
-if entries.err or #entries == 0 then return {0, {}, 1} end
+if entries.err or #entries == 0 then return {0, {}, entries.err and 0 or 1} end
 call('HSET', K.told_alerts(), a.sink .. '.until', now + a.lease, a.sink .. '.taker', a.taker)
 return {tonumber(told[3] or '') or 0, entries, 0}

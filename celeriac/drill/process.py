@@ -26,10 +26,6 @@ class ProviderClient:
         """What the next calls meet, one behaviour after the other. Raises ValueError for one that does not exist."""
         await self._ask("POST", "/script", behaviours)
 
-    async def heal(self) -> None:
-        """Drop what is left of the script."""
-        await self._ask("DELETE", "/script")
-
     async def default(self, **behaviour: Any) -> None:
         """What every call meets that nothing else is said about."""
         await self._ask("POST", "/default", behaviour)

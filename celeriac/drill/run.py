@@ -201,7 +201,6 @@ async def _play(scenario: Scenario, stage: Stage, house: House | None) -> None:
             stage.expect(bool(history.accepted), f"no job was accepted: {history.outcomes()}")
             if house is not None:
                 _mend(house)
-                await house.provider.heal()
             await stage.caller.all_ended(size.patience)
             await stage.caller.read_everything()
     except Exception as error:  # whatever a scenario or its house raises is a finding, and the next one is to run

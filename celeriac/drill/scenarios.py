@@ -465,17 +465,19 @@ async def _set_aside(stage: Stage, id: str) -> bool:
 
 FAULTS: Final = (
     "500", "503", "429", "529", "html", "truncated", "reset-before", "reset-after", "reset-middle", "no-usage", "null",
-    "gateway", "quota", "object", "huge-usage",
+    "gateway", "object", "huge-usage",
 )  # fmt: skip
+#: The last call that fails closes its lane for a minute; more often there would be only closed lanes to see.
+LAST_FAULT: Final = "quota"
 
 
-@scenario("the provider fails in every way it can, two calls in three")
+@scenario("the provider fails in every way it can, one call in four")
 async def provider_errors(stage: Stage) -> None:
     calls: list[dict[str, Any]] = []
     for _ in range(stage.size.jobs):
         fault = {"fault": stage.rng.choice(FAULTS)}
-        calls.append(fault if stage.rng.random() < 2 / 3 else {"delay": DELAY})
-    await stage.provider.script(*calls)
+        calls.append(fault if stage.rng.random() < 1 / 4 else {"delay": DELAY})
+    await stage.provider.script(*calls, {"fault": LAST_FAULT})
     async with stage.load():
         pass
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -80,9 +80,6 @@ class Fleet:
         #: Of the set of lanes: where to read on, and what was read and not looked at yet.
         self._lanes_from: int = 0
         self._lanes: list[bytes] = []
-        #: Of the budgets: where to look on for caps that soon will be reached.
-        self._budgets_from = "0"
-        self._newest_alert: str | None = None
         self._register = scripts.load(HERE / "register.lua", ALWAYS)
         self._heartbeat = scripts.load(HERE / "heartbeat.lua", ALWAYS)
         self._leave = scripts.load(HERE / "leave.lua", ALWAYS)
@@ -166,27 +163,29 @@ class Fleet:
         )
 
     async def upkeep(self) -> str | None:
-        """One round of what nobody else does. Two at once do no harm, and what fails in it stops nothing else.
+        """One round of what nobody else does. Two at once do no harm, and a part that fails stops no other.
 
         Returns the id of the newest alert, "" where there is none; None where that was not to be had.
         """
-        self._newest_alert = None
-        for part in (
+        parts: tuple[Callable[[], Awaitable[str | None]], ...] = (
             self._give_up_the_dead,
             self._bring_what_is_due,
             self._wake_for_lanes,
             self._choose_quarantine,
             self._tell_celery,
             self._tidy,
-        ):
+        )
+        newest_alert = None
+        for part in parts:
+            newest_alert = None
             try:
-                await part()
+                newest_alert = await part()  # told by the last
             except StoreUnavailable as error:
                 log.warning("upkeep_broken_off", part=part.__name__.strip("_"), reason=str(error))
                 break
             except Exception:
                 log.exception("upkeep_failed", part=part.__name__.strip("_"))
-        return self._newest_alert
+        return newest_alert
 
     async def _give_up_the_dead(self) -> None:
         for _ in range(PAGES):
@@ -230,12 +229,12 @@ class Fleet:
         for id in given_up:
             log.error("celery_not_told", job_id=id.decode(), reason="each run that told it failed")
 
-    async def _tidy(self) -> None:
-        bells, broken, budgets, newest_alert = await self._upkeep(lease=self._lease, budgets=self._budgets_from)
-        self._budgets_from, self._newest_alert = budgets.decode(), newest_alert.decode()
+    async def _tidy(self) -> str:
+        bells, broken, newest_alert = await self._upkeep(lease=self._lease)
         await self._ringer.ring(bells)
         for entry in broken:
             log.error("record_set_aside", entry=entry.decode())
+        return str(newest_alert.decode())
 
     async def disown(self, worker: str, job_id: str) -> bool:
         """Hand back a job that the store says we run and that we do not know."""

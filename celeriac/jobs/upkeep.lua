@@ -1,7 +1,10 @@
 -- Upkeep: what others missed. Bells that nobody has are rung again, at growing intervals and only into room; free
 -- slots get their bells; the totals are counted anew and tenants below their limit let in again once per lease; caps that
--- soon will be reached are found. a: lease (ms), budgets (cursor of those to look at, "0" to begin). Two at once do no harm.
--- Answers {bells to publish, what was set aside since this was last said, the next cursor, the newest alert's id or ""}.
+-- soon will be reached are found. a: lease (ms). Two at once do no harm.
+-- Answers {bells to publish, what was set aside since this was last said, the newest alert's id or ""}.
+books.forecasts(50)
+local newest_alert = books.last_alert()
+
 local bells = {}
 
 -- Bells that workers took and have not claimed by yet, by group. What one that is silent had may be lost.
@@ -146,4 +149,4 @@ sweep(200)
 books.sweep_doubts(200)
 local broken = call('ZRANGE', K.broken(), '(' .. (call('GET', K.alarmed()) or 0), '+inf', 'BYSCORE')
 if #broken > 0 then call('SET', K.alarmed(), call('ZRANGE', K.broken(), -1, -1, 'WITHSCORES')[2]) end
-return {bells, broken, books.forecasts(a.budgets, 100), books.last_alert()}
+return {bells, broken, newest_alert}

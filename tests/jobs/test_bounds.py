@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
+from celeriac.costs.books import Account
 from celeriac.costs.budgets import Cap
 from celeriac.gate.lanes import Lines
 from celeriac.jobs.model import State
@@ -79,6 +81,19 @@ async def test_a_tenant_asks_for_its_own_budget_alone(queue: Queue) -> None:
     found, commands = await Logged(queue).of(lambda: queue.stores.budgets.of(["tenant:t7", "tenant:nobody"]))
     assert found.keys() == {"tenant:t7"}
     assert not [command for command in commands if command.startswith("HKEYS") or "tenant%3At8" in command]
+
+
+async def test_upkeep_does_not_look_at_all_budgets_at_once(queue: Queue) -> None:
+    """Not where there are some hundreds either, of which Redis answers each scan whole."""
+    await queue.worker(slots=2)
+    buys = await queue.claim(await queue.submit())
+    books = partial(Account("default", "assistant").books, Lane("openai", "m"))
+    await queue.stores.journal.admit(buys, "c", 9, {}, books=books)
+    for number in range(MANY // 2):
+        await queue.stores.budgets.put(f"tenant:t{number}", [Cap("hour", 1), Cap("day", 1)], "test")
+    said, commands = await Logged(queue).longest(queue.fleet.upkeep)
+    assert said is not None
+    assert 100 < commands < MOST
 
 
 async def test_who_is_woken_is_not_looked_for_among_all_lines(queue: Queue) -> None:

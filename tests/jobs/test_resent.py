@@ -119,22 +119,22 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: dict[str, bool]
     books = partial(Account("default", "assistant").books, Lane("openai", "gpt-5.4-mini"))
     await queue.stores.journal.admit(buys, "c4", 9, {}, books=books)
     await queue.stores.journal.settle(buys, Settlement("c4", "settled", 9, 9, {}, counts=counts(None, 9)))
-    await queue.stores.budgets.put("all", [Cap("day", 99)], "test")
+    await queue.stores.budgets.put("all", [Cap("day", 99), Cap("ever", 100)], "test")
+    await queue.fleet.upkeep()
     await queue.stores.budgets.put("all", [Cap("day", 1)], "test")
     await queue.stores.budgets.delete("all", "test")
     assert [change.became for change in await queue.stores.budgets.changes()] == [
         None,
         (Cap("day", 1),),
-        (Cap("day", 99),),
+        (Cap("day", 99), Cap("ever", 100)),
     ]
-    await queue.fleet.upkeep()
     taken = await queue.stores.alerts.take("log", timedelta(seconds=30))
-    assert [alert.percent for alert in taken.alerts] == [80, 100]
+    assert [alert.percent for alert in taken.alerts] == [None, None, 80, 100]
     assert await queue.stores.alerts.told(taken, taken.alerts[0])
     await queue.stores.alerts.failed(taken, timedelta(milliseconds=1))
     queue.later(2)
     again = await queue.stores.alerts.take("log", timedelta(seconds=30))
-    assert (again.tries, len(again.alerts)) == (1, 1)
+    assert (again.tries, len(again.alerts)) == (1, 3)
     await queue.stores.alerts.told(again, again.alerts[0])
     await queue.jobs.list(None)
     await queue.jobs.count(None)

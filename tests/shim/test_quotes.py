@@ -107,6 +107,23 @@ def test_the_quote_says_what_the_budget_leaves(shim: Shim) -> None:
     assert ask(shim)["budget_left_usd"] == "3.000000000"
 
 
+def test_a_quote_is_of_the_budgets_of_its_label_and_its_model(valkey: Valkey) -> None:
+    """Of those that its first call is in, and of no other."""
+    with running(Shim(valkey.url, CELERIAC_COSTS__LABELS='{"team": ["red", "blue"]}')) as shim:
+        for scope, usd in ("label:team=red", "2"), ("model:openai/gpt-5-nano", "1"):
+            put = {"caps": [{"window": "day", "cap_usd": usd}]}
+            assert shim.http.put(f"/v1/budgets/{scope}", json=put).status_code == 200
+
+        def left(**facts: Any) -> str | None:
+            said: str | None = ask(shim, "assistant", **facts)["budget_left_usd"]
+            return said
+
+        assert left() is None
+        assert left(metadata={"team": "red"}) == "2.000000000"
+        assert left(metadata={"team": "blue"}) is None
+        assert left(model="openai/gpt-5-nano") == "1.000000000"
+
+
 def test_a_repetition_is_quoted_too(shim: Shim) -> None:
     """As it stands now: another job may have come before."""
     body, key = {"agent": "plain", "input": "hi"}, {"Idempotency-Key": "k"}
