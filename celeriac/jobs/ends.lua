@@ -269,8 +269,6 @@ local function end_job(r, state, bells, run)
   call('PUBLISH', K.ended(), r.id)
 end
 
--- ms that a worker leaves a job whose agent it does not know to others: at first, and at most when nobody knew it for long
-local UNKNOWN, LONGEST_UNKNOWN = 5000, 30000
 local STOPPED = {
   cancelled = '["cancelled","the job was cancelled"]',
   expired = '["expired","the job had not ended by its deadline"]',
@@ -296,16 +294,20 @@ local function known_somewhere(r)
   end
 end
 
--- A worker that does not know its agent is not asked again at once: others may know it, while a deploy rolls. Where it is
--- long ago and nobody alive does, it fails. since: when this was first found, or nil. Answers until when it waits, or nil.
+-- A worker that does not know its agent is not asked again at once: others may know it, while a deploy rolls. One that does has the
+-- job sooner or later, by chance: the old ones take bells too. Where it is long ago and nobody alive does, it fails. since: when this was first found, or nil. Answers until when it waits, or nil.
 local function leave_to_knowing(r, worker, since, bells, run)
   since = math.min(tonumber(since or '') or now, now)
-  if now - since >= a.keep.unknown and not known_somewhere(r) then
+  local known = known_somewhere(r)
+  if now - since >= a.keep.unknown and not known then
     call('HSET', K.job(r.id), 'error', AGENT_UNKNOWN)
     end_job(r, 'failed', bells, run)
     return nil
   end
-  local later = now + math.max(UNKNOWN, math.min(LONGEST_UNKNOWN, math.floor((now - since) / 4)))
+  -- A second at first where one that lives knows it, else five (ms); in both cases more where nobody had it for long.
+  local passed = now - since
+  local wait = known and math.max(1000, math.floor(passed / 16)) or math.max(5000, math.floor(passed / 4))
+  local later = now + math.min(30000, wait)
   call('HSET', K.job(r.id), 'excluded', worker, 'unknown_since', since)
   to_parked(r, 'agent_unknown', later)
   return later

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -98,6 +99,25 @@ async def test_a_worker_that_does_not_know_the_agent_is_not_asked_again(queue: Q
     assert (found.state, found.reason, found.resume_at) == (State.PARKED, "agent_unknown", at(queue, 5))
     await queue.worker("new")
     await queue.pass_time(5, "old", "new")
+    await queue.finish(await queue.claim(job, "new"))
+
+
+async def test_a_job_whose_agent_somebody_knows_comes_back_soon(queue: Queue) -> None:
+    """A second later, since one that does not know it may have the next bell too; slowly more where that goes on."""
+    await queue.worker("old")
+    await queue.worker("new", agents=("assistant",))
+    job = await queue.submit()
+    await queue.jobs.leave_to_others(await queue.claim(job, "old"))
+    waits = []
+    for _ in range(40):
+        resume_at = (await queue.job(job)).resume_at
+        assert resume_at is not None
+        waits.append(math.ceil((resume_at - at(queue, 0)).total_seconds()))
+        await queue.pass_time(waits[-1], "old", "new")
+        assert await queue.try_claim(job, "old") is None
+    assert (waits[0], waits[15]) == (1, 1)
+    assert 3 <= waits[-1] <= 6
+    await queue.pass_time(waits[-1] + 1, "old", "new")
     await queue.finish(await queue.claim(job, "new"))
 
 

@@ -183,7 +183,7 @@ async def test_how_long_a_call_waited_is_written_of_it(desk: Desk) -> None:
 
 async def test_those_who_wait_for_a_lane_do_not_ask_again_together(desk: Desk) -> None:
     """Each is told the same wait, and the store would be asked by all of them in one moment."""
-    calls, crowd = desk.calls(answered(70), cycle=True), 12
+    calls, crowd = desk.calls(answered(70), cycle=True), 60
     desk.shut(0.6)
     await asyncio.gather(*(calls.answer(REQUEST) for _ in range(crowd)))
     again = sorted(desk.admissions[crowd : 2 * crowd])
