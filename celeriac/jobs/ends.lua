@@ -295,17 +295,17 @@ local function known_somewhere(r)
 end
 
 -- A worker that does not know its agent is not asked again at once: others may know it, while a deploy rolls. One that does has the
--- job sooner or later, by chance: the old ones take bells too. Where it is long ago and nobody alive does, it fails. since: when this was first found, or nil. Answers until when it waits, or nil.
+-- job sooner or later, by chance: the old ones take bells too. Where it is long ago and nobody alive does, it fails. since: when
+-- this was first found, or nil. Answers until when it waits, or nil.
 local function leave_to_knowing(r, worker, since, bells, run)
   since = math.min(tonumber(since or '') or now, now)
-  local known = known_somewhere(r)
-  if now - since >= a.keep.unknown and not known then
+  local known, passed = known_somewhere(r), now - since
+  if passed >= a.keep.unknown and not known then
     call('HSET', K.job(r.id), 'error', AGENT_UNKNOWN)
     end_job(r, 'failed', bells, run)
     return nil
   end
   -- A second at first where one that lives knows it, else five (ms); in both cases more where nobody had it for long.
-  local passed = now - since
   local wait = known and math.max(1000, math.floor(passed / 16)) or math.max(5000, math.floor(passed / 4))
   local later = now + math.min(30000, wait)
   call('HSET', K.job(r.id), 'excluded', worker, 'unknown_since', since)

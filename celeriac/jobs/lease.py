@@ -177,7 +177,6 @@ class Fleet:
         )
         newest_alert = None
         for part in parts:
-            newest_alert = None
             try:
                 newest_alert = await part()  # told by the last
             except StoreUnavailable as error:

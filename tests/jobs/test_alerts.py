@@ -245,6 +245,11 @@ class Heard:
     def __init__(self) -> None:
         self.percents: list[int | None] = []
 
+    async def hears(self, alerting: Alerting, newest: str | None) -> None:
+        """What the alerting has for it after one look."""
+        alerting.look(newest)
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == f"alerts to {self.name}"))
+
     async def tell(self, alert: Alert) -> None:
         self.percents.append(alert.percent)
 
@@ -259,9 +264,7 @@ async def test_a_sink_that_was_told_of_all_is_not_asked_for_until_there_is_more(
         newest = await watchers.queue.fleet.upkeep()
         assert newest is not None
         redis.config_resetstat()
-        alerting.look(newest)
-        while running := [task for task in asyncio.all_tasks() if task.get_name() == "alerts to heard"]:
-            await asyncio.wait(running)
+        await sink.hears(alerting, newest)
         return sum(redis.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"] for command in ASKED)
 
     await watchers.caps("all", hour=1000)
@@ -283,8 +286,7 @@ async def test_a_sink_that_somebody_else_tells_is_asked_for_again(watchers: Watc
     newest = await watchers.queue.fleet.upkeep()
     assert newest
     for _ in range(2):
-        alerting.look(newest)
-        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "alerts to heard"))
+        await sink.hears(alerting, newest)
         await watchers.wait(LEASE // timedelta(milliseconds=1) + 1)
     assert sink.percents == [50]
     await alerting.close()
@@ -303,8 +305,7 @@ async def test_upkeep_that_fails_silences_no_alert(watchers: Watchers) -> None:
         spent = percent
         newest = await watchers.queue.fleet.upkeep()
         assert newest is None
-        alerting.look(newest)
-        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "alerts to heard"))
+        await sink.hears(alerting, newest)
         assert percent in sink.percents
     await alerting.close()
 
