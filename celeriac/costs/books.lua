@@ -270,12 +270,19 @@ local function books_forecast(scope, windows)
   end
 end
 
--- The same of some budgets, whichever: who asks often hears of all.
-local function books_forecasts(most)
+-- The same of some budgets. from: "0 0" to begin; answers the next, "0 0" at the end. Of hundreds that are small Redis answers a
+-- scan whole: then they have their turn in the order of that answer.
+local function books_forecasts(from, most)
   local windows = windows_of()
   -- Nobody called since the hour began.
-  if not windows then return end
-  for _, scope in ipairs(redis.pcall('HRANDFIELD', K.budgets(), most)) do pcall(books_forecast, scope, windows) end
+  if not windows then return '0 0' end
+  local cursor, passed = string.match(from, '^(%d+) (%d+)$')
+  local found = redis.pcall('HSCAN', K.budgets(), cursor or '0', 'COUNT', most)
+  if found.err then return '0 0' end
+  local first, scopes = 2 * tonumber(passed or 0), found[2]
+  for i = first + 1, math.min(#scopes, first + 2 * most), 2 do pcall(books_forecast, scopes[i], windows) end
+  if first + 2 * most < #scopes then return string.format('%s %d', cursor or '0', first / 2 + most) end
+  return found[1] .. ' 0'
 end
 
 -- A whole number, as text, and one more: exact also where the sum is beyond 2^53, as that of all time may be after $9 million.

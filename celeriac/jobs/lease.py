@@ -80,6 +80,8 @@ class Fleet:
         #: Of the set of lanes: where to read on, and what was read and not looked at yet.
         self._lanes_from: int = 0
         self._lanes: list[bytes] = []
+        #: Of the budgets: where to look on for caps that soon will be reached.
+        self._budgets_from = "0 0"
         self._register = scripts.load(HERE / "register.lua", ALWAYS)
         self._heartbeat = scripts.load(HERE / "heartbeat.lua", ALWAYS)
         self._leave = scripts.load(HERE / "leave.lua", ALWAYS)
@@ -229,7 +231,8 @@ class Fleet:
             log.error("celery_not_told", job_id=id.decode(), reason="each run that told it failed")
 
     async def _tidy(self) -> str:
-        bells, broken, newest_alert = await self._upkeep(lease=self._lease)
+        bells, broken, look_on, newest_alert = await self._upkeep(lease=self._lease, budgets=self._budgets_from)
+        self._budgets_from = look_on.decode()
         await self._ringer.ring(bells)
         for entry in broken:
             log.error("record_set_aside", entry=entry.decode())

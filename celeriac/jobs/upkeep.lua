@@ -1,8 +1,8 @@
 -- Upkeep: what others missed. Bells that nobody has are rung again, at growing intervals and only into room; free
 -- slots get their bells; the totals are counted anew and tenants below their limit let in again once per lease; caps that
--- soon will be reached are found. a: lease (ms). Two at once do no harm.
--- Answers {bells to publish, what was set aside since this was last said, the newest alert's id or ""}.
-books.forecasts(50)
+-- soon will be reached are found. a: lease (ms), budgets (where to look on for those, "0 0" to begin). Two at once do no harm.
+-- Answers {bells to publish, what was set aside since this was last said, where to look on, the newest alert's id or ""}.
+local look_on = books.forecasts(a.budgets, 50)
 local newest_alert = books.last_alert()
 
 local bells = {}
@@ -149,4 +149,4 @@ sweep(200)
 books.sweep_doubts(200)
 local broken = call('ZRANGE', K.broken(), '(' .. (call('GET', K.alarmed()) or 0), '+inf', 'BYSCORE')
 if #broken > 0 then call('SET', K.alarmed(), call('ZRANGE', K.broken(), -1, -1, 'WITHSCORES')[2]) end
-return {bells, broken, newest_alert}
+return {bells, broken, look_on, newest_alert}

@@ -317,14 +317,13 @@ async def test_one_that_never_ends_is_told_a_day_before(watchers: Watchers) -> N
     assert (alert.window, alert.rate) == ("ever", 500)
 
 
-async def test_all_budgets_have_their_turn(watchers: Watchers) -> None:
-    """However many there are: each look is at some of them, whichever."""
-    for number in range(700):
+@pytest.mark.parametrize("others", [300, 700])  # Redis answers a scan of the first whole
+async def test_all_budgets_have_their_turn(watchers: Watchers, others: int) -> None:
+    """However many there are: each look is at some of them."""
+    for number in range(others):
         await watchers.caps(f"agent:a{number}", day=1)
     await watchers.caps("tenant:acme", day=1000)
     await watchers.spend(percent=40)
-    looks, found = 0, await watchers.forecast()
-    while not found:
-        looks, found = looks + 1, await watchers.forecast()
-        assert looks < 500
+    for _ in range(20):
+        found = await watchers.forecast()
     assert [alert.scope for alert in found] == ["tenant:acme"]
