@@ -134,6 +134,20 @@ def test_who_is_to_hear_of_it_hears_of_it_once(house: House, receiver: Receiver,
         assert not [said for said in ("token-in-its-path", SECRET) if said in logs]
 
 
+def test_who_was_asked_for_in_vain_hears_of_what_comes_later(
+    house: House, receiver: Receiver, env: dict[str, str]
+) -> None:
+    """A worker that has nothing to tell leaves the sinks alone until there is."""
+    shim = house.shim(**env)
+    house.worker(**env, **hooked(receiver))
+    wait_until(
+        lambda: house.valkey.client().hlen("celeriac:told_alerts") == 2, "the log and the webhook to be asked for"
+    )
+    budget(shim, "0.01", 50)
+    spend(house, shim)
+    wait_until(lambda: receiver.got, "an alert")
+
+
 @pytest.mark.parametrize("status", [500, 302, 0])
 def test_who_does_not_take_it_is_told_again(house: House, receiver: Receiver, env: dict[str, str], status: int) -> None:
     """The same message by the same id, so that a receiver may know it; the log has it meanwhile. No redirect is
