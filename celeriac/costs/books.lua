@@ -271,7 +271,8 @@ local function books_forecast(scope, windows)
 end
 
 -- The same of some budgets. from: "0 0" to begin; answers the next, "0 0" at the end. Of hundreds that are small Redis answers a
--- scan whole: then they have their turn in the order of that answer.
+-- scan whole: then they have their turn in the order of that answer. What is left of an answer and is no page of its own goes
+-- with the page before: of many Redis answers a few more than it was asked for.
 local function books_forecasts(from, most)
   local windows = windows_of()
   -- Nobody called since the hour began.
@@ -279,9 +280,11 @@ local function books_forecasts(from, most)
   local cursor, passed = string.match(from, '^(%d+) (%d+)$')
   local found = redis.pcall('HSCAN', K.budgets(), cursor or '0', 'COUNT', most)
   if found.err then return '0 0' end
-  local first, scopes = 2 * tonumber(passed or 0), found[2]
-  for i = first + 1, math.min(#scopes, first + 2 * most), 2 do pcall(books_forecast, scopes[i], windows) end
-  if first + 2 * most < #scopes then return string.format('%s %d', cursor or '0', first / 2 + most) end
+  local first, scopes = tonumber(passed or 0), found[2]
+  local left = #scopes / 2 - first
+  local page = left < 2 * most and left or most
+  for i = first + 1, first + page do pcall(books_forecast, scopes[2 * i - 1], windows) end
+  if page < left then return string.format('%s %d', cursor or '0', first + page) end
   return found[1] .. ' 0'
 end
 
