@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from celery import shared_task, signals, states
@@ -66,6 +66,11 @@ async def run_job(self: Doorbell, job_id: str) -> dict[str, Any]:
         raise Ignore from None
     if summary is None:
         raise Ignore
+    if summary.again and summary.tell is not None and (claimed := in_thread(_chord_claimed, self)):
+        # Who told this end before, or another member's, brings the chord on. If it died of that, nobody does but we.
+        log.info("chord_is_claimed", job_id=job_id, seconds=claimed.total_seconds())
+        await _runner(self).told(job_id, summary.tell, later=claimed)
+        raise Ignore
     error = JobFailed(f"{summary.error.code}: {summary.error.message}") if summary.error else None
     if summary.state == State.PARKED:
         keep_chords(self, summary.chords)
@@ -111,6 +116,21 @@ def _keep_chord(backend: Any, group: str) -> None:
         for part in ("", ".j", ".t", ".s", ".d"):
             pipe.expire(backend.get_key_for_group(group, part), backend.chord_expires, gt=True)
         pipe.execute()
+
+
+def _chord_claimed(task: AsyncTask) -> timedelta | None:
+    """For how long yet Celery lets only one, and nobody knows whom, call the body of the chord that this job is in.
+
+    Celery takes that claim with the result that completes the chord, and keeps it while the body is published: three
+    minutes with our policy of retries.
+    """
+    if not task.request.chord:
+        return None
+    backend: Any = task.backend
+    claim = backend.get_key_for_group(task.request.group, ".c")
+    with backend.client.pipeline(transaction=False) as pipe:
+        holder, ms = pipe.get(claim).pttl(claim).execute()
+    return timedelta(milliseconds=max(1, ms)) if holder and holder != b"done" else None
 
 
 class SubmissionRequest(AsyncRequest):

@@ -76,7 +76,8 @@ class Summary:
     """What Celery and Flower are told of a run: never a prompt, never an answer.
 
     state: of the job after the run. resume_at: when a parked job goes on. tell: which of the job's lives Celery is to
-    be told the end of, as `Runner.told` takes it; None: nobody asks Celery. chords: the groups of the chords that wait.
+    be told the end of, as `Runner.told` takes it; None: nobody asks Celery. again: a run before this one may have told
+    it. chords: the groups of the chords that wait.
     """
 
     job_id: str
@@ -91,6 +92,7 @@ class Summary:
     error: JobError | None = None
     resume_at: datetime | None = None
     tell: int | None = None
+    again: bool = False
     chords: tuple[str, ...] = ()
 
     def as_result(self) -> dict[str, Any]:
@@ -264,9 +266,9 @@ class Runner:
             if self._runs.get(job_id) is run:
                 del self._runs[job_id]
 
-    async def told(self, job_id: str, tell: int) -> None:
-        """Celery has been told of the end. tell: as the summary had it."""
-        await patiently(lambda: self._stores.jobs.told(job_id, tell))
+    async def told(self, job_id: str, tell: int, *, later: timedelta = timedelta()) -> None:
+        """Celery has been told of the end, or has to be after so long. tell: as the summary had it."""
+        await patiently(lambda: self._stores.jobs.told(job_id, tell, later=later))
 
     def stop(self, job_id: str) -> None:
         """The job was asked to stop: abort what it does. A run that is at its end already is left in peace."""
@@ -576,4 +578,5 @@ def _summary_of(job: Job) -> Summary:
         seconds=(ended - started).total_seconds(),
         error=job.error,
         tell=job.replays,
+        again=True,
     )

@@ -654,9 +654,12 @@ class JobStore:
         fate: str = rest[0].decode()
         return fate
 
-    async def told(self, job_id: str, replays: int) -> None:
-        """Celery knows how this life of the job ended. Twice is as good as once."""
-        await self._ringer.ring(await self._told(id=job_id, replays=replays, keep=self._keep))
+    async def told(self, job_id: str, replays: int, *, later: timedelta = timedelta()) -> None:
+        """Celery knows how this life of the job ended. Twice is as good as once.
+
+        later: it could not be told yet, and a bell rings for it after so long, at most five minutes.
+        """
+        await self._ringer.ring(await self._told(id=job_id, replays=replays, keep=self._keep, later=_ms(later)))
 
 
 def _ms(time: timedelta) -> int:

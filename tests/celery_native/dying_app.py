@@ -2,7 +2,7 @@
 
 DIE_WHEN: `begun`, when a submission has begun and is not stored; `ended`, when the store has the job's end and Celery
 has not been told; `written`, when Celery's result is written and its callbacks are sent, and the store has not heard
-of that.
+of that; `claimed`, when the last member of a chord has claimed the call of its body and has not made it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,14 @@ def die_storing(**_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_calling(**_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 if os.environ["DIE_WHEN"] == "begun":
     signals.task_prerun.connect(die_storing, sender=app.tasks[SUBMIT], weak=False)
+elif os.environ["DIE_WHEN"] == "claimed":
+    signals.before_task_publish.connect(die_calling, sender="shop.note", weak=False)
 else:
     speaks, says = MOMENTS[os.environ["DIE_WHEN"]]
     logging.getLogger(speaks).addFilter(die)

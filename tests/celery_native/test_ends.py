@@ -142,6 +142,22 @@ def test_a_chord_ends_where_a_worker_died_before_telling(town: Town) -> None:
     assert town.notes("body") == [summaries]
 
 
+def test_a_chord_ends_where_a_worker_died_calling_its_body(town: Town) -> None:
+    """Celery lets nobody else call it for sixteen seconds here: the end that completes it is told again after that."""
+    town.shop()
+    dying = town.dying_worker("claimed")
+    body = chord(
+        [town.ask(), town.ask()], town.tell("claimed").set(retry_policy={"max_retries": 2}), app=town.client
+    ).apply_async()
+    assert dying.wait() == -9
+    assert town.valkey.client().llen("shop:notes:claimed") == 0
+    town.worker(CELERIAC_JOBS__LEASE="5")
+    summaries = get(body)
+    assert [summary["job_id"] for summary in summaries] == [member.id for member in body.parent.results]
+    assert town.notes("claimed") == [summaries]
+    wait_until(lambda: town.untold() == [], "the end to be told")
+
+
 def test_what_was_told_and_not_noted_is_told_again(town: Town) -> None:
     """kill -9 after the result was written: at least once, so a callback may come twice. The result stays the same."""
     town.shop()

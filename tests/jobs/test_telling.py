@@ -121,6 +121,23 @@ async def test_an_end_outside_a_task_is_rung_for_at_once(queue: Queue) -> None:
     assert not queue.redis.exists("celeriac:untold")
 
 
+@pytest.mark.parametrize(("seconds", "waits"), [(1, 1), (183, 183), (301, 300)])
+async def test_what_cannot_be_told_yet_is_rung_for_when_it_can(queue: Queue, seconds: int, waits: int) -> None:
+    """Not before, and whoever hears the bell then is to tell; it does not wait for more than five minutes."""
+    await queue.worker()
+    job = await cancelled(queue)
+    untold = await told_to(queue, job)
+    rung(queue)
+    await queue.jobs.told(job.id, untold.job.replays, later=timedelta(seconds=seconds))
+    for _ in range(waits):
+        assert rung(queue) == []
+        queue.later(1000)
+        await queue.fleet.heartbeat("w1", 10, taking=True)
+        await queue.fleet.upkeep()
+    assert rung(queue) == [job.id]
+    await told_to(queue, job)
+
+
 async def test_an_expired_job_is_rung_for(queue: Queue) -> None:
     """By upkeep, or by the claim that came too late."""
     await queue.worker()
