@@ -117,6 +117,8 @@ async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> types.Call
                 await asyncio.sleep(600)
             finally:
                 note("hang was cancelled")
+        case "nap":
+            await asyncio.sleep(2.1)
         case "die":
             os._exit(3)
         case "who":

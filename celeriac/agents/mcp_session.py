@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 import httpx2
 import mcp_types as types
 from anyio import EndOfStream
-from mcp.client import Client, ClientSession, Transport
+from mcp.client import Client, ClientSession, Transport, stdio
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import MCP_SESSION_ID, streamable_http_client
 from mcp.shared.exceptions import MCPError
@@ -48,7 +48,7 @@ LONGEST_PAUSE: Final = 10.0
 MOST_LATE: Final = 3
 #: Seconds after an opening from which on the next one is at once again.
 STEADY: Final = 60.0
-#: Seconds for all servers to end. The package kills a child after four and a half; a worker that stops has five.
+#: Seconds for all servers to end. The package kills a child after three and a half; a worker that stops has five.
 CLOSING: Final = 4.8
 #: Seconds for a server to hear that its session is over.
 GOODBYE: Final = 2.0
@@ -62,6 +62,9 @@ _SESSION_GONE: Final = -32953
 #: Less an HTTP status.
 _STATUS: Final = -33000
 
+# Seconds from SIGTERM to SIGKILL. With the package's own two, a child might outlive the worker, and for ever.
+stdio.FORCE_KILL_TIMEOUT = 1.0
+
 
 class BrokeOff(Exception):
     """The session ended under a call: nobody knows what became of it."""
@@ -69,6 +72,10 @@ class BrokeOff(Exception):
 
 class Away(Exception):
     """There is no session, and none could be opened: nothing was called. The message says why, to an operator."""
+
+
+class _Gone(Exception):
+    """The session is none any more, and nothing was called. The message says why, to an operator."""
 
 
 class Connection:
@@ -116,50 +123,56 @@ class Connection:
 
     async def ask(self, tool: str, arguments: dict[str, Any]) -> types.CallToolResult:
         """Raises TimeoutError, Away, BrokeOff, MCPError; ValidationError for an answer that is none."""
-        sent = list[_Life]()
-        task = asyncio.create_task(self._ask(tool, arguments, sent))
-        self._calls.add(task)
-        task.add_done_callback(self._ended)
-        try:
-            await asyncio.wait({task}, timeout=self.server.timeout.total_seconds())
-        finally:
-            # It is not waited for: it tells the server, which may not be listening.
-            given_up = task.cancel()
-        if given_up:
-            if not sent:
-                raise Away("is being opened anew")
-            sent[0].late()
-            raise TimeoutError
-        return task.result()
+        seconds, gone = self.server.timeout.total_seconds(), Away("has no session with us")
+        for _ in range(2):
+            try:
+                async with asyncio.timeout(seconds):
+                    life = await self._living()
+            except TimeoutError:
+                raise Away("is being opened anew") from None
+            # Its time begins now: a server that was opened anew meanwhile is not late with it.
+            task = asyncio.create_task(self._ask(life, tool, arguments))
+            self._calls.add(task)
+            task.add_done_callback(self._ended)
+            try:
+                await asyncio.wait({task}, timeout=seconds)
+            finally:
+                # It is not waited for: it tells the server, which may not be listening.
+                given_up = task.cancel()
+            if given_up:
+                life.late()
+                raise TimeoutError
+            try:
+                return task.result()
+            except _Gone as error:
+                # The server has forgotten us, and made no call: it may be asked again.
+                life.retire()
+                gone = Away(str(error))
+        raise gone
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._calls.discard(task)
         if not task.cancelled():
             task.exception()
 
-    async def _ask(self, tool: str, arguments: dict[str, Any], sent: list[_Life]) -> types.CallToolResult:
-        for last in (False, True):
-            life = await self._living()
-            params = types.CallToolRequestParams(name=tool, arguments=arguments)
-            try:
-                with life.used() as session:
-                    sent.append(life)
-                    return await session.send_request(types.CallToolRequest(params=params), types.CallToolResult)
-            except MCPError as error:
-                if error.code == _SESSION_GONE and not last:
-                    # The server has forgotten us, and made no call: it may be asked again.
-                    life.retire()
-                    sent.clear()
-                    continue
-                if error.code in (_UNREACHABLE, _SESSION_GONE):
-                    raise Away(error.message) from None
-                if error.code == types.CONNECTION_CLOSED and (life.over.is_set() or error.message == CLOSED):
-                    life.over.set()
-                    raise BrokeOff from None
-                if error.code == _BROKEN or (error.code == types.CONNECTION_CLOSED and _is_broken_stream(error)):
-                    raise BrokeOff from None
-                raise
-        raise AssertionError("unreachable")
+    async def _ask(self, life: _Life, tool: str, arguments: dict[str, Any]) -> types.CallToolResult:
+        if not life.open:
+            raise _Gone("broke off before the call")
+        params = types.CallToolRequestParams(name=tool, arguments=arguments)
+        try:
+            with life.used() as session:
+                return await session.send_request(types.CallToolRequest(params=params), types.CallToolResult)
+        except MCPError as error:
+            if error.code == _SESSION_GONE:
+                raise _Gone(error.message) from None
+            if error.code == _UNREACHABLE:
+                raise Away(error.message) from None
+            if error.code == types.CONNECTION_CLOSED and (life.over.is_set() or error.message == CLOSED):
+                life.over.set()
+                raise BrokeOff from None
+            if error.code == _BROKEN or (error.code == types.CONNECTION_CLOSED and _is_broken_stream(error)):
+                raise BrokeOff from None
+            raise
 
     async def _living(self) -> _Life:
         """The session, opened anew if need be: by one caller, while the others wait with it. Raises Away."""

@@ -303,6 +303,9 @@ async def test_a_server_that_dies_is_opened_anew(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
     async with opened(server("--starts", str(starts))) as tools:
         hanging = asyncio.create_task(tools["hang"].call('{"note": ""}'))
+        life = tools["hang"].connection._life
+        assert life is not None
+        await until(lambda: life._users == 1)
         assert await tools["die"].call("{}") == BROKE_OFF
         assert await hanging == BROKE_OFF
         told = await asyncio.gather(*(tools["who"].call("{}") for _ in range(20)))
@@ -334,12 +337,27 @@ async def test_a_server_that_does_not_come_back_is_not_started_without_end(tmp_p
     assert len(starts.read_text().split()) <= 3
 
 
-async def test_a_server_that_takes_nothing_in_any_more_is_opened_anew() -> None:
+async def test_a_call_has_its_time_once_its_server_is_open(tmp_path: Path) -> None:
+    """While it is being opened anew, calls wait for that; then each has all of its time, and none of them was late."""
+    starts, gate = tmp_path / "starts", tmp_path / "gate"
+    later = f'[ -e "{starts}" ] && until [ -e "{gate}" ]; do sleep 0.05; done; exec "$@"'
+    again = (*SERVER, "--names", "nap", "--starts", str(starts))
+    async with opened(server(command=("sh", "-c", later, "later", *again), timeout=timedelta(seconds=4))) as tools:
+        await tools["die"].call("{}")
+        calls = [asyncio.create_task(tools["nap"].call("{}")) for _ in range(3)]
+        await asyncio.sleep(2.1)
+        gate.touch()
+        assert await asyncio.gather(*calls) == [Result("done")] * 3
+        assert len(starts.read_text().split()) == 2
+
+
+async def test_a_server_that_takes_nothing_in_any_more_is_opened_anew(tmp_path: Path) -> None:
     """Calls time out or are cancelled at once. After three that were late one after the other it is ended, and nothing
     is kept of them.
     """
-    async with opened(server(timeout=timedelta(seconds=0.5))) as tools:
-        pid = int((await tools["who"].call("{}")).text)
+    starts = tmp_path / "starts"
+    async with opened(server("--starts", str(starts), timeout=timedelta(seconds=0.5))) as tools:
+        pid = int(starts.read_text())
         os.kill(pid, signal.SIGSTOP)
         much = json.dumps({"note": "x" * 200_000})  # more than a pipe holds
         late = Result("the tool did not answer within 0.5 s", failed=True)
@@ -354,7 +372,7 @@ async def test_a_server_that_takes_nothing_in_any_more_is_opened_anew() -> None:
         assert [await tools["hang"].call(much) for _ in range(2)] == [late] * 2
         os.kill(pid, signal.SIGCONT)  # it ends at once then, and need not be killed
         async with asyncio.timeout(15):
-            while (told := await tools["who"].call("{}")) == AWAY:
+            while (told := await tools["who"].call("{}")) in (AWAY, late):
                 pass
         assert int(told.text) != pid
         assert gone(pid)
