@@ -33,6 +33,8 @@ log = get_logger(__name__)
 #: A hub that has not ticked for so many seconds takes no messages: the worker offers no slots. A worker that has not
 #: heard from the store for so long takes none either: it could do nothing with them.
 DEAF_AFTER: Final = 3.0
+#: Seconds that the store's file may be behind what it has answered, heartbeats too: with `appendfsync everysec` two.
+MAY_BE_LOST: Final = 5.0
 
 #: What a worker takes from the broker.
 Takes = Literal["all", "suspects", "none"]
@@ -347,7 +349,6 @@ class Lease:
     async def _say(self) -> None:
         """Raises StoreUnavailable."""
         parts, offer, began = self.parts, self._offer(), time.monotonic()
-        released, parts.runner.released = parts.runner.released, []
         list_held = began - self._listed >= self._settings.jobs.lease.total_seconds()
         try:
             beat = await parts.fleet.heartbeat(
@@ -358,11 +359,8 @@ class Lease:
                 list_held=list_held,
                 writes=parts.runner.writes,
             )
-        except StoreUnavailable:
-            parts.runner.released = [*released, *parts.runner.released]
-            raise
         except HistoryLost as error:
-            await self._remind(error, released)
+            await self._remind(error)
             return
         except Fenced:
             # Somebody took our jobs away: what still runs here may write nothing.
@@ -374,6 +372,9 @@ class Lease:
             return
         # From when it was asked: the answer may have been long under way.
         parts.runner.lease.renewed(began)
+        released = parts.runner.released
+        while released and released[0][0] < began - MAY_BE_LOST:
+            released.popleft()
         for job_id, why in beat.stop.items():
             log.info("job_stopping", job_id=job_id, why=why)
             parts.runner.stop(job_id)
@@ -403,10 +404,11 @@ class Lease:
             # One record that makes no sense does not keep the others.
             log.exception("job_not_disowned", job_id=job_id)
 
-    async def _remind(self, error: HistoryLost, released: list[str]) -> None:
-        """The store has lost history: it hears from us what we run. released: the jobs whose end it may have lost."""
+    async def _remind(self, error: HistoryLost) -> None:
+        """The store has lost history: it hears from us what we run."""
         runner = self.parts.runner
-        log.error("store_lost_history", reason=str(error), running=runner.running, maybe_lost=released[-100:])
+        maybe_lost = [job_id for _, job_id in runner.released][-100:]
+        log.error("store_lost_history", reason=str(error), running=runner.running, maybe_lost=maybe_lost)
         runner.writes = error.writes
         if error.gone:
             self._registered = False

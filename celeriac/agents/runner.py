@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -192,9 +193,9 @@ class Runner:
         self._claiming: set[str] = set()
         self.worker = ""
         self.stopping = False
-        #: Claims and releases that the store has answered, and the jobs that were released since the last heartbeat.
+        #: Claims and releases that the store has answered, and of the last releases when (monotonic) and which job.
         self.writes = 0
-        self.released: list[str] = []
+        self.released: deque[tuple[float, str]] = deque()
         self.lease = Lease()
         self.recheck: Callable[[], Awaitable[None]] | None = None
 
@@ -412,7 +413,7 @@ class Runner:
         """How the run lets go of its job."""
         done = await self._insist(run, write)
         self.writes += 1
-        self.released.append(run.claim.id)
+        self.released.append((time.monotonic(), run.claim.id))
         return done
 
     async def _cut_off(self, run: Run, calls: Calls) -> Ended | None:

@@ -45,6 +45,8 @@ else
   if r.place ~= 'rung' then count_busy(r, 1) end
 end
 call('HSET', K.job(a.id), 'place', 'running', 'worker', a.worker, 'nonce', a.nonce)
+-- The claim that the store forgot.
+if how == 'taken' then call('HSET', K.job(a.id), 'attempts', own.attempts, 'started', own.started) end
 r.worker = a.worker
 take_slot(r)
 if r.stop then call('SADD', K.stops(a.worker), a.id) end

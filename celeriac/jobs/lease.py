@@ -233,9 +233,13 @@ class Fleet:
     async def _tidy(self) -> str:
         bells, broken, look_on, newest_alert = await self._upkeep(lease=self._lease, budgets=self._budgets_from)
         self._budgets_from = look_on.decode()
-        await self._ringer.ring(bells)
-        for entry in broken:
+        for entry in broken[::2]:
             log.error("record_set_aside", entry=entry.decode())
+        if broken:
+            # Only now: had the answer been lost, or this worker, nobody would have said it.
+            async with answering():
+                await self._redis.set(keys.spell("alarmed"), broken[-1])
+        await self._ringer.ring(bells)
         return str(newest_alert.decode())
 
     async def disown(self, worker: str, job_id: str) -> bool:

@@ -1,7 +1,8 @@
 -- Upkeep: what others missed. Bells that nobody has are rung again, at growing intervals and only into room; free
 -- slots get their bells; the totals are counted anew and tenants below their limit let in again once per lease; caps that
 -- soon will be reached are found. a: lease (ms), budgets (where to look on for those, "0 0" to begin). Two at once do no harm.
--- Answers {bells to publish, what was set aside since this was last said, where to look on, the newest alert's id or ""}.
+-- Answers {bells to publish, what was set aside since that was last said (each with its number in that order), where to look on,
+-- the newest alert's id or ""}.
 local look_on = books.forecasts(a.budgets, 50)
 local newest_alert = books.last_alert()
 
@@ -147,6 +148,5 @@ for i = 1, #free, 2 do
 end
 sweep(200)
 books.sweep_doubts(200)
-local broken = call('ZRANGE', K.broken(), '(' .. (call('GET', K.alarmed()) or 0), '+inf', 'BYSCORE')
-if #broken > 0 then call('SET', K.alarmed(), call('ZRANGE', K.broken(), -1, -1, 'WITHSCORES')[2]) end
+local broken = call('ZRANGE', K.broken(), '(' .. (call('GET', K.alarmed()) or 0), '+inf', 'BYSCORE', 'WITHSCORES')
 return {bells, broken, look_on, newest_alert}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -100,7 +100,7 @@ async def test_a_run_goes_on_under_its_workers_new_name(queue: Queue) -> None:
 
 @pytest.mark.parametrize("place", ["rung", "ready", "parked", "scheduled"])
 async def test_a_job_that_stands_as_waiting_is_its_runs_again(queue: Queue, place: str) -> None:
-    """Wherever it waits: it leaves that place, and nobody else can claim it."""
+    """Wherever it waits: it leaves that place, nobody else can claim it, and the claim that was lost counts."""
     await queue.worker()
     context = "c" if place != "scheduled" else None
     job = await queue.submit(context_id=context)
@@ -122,7 +122,9 @@ async def test_a_job_that_stands_as_waiting_is_its_runs_again(queue: Queue, plac
     queue.rewind(then)
     assert await queue.fleet.adopt(claim, "w1") == "taken"
     assert await queue.try_claim(job) is None
-    assert await queue.state(job) == State.RUNNING
+    found = await queue.job(job)
+    assert (found.state, found.attempts) == (State.RUNNING, claim.attempt)
+    assert found.started_at == datetime.fromtimestamp(int(claim.record["started"]) / 1000, UTC)
     assert await queue.finish(claim, turn=TURN if context else b"") is (True if context else None)
 
 

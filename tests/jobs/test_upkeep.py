@@ -426,6 +426,22 @@ async def test_a_broken_worker_does_not_keep_the_others_from_being_given_up(queu
     assert queue.redis.zrange("celeriac:broken", 0, -1) == ["broken in workers"]
 
 
+async def test_what_is_broken_is_said_though_an_answer_was_lost(
+    queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever did upkeep may have died before it could say so."""
+    queue.planted = True
+    await queue.worker(slots=0)
+    SPOILT["place"](queue, (await queue.submit(run_at=None)).id)
+    queue.slots["w1"] = 10
+    await queue.beat()
+    await queue.fleet._upkeep(lease=15_000, budgets="0 0")
+    assert queue.redis.zcard("celeriac:broken") == 1
+    await queue.fleet.upkeep()
+    await queue.fleet.upkeep()
+    assert capsys.readouterr().out.count("record_set_aside") == 1
+
+
 async def test_what_is_broken_is_said_once_and_bounded(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:
     """Also what turns up within the same millisecond as the last that was said."""
     queue.planted = True

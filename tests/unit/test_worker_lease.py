@@ -107,10 +107,13 @@ async def test_a_claim_whose_answer_is_late_is_not_handed_back(lease: Lease, pro
     assert (summary.state, job.attempts) == (State.SUCCEEDED, 1)
 
 
-async def test_what_may_be_lost_is_named_though_a_heartbeat_failed_in_between(
-    lease: Lease, proxy: Proxy, valkey: Valkey, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("failed", [True, False], ids=["failed", "answered"])
+async def test_what_may_be_lost_is_named_whatever_became_of_the_heartbeat_in_between(
+    lease: Lease, proxy: Proxy, valkey: Valkey, capsys: pytest.CaptureFixture[str], failed: bool
 ) -> None:
     """Redis was away and came back with an older file: the alarm names the jobs whose ends it may have forgotten."""
+    assert lease._heart is not None
+    lease._heart.cancel()
     ids = [await submitted(lease) for _ in range(2)]
     await lease.say()
     past = Past(valkey)
@@ -118,11 +121,12 @@ async def test_what_may_be_lost_is_named_though_a_heartbeat_failed_in_between(
         summary = await lease.parts.runner.run(id)
         assert summary is not None
         assert summary.state == State.SUCCEEDED
-    proxy.refuse()
+    if failed:
+        proxy.refuse()
     await lease.say()
     past.comes_back()
     proxy.accept()
-    assert "heartbeat_lost" in capsys.readouterr().out
+    assert ("heartbeat_lost" in capsys.readouterr().out) is failed
     await lease.say()
     [alarm] = [line for line in capsys.readouterr().out.splitlines() if "store_lost_history" in line]
     assert all(id in alarm for id in ids)
