@@ -407,7 +407,7 @@ class Lease:
     async def _remind(self, error: HistoryLost) -> None:
         """The store has lost history: it hears from us what we run."""
         runner = self.parts.runner
-        maybe_lost = [job_id for _, job_id in runner.released][-100:]
+        maybe_lost = runner.maybe_lost[-100:]
         log.error("store_lost_history", reason=str(error), running=runner.running, maybe_lost=maybe_lost)
         runner.writes = error.writes
         if error.gone:

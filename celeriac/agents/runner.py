@@ -204,6 +204,11 @@ class Runner:
         return len(self._runs)
 
     @property
+    def maybe_lost(self) -> list[str]:
+        """The jobs that were released a moment ago: the store may lose their ends."""
+        return [job_id for _, job_id in self.released]
+
+    @property
     def claiming(self) -> int:
         return len(self._claiming)
 

@@ -113,7 +113,7 @@ async def test_a_finish_whose_answers_are_lost_is_sent_until_one_arrives(runs: S
     summary = await one.run(id)
     assert (len(swallow.answers), swallow.left) == (6, 0)
     assert summary is not None
-    assert (summary.state, summary.error, one.writes, one.released) == (State.SUCCEEDED, None, 2, [id])
+    assert (summary.state, summary.error, one.writes, one.maybe_lost) == (State.SUCCEEDED, None, 2, [id])
     job, context = await runs.jobs.get(id, "default"), await runs.contexts.get("default", "trip")
     assert job is not None
     assert context is not None
@@ -342,7 +342,7 @@ async def test_a_run_that_writes_its_end_is_left_in_peace(runs: Stores, proxy: P
     assert summary is not None
     assert job is not None
     assert summary.state == job.state == (State.SUCCEEDED if how == "answered" else State.CANCELLED)
-    assert (one.writes, one.released) == (2, [id])
+    assert (one.writes, one.maybe_lost) == (2, [id])
 
 
 async def test_a_run_that_is_fenced_because_the_store_lost_history_is_adopted_and_finishes(
