@@ -14,7 +14,7 @@ from tests.processes import ROOT, wait_until
 
 def test_the_example_runs_as_it_stands(home: Home) -> None:
     """With two URLs and no code of ours; the member that was revoked is cancelled, and the others are not."""
-    home.always(text="Good.", delay=0.5)
+    home.always(text="Good.", delay=1.5)
     shim = home.shim()
     ended = subprocess.run(
         [sys.executable, str(ROOT / "examples/canvas.py"), home.valkey.url, shim.url],

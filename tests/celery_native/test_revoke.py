@@ -104,6 +104,7 @@ def test_a_bell_is_answered_whatever_celery_remembers_of_its_id(home: Home) -> N
 def test_a_submission_that_was_revoked_is_cancelled_by_whoever_takes_it(town: Town) -> None:
     """Also by a worker that started after the revocation, when nobody is left who heard it."""
     old = town.worker("-n", "old@%h")
+    wait_until(lambda: town.valkey.client().pubsub_numpat() > 0, "it to listen")
     town.revoke("order-9")
     wait_until(lambda: town.valkey.client().exists("celeriac:revoked:order-9"), "the store to remember it")
     old.stop()
