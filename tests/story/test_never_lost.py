@@ -89,7 +89,7 @@ def test_a_job_that_kills_its_process_ends_as_a_dead_letter(house: House) -> Non
     """It crashes in ever smaller company, at last alone; its neighbours succeed."""
     shim = house.shim()
     house.always(delay=0.5, text="ok")
-    poison = shim.submit(input="poison")["id"]
+    poison = shim.submit(model="openai/fault-hang")["id"]
     jobs = [shim.submit()["id"] for _ in range(20)]
     runs = 0
 
