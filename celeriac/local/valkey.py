@@ -31,9 +31,10 @@ def _without(reason: str) -> str:
 
 
 def valkey(directory: Path, port: int) -> Process:
-    """Everything written is in the append-only file before it is answered, and on the disk a second later.
+    """What is written is in the append-only file before it is answered, unless an fsync is slow: then up to 2 s later.
 
-    The file outlives the process, also `kill -9`; a crash of the machine may cost the last second.
+    The file outlives the process, also `kill -9`, which may cost what was answered during a slow fsync; a crash of the
+    machine may cost the last second.
     """
     directory.mkdir(parents=True, exist_ok=True)
     options = {
