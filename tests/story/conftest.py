@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -78,6 +79,19 @@ class House:
 
     def close(self) -> None:
         self._open.close()
+
+    def due(self, *jobs: str) -> None:
+        """The time of these has come, whenever it was to be."""
+        self.valkey.client().zadd("celeriac:parked", dict.fromkeys(jobs, 1))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The provider is frozen: what it has been asked, and is asked meanwhile, it answers afterwards."""
+        os.kill(self.provider.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.provider.pid, signal.SIGCONT)
 
     # The provider, for tests that are not asynchronous.
     def scripted(self, *behaviours: dict[str, Any]) -> None:
