@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -58,8 +59,19 @@ def fleet(house: House, tmp_path: Path, ports: list[int]) -> Shim:
     return house.shim(**env)
 
 
-def submit(shim: Shim, agent: str, number: int) -> list[str]:
-    return [shim.submit(agent=agent)["id"] for _ in range(number)]
+def submit(shim: Shim, agent: str, number: int, **facts: Any) -> list[str]:
+    return [shim.submit(agent=agent, **facts)["id"] for _ in range(number)]
+
+
+def succeeded(shim: Shim, ids: list[str]) -> list[dict[str, Any]]:
+    """The jobs at their end, by when they made the one call that each of them made."""
+    jobs = [shim.job(id, wait=60) for id in ids]
+    assert {(job["state"], len(job["calls"])) for job in jobs} == {("succeeded", 1)}
+    return sorted(jobs, key=called)
+
+
+def called(job: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(job["calls"][0]["started_at"])
 
 
 def asked_of_openai(house: House) -> int:
@@ -84,20 +96,18 @@ def breaker_changes(ports: list[int]) -> Counter[str]:
 def test_a_provider_that_fails_is_tried_out_by_one_call(house: House, fleet: Shim, ports: list[int]) -> None:
     """After ten failures nobody asks it. When the breaker is half open one call does, and then all the others. Workers
     count that."""
-    house.always(status=500)
+    house.scripted({"status": 500, "times": 10})
+    house.always(delay=2.0)
     for id in submit(fleet, "once", 10):
         assert fleet.job(id, wait=30)["error"]["code"] == "provider_failed"
     waiting = submit(fleet, "once", 20)
     wait_until(lambda: states(fleet, waiting) == {("parked", "lane_closed")}, "them to wait for their lane")
     assert len(house.asked()) == 10
-    house.always(delay=2.0)
-    wait_until(lambda: house.in_flight() == 1, "the breaker to be half open", 30)
-    tried, began = len(house.asked()), time.monotonic()
-    while time.monotonic() - began < 1.5:
-        assert (len(house.asked()), tried) == (11, 11)
-        time.sleep(0.1)
     for id in waiting:
         assert fleet.job(id, wait=60)["state"] == "succeeded"
+    tried, following, *_ = sorted(line["at"] for line in house.bill()["lines"])
+    # A call takes two seconds; the two clocks of the provider may differ a little.
+    assert following - tried > 1.99
     assert len(house.asked()) == 30
     assert breaker_changes(ports) == {"open": 1, "half_open": 1, "closed": 1}
 
@@ -105,22 +115,19 @@ def test_a_provider_that_fails_is_tried_out_by_one_call(house: House, fleet: Shi
 def test_a_lane_is_asked_no_more_than_its_rate_allows(house: House, fleet: Shim) -> None:
     """As its operator says, or its provider in the headers of its answers. Jobs above that wait outside every slot, and
     go on as it allows."""
-    began = time.monotonic()
-    jobs = submit(fleet, "capped", 33)
-    wait_until(lambda: states(fleet, jobs) == {("succeeded", None), ("parked", "lane_closed")}, "the others to wait")
-    for id in jobs:
-        assert fleet.job(id, wait=60)["state"] == "succeeded"
-    assert len(house.asked()) == 33
-    assert time.monotonic() - began > 5, "30 at once, and one in two seconds"
-
-    headers = {"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "2"}
-    house.always(headers=headers)
-    [first] = submit(fleet, "single", 1)
-    assert fleet.job(first, wait=30)["state"] == "succeeded"
-    jobs = submit(fleet, "single", 6)
-    wait_until(lambda: ("parked", "lane_closed") in states(fleet, jobs), "the others to wait")
-    for id in jobs:
-        assert fleet.job(id, wait=60)["state"] == "succeeded"
+    headers = {"x-ratelimit-limit-requests": "20", "x-ratelimit-remaining-requests": "1"}
+    house.scripted({"model": "gpt-5-mini", "headers": headers, "times": 0})
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    of_operator, of_provider = (submit(fleet, *many, run_at=later) for many in (("capped", 33), ("single", 3)))
+    [told] = succeeded(fleet, submit(fleet, "single", 1))
+    house.due(*of_operator, *of_provider)
+    first, *others = succeeded(fleet, of_operator)
+    assert called(others[-1]) - called(first) > timedelta(seconds=5), "30 at once, and one in two seconds"
+    assert [job for job in others if job["attempts"] > 1], "without a slot meanwhile"
+    others = succeeded(fleet, of_provider)
+    assert called(others[-1]) - called(told) > timedelta(seconds=5), "one, and one in three seconds"
+    assert [job for job in others if job["attempts"] > 1]
+    assert len(house.asked()) == 33 + 1 + 3
 
 
 def test_a_provider_that_asks_for_time_for_ever_is_not_waited_for_so_long(house: House, fleet: Shim) -> None:
