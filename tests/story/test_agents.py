@@ -28,7 +28,7 @@ api = "responses"
 [agents.hasty]
 description = "Does not wait for long."
 lanes = ["openai/gpt-5-mini", "anthropic/claude-haiku-5-5"]
-timeout_seconds = 1
+timeout_seconds = 4
 tries_per_lane = 1
 max_retries = 0
 

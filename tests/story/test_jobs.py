@@ -92,7 +92,7 @@ def test_when_nobody_answers_the_job_fails_with_a_code(home: Home) -> None:
 
 def test_a_job_whose_providers_ask_for_time_waits_and_is_tried_again(home: Home) -> None:
     """Meanwhile it is parked outside every slot, as long as they asked for; then it succeeds."""
-    home.scripted(*[{"status": 503, "headers": {"Retry-After": "2"}}] * 2, {"text": "Paris"})
+    home.scripted(*[{"status": 503, "headers": {"Retry-After": "4"}}] * 2, {"text": "Paris"})
     id = home.the_shim.submit()["id"]
 
     def parked() -> Any:
@@ -143,9 +143,10 @@ def test_the_cost_is_the_providers_bill_to_the_nano_dollar(home: Home) -> None:
 
 def test_five_hundred_jobs_are_in_flight_in_one_process(home: Home) -> None:
     """Jobs that wait for a model cost the worker a connection each, not a process."""
-    home.always(delay=15, text="ok")  # longer than it takes to submit and start them all
-    jobs = [home.the_shim.submit()["id"] for _ in range(500)]
-    wait_until(lambda: home.in_flight() >= 400, "400 calls at once", 60)
+    home.always(delay=5, text="ok")
+    with home.held():
+        jobs = [home.the_shim.submit()["id"] for _ in range(500)]
+    wait_until(lambda: home.peak() >= 400, "400 calls at once", 60)
     for job in jobs:
         assert home.the_shim.job(job, wait=60)["state"] == "succeeded"
     assert home.bill()["calls"] == 500, "no call was made twice"

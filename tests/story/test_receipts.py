@@ -100,7 +100,7 @@ def test_the_receipts_of_a_job_and_its_child_are_what_the_providers_bill(
 def test_a_call_that_settles_late_makes_the_receipt_final(house: House, env: dict[str, str]) -> None:
     """Its worker was paused beyond its lease, and its answer came after all: what was in doubt is what it cost."""
     shim, worker = house.shim(**env), house.worker(**SOON, **env)
-    house.scripted({"delay": 3, "text": "from the zombie"}, {"text": "In butter."})
+    house.scripted({"delay": 5, "text": "from the zombie"}, {"text": "In butter."})
     id = shim.submit(agent="cook", stream=True)["id"]
     wait_until(lambda: house.in_flight() == 1, "the call to be under way")
     begun = receipt(shim, id)

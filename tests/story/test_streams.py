@@ -48,12 +48,12 @@ def as_json(request: dict[str, Any]) -> dict[str, Any]:
 
 def test_an_answer_is_read_as_it_comes(home: Home) -> None:
     """In pieces of a fifth of a second, not of a token, that are the answer in the end."""
-    home.always(text=TEXT, pace=0.02)
+    home.always(text=TEXT * 3, pace=0.02)
     began = time.monotonic()
     events = read(home.the_shim, input="Tell me of leeks.")
     seconds = time.monotonic() - began
     deltas = of("delta", events)
-    assert texts(events) == {1: TEXT} == {1: events[-1][1]["answer"]}
+    assert texts(events) == {1: TEXT * 3} == {1: events[-1][1]["answer"]}
     assert 3 <= len(deltas) <= seconds / 0.2 + 2
     assert len(of("start", events)) == 1
     assert [facts["state"] for facts in of("state", events)] == ["queued", "running", "succeeded"]

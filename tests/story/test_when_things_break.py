@@ -88,9 +88,10 @@ def test_a_stopping_worker_takes_no_new_job(house: House) -> None:
 def test_a_restart_of_redis_loses_no_job(house: House) -> None:
     """The append-only file brings the jobs back; worker and shim find the new server by themselves."""
     shim = house.shim()
-    house.worker()
-    house.always(delay=3, text="Paris")
+    house.always(delay=4, text="Paris")
+    # Before there is a worker: then all calls begin at once.
     jobs = [shim.submit()["id"] for _ in range(20)]
+    house.worker()
     wait_until(lambda: house.in_flight() == 20, "the calls to be under way")
     house.valkey.stop()
     house.valkey.start()
