@@ -74,10 +74,6 @@ def called(job: dict[str, Any]) -> datetime:
     return datetime.fromisoformat(job["calls"][0]["started_at"])
 
 
-def asked_of_openai(house: House) -> int:
-    return sum(call["path"].endswith("/chat/completions") for call in house.asked())
-
-
 def states(shim: Shim, ids: list[str]) -> set[tuple[str, str | None]]:
     return {(job["state"], job.get("reason")) for job in map(shim.job, ids)}
 
