@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from celery import bootsteps, signals
@@ -38,15 +39,31 @@ class SlowStart(bootsteps.Step):
 app.steps["worker"].add(SlowStart)
 
 
+def _block(till: float | str) -> None:
+    """For so many seconds, or until there is a file of this name."""
+    if isinstance(till, str):
+        while not Path(till).exists():
+            time.sleep(0.01)
+    else:
+        time.sleep(till)
+
+
 @app.task(base=AsyncTask, name="blocks_the_loop", ignore_result=True)
-async def blocks_the_loop(seconds: float) -> None:
-    time.sleep(seconds)  # noqa: ASYNC251  # it is what the tests are about
+async def blocks_the_loop(till: float | str) -> None:
+    _block(till)  # it is what the tests are about
 
 
 @app.task(base=AsyncTask, name="blocks_the_hub", ignore_result=True)
-async def blocks_the_hub(seconds: float) -> None:
+async def blocks_the_hub(till: float | str) -> None:
     """The thread that takes messages; jobs and heartbeats go on."""
-    get_event_loop().call_soon(time.sleep, seconds)
+    get_event_loop().call_soon(_block, till)
+
+
+@app.task(base=AsyncTask, name="holds_a_slot", ignore_result=True)
+async def holds_a_slot(till: str) -> None:
+    """And nothing else, until there is a file of this name."""
+    while not Path(till).exists():  # noqa: ASYNC110  # nobody tells
+        await asyncio.sleep(0.05)
 
 
 @app.task(base=AsyncTask, name="consumes", ignore_result=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -19,6 +21,7 @@ from celery import Celery
 from tests.conftest import Valkey
 from tests.processes import ROOT, Process, Worker, free_port, wait_until
 from tests.story.conftest import House
+from worker.lifecycle import DEAF_AFTER
 
 OWN_TASKS = "tests.fleet.own_tasks"
 #: Short, so that the stories are, and long enough for one heartbeat a second on a busy machine.
@@ -85,9 +88,10 @@ def asked_all_the_time(ask: Callable[[], Any]) -> Iterator[list[Any]]:
         asker.join()
 
 
-def tell(house: House, task: str, seconds: float) -> None:
+def tell(house: House, task: str, till: float | Path) -> None:
+    """till: for so many seconds, or until there is this file."""
     with Celery(broker=house.valkey.url, set_as_current=False) as client:
-        client.send_task(task, (seconds,), queue="celeriac", ignore_result=True)
+        client.send_task(task, (str(till) if isinstance(till, Path) else till,), queue="celeriac", ignore_result=True)
 
 
 def taking(house: House) -> list[str | None]:
@@ -121,11 +125,13 @@ def test_a_loop_that_is_blocked_for_longer_than_a_lease_keeps_its_jobs(house: Ho
     shim = house.shim()
     env = {"CELERIAC_JOBS__LEASE": str(LEASE), "CELERIAC_ENV": "prod", "CELERIAC_SHIM__API_KEYS__A": "k" * 16}
     worker = house.worker("-c", "20", app=OWN_TASKS, **env)
-    house.always(delay=4, text="Paris")
+    house.always(delay=5, text="Paris")
     jobs = [shim.submit()["id"] for _ in range(12)]
     wait_until(lambda: house.in_flight() == 12, "the calls to be under way")
+    # The extension is asked for half a lease after the last heartbeat: what is left of it is least where that is old.
+    wait_until(lambda: lease_left(house) > LEASE - 0.1, "a heartbeat")
     with asked_all_the_time(lambda: lease_left(house)) as left:
-        tell(house, "blocks_the_loop", LEASE + 0.4)
+        tell(house, "blocks_the_loop", LEASE + 0.1)
         wait_until(lambda: taking(house) == ["0"], "the extension")
         wait_until(lambda: taking(house) == ["1"], "the next heartbeat")
     assert min(left) > 0, "the lease ended in between"
@@ -160,29 +166,33 @@ def test_a_process_that_was_stopped_is_not_taken_for_a_blocked_loop(house: House
     assert "lease_extended" not in worker.output()
 
 
-def test_a_blocked_loop_is_alive_until_its_jobs_are_lost(house: House) -> None:
+def test_a_blocked_loop_is_alive_until_its_jobs_are_lost(house: House, tmp_path: Path) -> None:
     """The port answers all the same. It is not ready at once; a restart would cost nobody anything only later."""
-    worker = probed(house, CELERIAC_JOBS__LEASE="5")
+    worker, over = probed(house, CELERIAC_JOBS__LEASE="5"), tmp_path / "over"
     worker.becomes("/readyz", set())
-    before = worker.metric("celeriac_worker_stalls_total")
     began = time.monotonic()
-    tell(house, "blocks_the_loop", 10)
+    tell(house, "blocks_the_loop", over)
     wait_until(lambda: "loop" in worker.failing("/readyz"), "the loop to be noticed")
     assert worker.failing("/livez") == set()
-    worker.becomes("/livez", {"loop"})
+    failing = wait_until(lambda: worker.failing("/livez"), "the jobs to be lost")
+    assert {"loop"} <= failing <= {"loop", "heartbeat"}, "the loop first, and later what it does not do"
     assert time.monotonic() - began > 1.5 * 5
+    over.touch()
     worker.becomes("/livez", set())
     worker.becomes("/readyz", set())
-    assert worker.metric("celeriac_worker_stalls_total") == before + 1
+    # A machine that lets the whole process wait is another stall, of nobody's.
+    stalls = re.findall("The event loop has been blocked for .* by (.*)", worker.process.output())
+    assert sum("blocks_the_loop" in who for who in stalls) == 1
+    assert worker.metric("celeriac_worker_stalls_total") == len(stalls)
 
 
-def test_a_worker_that_takes_no_messages_is_not_ready(house: House) -> None:
+def test_a_worker_that_takes_no_messages_is_not_ready(house: House, tmp_path: Path) -> None:
     """Its heartbeats go on, so it keeps what it runs; it is offered nothing, and a health check of either kind says so.
     Nothing is restarted for a few seconds of it."""
-    worker = probed(house)
+    worker, over = probed(house), tmp_path / "over"
     worker.becomes("/readyz", set())
     assert health(house) == (0, "")
-    tell(house, "blocks_the_hub", 10)
+    tell(house, "blocks_the_hub", over)
     with asked_all_the_time(lambda: worker.failing("/livez")) as alive:
         worker.becomes("/readyz", {"consuming"})
         assert worker.get("/readyz")[1]["consuming"] is False
@@ -193,31 +203,44 @@ def test_a_worker_that_takes_no_messages_is_not_ready(house: House) -> None:
         status, line = health(house, CELERIAC_WORKER__HEALTH_PORT=house.env["CELERIAC_WORKER__HEALTH_PORT"])
         assert status == 1
         assert line.startswith("consuming: no message could be taken for ")
+        over.touch()
         worker.becomes("/readyz", set())
     assert not any(alive)
 
 
 @pytest.mark.parametrize("what", ["loop", "hub"])
-def test_no_bell_is_rung_for_a_worker_that_cannot_hear_it(house: House, what: str) -> None:
+def test_no_bell_is_rung_for_a_worker_that_cannot_hear_it(house: House, tmp_path: Path, what: str) -> None:
     """What is submitted meanwhile waits in the store, where others could have it, and is rung when the worker hears."""
-    shim, redis = house.shim(), house.valkey.client()
+    shim, redis, over = house.shim(), house.valkey.client(), tmp_path / "over"
     house.worker("-c", "20", app=OWN_TASKS, CELERIAC_JOBS__LEASE="6")
-    tell(house, f"blocks_the_{what}", 10)
+    tell(house, f"blocks_the_{what}", over)
     wait_until(lambda: taking(house) == ["0"], "the worker to offer nothing")
     jobs = [shim.submit()["id"] for _ in range(5)]
     places = [redis.hget(f"celeriac:job:{job}", "place") for job in jobs]
     assert (taking(house), places, redis.llen("celeriac")) == (["0"], ["ready"] * 5, 0)
+    over.touch()
     assert {shim.job(job, wait=60)["state"] for job in jobs} == {"succeeded"}
 
 
 def test_a_slow_start_is_no_deafness(house: House) -> None:
-    """From its first heartbeat on it is rung for, however long it took to come so far."""
-    seen: set[str | None] = set()
-    with asked_all_the_time(lambda: seen.update(taking(house))):
+    """From its first heartbeat on it is rung for, however long it took to come so far. Who has not listened for as long
+    since is deaf, and may be on a busy machine.
+    """
+    redis, heard = house.valkey.client(), dict[float, str]()
+
+    def look() -> None:
+        for name in redis.zrange("celeriac:workers", 0, -1):
+            with redis.pipeline() as both:
+                both.zscore("celeriac:workers", name).hmget(f"celeriac:worker:{name}", "lease", "since", "taking")
+                ends, (lease, since, taking) = both.execute()
+            heard[(ends - int(lease) - int(since)) / 1000] = taking
+
+    with asked_all_the_time(look):
         house.worker(app=OWN_TASKS, SLOW_START="2.8")
-        beats = int(house.valkey.client().get("celeriac:beats"))
-        wait_until(lambda: int(house.valkey.client().get("celeriac:beats")) >= beats + 2, "two more heartbeats")
-    assert seen == {"1"}
+        beats = int(redis.get("celeriac:beats"))
+        wait_until(lambda: int(redis.get("celeriac:beats")) >= beats + 2, "two more heartbeats")
+    assert len(heard) > 1, "its registration, and heartbeats"
+    assert {taking for after, taking in heard.items() if after < DEAF_AFTER} == {"1"}
 
 
 def test_workers_do_not_ask_each_other_at_their_start(house: House) -> None:
@@ -256,7 +279,7 @@ def test_a_worker_that_does_not_hear_from_the_store_takes_no_bells(house: House,
         said = celery.control.inspect(timeout=2).active_queues()
         return {queue["name"] for queues in said.values() for queue in queues} if said else None
 
-    assert consumed() == {"celeriac", "celeriac.submit"}
+    wait_until(lambda: consumed() == {"celeriac", "celeriac.submit"}, "the worker to say what it takes")
     house.valkey.stop()
     wait_until(lambda: consumed() == set(), "the worker to take nothing")
     celery.send_task("celeriac.run_job", ("nobody",), task_id="nobody", queue="celeriac")
@@ -268,20 +291,22 @@ def test_a_worker_that_does_not_hear_from_the_store_takes_no_bells(house: House,
     wait_until(lambda: own_valkey.client().llen("celeriac") == 0, "the bell to be taken")
 
 
-def test_a_worker_tells_when_it_starts_and_when_it_stops(house: House) -> None:
+def test_a_worker_tells_when_it_starts_and_when_it_stops(house: House, tmp_path: Path) -> None:
     """Not ready, each for its own reason, and alive: nobody kills it for either."""
     house.valkey.stop()
     port = free_port()
     env = house.env | {"CELERIAC_WORKER__HEALTH_PORT": str(port)}
-    process = Worker(house.valkey.url, **env)
+    process, over = Worker(house.valkey.url, app=OWN_TASKS, **env), tmp_path / "over"
     try:
         worker = Probed(process, port)
         worker.becomes("/readyz", {"starting"})
         assert worker.failing("/livez") == set()
         house.valkey.start()
         worker.becomes("/readyz", set(), 60)
-        house.always(delay=10, text="Paris")
+        house.always(delay=5, text="Paris")
         shim = house.shim()
+        tell(house, "holds_a_slot", over)
+        wait_until(lambda: worker.metric("celeriac_worker_jobs_in_flight") == 1, "the slot to be held")
         job = shim.submit()
         wait_until(lambda: house.in_flight() == 1, "the call to be under way")
         process.signal(signal.SIGTERM)
@@ -290,6 +315,7 @@ def test_a_worker_tells_when_it_starts_and_when_it_stops(house: House) -> None:
         assert health(house, CELERIAC_WORKER__HEALTH_PORT=str(port)) == (0, "")
         wait_until(lambda: taking(house) == ["0"], "the worker to say so")
         assert health(house) == (0, "")
+        over.touch()
         assert process.wait() == 0
         assert shim.job(job["id"])["state"] == "succeeded"
     finally:
