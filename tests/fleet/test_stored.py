@@ -113,10 +113,14 @@ def test_an_answer_that_was_made_after_its_worker_died_is_not_bought_again(
 def test_a_response_that_is_still_made_is_waited_for(house: House, tmp_path: Path) -> None:
     """By whoever goes on with the job; its worker died in the middle."""
     fleet = Fleet(house, tmp_path, "responses")
-    house.scripted(PARIS | {"delay": 15.0}, {"text": "It is Rome."})
-    id = fleet.lost_in_the_middle()
+    house.scripted(PARIS | {"delay": 12.0}, {"text": "It is Rome."})
+    workers = house.workers(("-n", "one@%h"), ("-n", "two@%h"), **fleet.env)
+    id = fleet.ask()
+    wait_until(lambda: fleet.noted(id), "the model to be asked")
+    whose = house.valkey.client().hget(keys.spell("job", id=id), "worker")
+    [worker] = [worker for worker in workers if f".{worker.pid}." in whose]
+    worker.kill()
     looks = fleet.state("looks")
-    fleet.worker()
     wait_until(lambda: fleet.state("looks") > looks, "a look")
     assert fleet.state("kept") == 0
     fleet.ends_well(id, billed=1, doubts=0)
@@ -132,12 +136,12 @@ def test_what_may_not_be_stored_is_bought_again(house: House, tmp_path: Path) ->
     assert (fleet.state("looks"), fleet.state("kept")) == (0, 0)
 
 
-@pytest.mark.parametrize(("api", "lost"), [("chat", {"reset": "after"}), ("responses", {"delay": 3.0})])
+@pytest.mark.parametrize(("api", "lost"), [("chat", {"reset": "after"}), ("responses", {"delay": 3.2})])
 def test_an_answer_that_got_lost_in_a_run_is_looked_up_before_any_lane_is_asked_again(
     house: House, tmp_path: Path, api: Api, lost: dict[str, Any]
 ) -> None:
     """A broken connection, a timeout: neither the same lane nor the next one is asked."""
-    fleet = Fleet(house, tmp_path, api, timeout=2, lanes=["openai/gpt-5-mini", "openai/gpt-5-nano"])
+    fleet = Fleet(house, tmp_path, api, timeout=3, lanes=["openai/gpt-5-mini", "openai/gpt-5-nano"])
     house.scripted(PARIS | lost, {"text": "It is Rome."})
     fleet.worker()
     job = fleet.ends_well(fleet.ask(), billed=1, doubts=0)

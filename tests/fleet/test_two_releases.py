@@ -23,10 +23,11 @@ def test_a_field_of_a_newer_release_stands_in_nobodys_way(home: Home) -> None:
     """Its job is shown, listed, run and started again, and the field is still there."""
     shim, redis = home.the_shim, home.valkey.client()
     home.scripted({"status": 400}, {"text": "Paris"})
-    at = datetime.now(UTC) + timedelta(seconds=2)
+    at = datetime.now(UTC) + timedelta(hours=1)
     id = shim.submit(run_at=at.isoformat(), agent="impatient")["id"]
     redis.hset(f"celeriac:job:{id}", "colour", "green")
     assert shim.job(id)["state"] == "parked"
+    redis.zadd("celeriac:parked", {id: 1})  # its time comes
     assert shim.job(id, wait=30)["error"]["code"] == "bad_request"
     assert shim.http.post(f"/v1/jobs/{id}/retry").status_code == 202
     job = shim.job(id, wait=30)
