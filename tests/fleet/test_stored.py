@@ -168,7 +168,7 @@ def test_an_answer_that_is_not_found_is_bought_again(
 def test_the_answer_to_another_question_is_none(house: House, tmp_path: Path) -> None:
     """The agent's instructions changed with a deploy, while its job waited: what answers the old ones is not used."""
     fleet = Fleet(house, tmp_path, "chat")
-    house.scripted({"text": "It is Rome.", "delay": 1.0}, PARIS)
+    house.scripted({"text": "It is Rome.", "delay": 2.0}, PARIS)
     id = fleet.lost_in_the_middle()
     wait_until(lambda: fleet.state("kept") == 1, "the answer")
     fleet.describe(instructions="Answer in French.")
