@@ -212,7 +212,9 @@ end
 
 -- Whether its rates let no call through that needs so much, beside those that were woken.
 local function lane_short(lane, need)
-  local buckets, promised = lane_buckets(lane), lane_promised(lane)
+  local buckets, at, from_ahead = lane_buckets(lane)
+  if from_ahead then lane_put(lane, buckets, at) end
+  local promised = lane_promised(lane)
   for name, b in pairs(buckets) do
     if b.level < math.min(b.most, promised[name] + need[name]) then return true end
   end

@@ -276,6 +276,18 @@ async def woken(callers: Callers, jobs: list[str]) -> list[str]:
     return [job for job in jobs if callers.queue.record(job)["place"] == Place.RUNG]
 
 
+async def test_a_clock_that_goes_back_lets_nobody_wait_for_longer(callers: Callers) -> None:
+    """Also where nobody comes: those who wait are woken at the lane's pace."""
+    await callers.ask()
+    await callers.told(Limit("requests", most=60, left=0))
+    jobs = [await wait_in_line(callers) for _ in range(3)]
+    callers.queue.later(-900_000)
+    await callers.queue.beat()
+    assert await woken(callers, jobs) == []
+    callers.queue.later(2000)
+    assert await woken(callers, jobs) == jobs[:2]
+
+
 async def test_no_more_are_woken_than_the_rates_let_through(callers: Callers) -> None:
     """In the order in which they came; and none of them is woken in vain, whoever else asks."""
     await callers.ask()
