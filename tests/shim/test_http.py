@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -454,18 +455,27 @@ def test_a_broker_that_hangs_does_not_hang_readiness(valkey: Valkey, scheme: str
     """It takes connections and says nothing. Whoever asks waits a second at most, and holds up nobody else."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"{scheme}://127.0.0.1:{server.getsockname()[1]}"
-        with running(Shim(valkey.url, CELERIAC_BROKER_URL=url)) as shim:
-            shim.submit()
-            for _ in range(3):
+        with running(Shim(valkey.url, CELERIAC_BROKER_URL=url)) as shim, ThreadPoolExecutor() as threads:
+
+            def asked(path: str) -> tuple[float, Any]:
                 began = time.monotonic()
-                assert shim.http.get("/readyz").json()["broker"] == "away"
-                assert time.monotonic() - began < 1.5
-            asking = threading.Thread(target=lambda: shim.http.get("/readyz"))
-            asking.start()
-            began = time.monotonic()
-            assert shim.http.get("/livez").status_code == 200
-            assert time.monotonic() - began < 0.5
-            asking.join()
+                answer = shim.http.get(path)
+                return time.monotonic() - began, answer.json()
+
+            shim.submit()
+            # A busy machine may delay one of three. What hangs delays each.
+            for _ in range(3):
+                readiness, others = threads.submit(asked, "/readyz"), [0.0]
+                while not readiness.done():
+                    others.append(asked("/livez")[0])
+                    time.sleep(0.02)
+                waited, said = readiness.result()
+                assert said["broker"] == "away"
+                if 0.9 < waited < 1.5 and 0 < max(others) < 0.5:
+                    break
+                time.sleep(2)  # so that the broker is asked anew
+            else:
+                pytest.fail(f"/readyz took {waited:.1f} s, and meanwhile /livez {max(others):.1f} s")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'"hi"', b"3"])
@@ -600,14 +610,14 @@ def test_an_end_that_nobody_heard_is_found_all_the_same(own_valkey: Valkey) -> N
         assert time.monotonic() - began < 30
 
 
-def test_a_stopping_shim_answers_its_waiters(valkey: Valkey) -> None:
+def test_a_stopping_shim_answers_its_waiters(own_valkey: Valkey) -> None:
     """SIGTERM ends long polls with the job as it stands; nobody is cut off."""
-    with running(Shim(valkey.url)) as shim:
+    with running(Shim(own_valkey.url)) as shim:
         job = shim.submit()
         answers: list[dict[str, Any]] = []
         waiter = threading.Thread(target=lambda: answers.append(shim.job(job["id"], wait=60)))
         waiter.start()
-        wait_until(lambda: valkey.client().pubsub_channels("celeriac:ended"), "the poll to wait")
+        wait_until(lambda: own_valkey.client().pubsub_channels("celeriac:ended"), "the poll to wait")
         began = time.monotonic()
         shim.signal(signal.SIGTERM)
         shim.wait(20)
