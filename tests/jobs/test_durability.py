@@ -32,6 +32,12 @@ def replica(own_valkey: Valkey) -> Iterator[Valkey]:
     server.remove()
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is waited for as long as it takes: the machine may be busy."""
+    monkeypatch.setattr(connections, "DURABLE_WITHIN", 20_000)
+
+
 def stores(opened: AsyncExitStack, valkey: Valkey, **facts: Any) -> Stores:
     made = open_stores(load_settings(redis_url=valkey.url, **facts))
     opened.push_async_callback(made.close)
@@ -53,6 +59,7 @@ async def test_by_default_nothing_waits_for_the_disk(opened: AsyncExitStack, own
     assert commands(own_valkey, "waitaof") == 0
 
 
+@pytest.mark.usefixtures("patient")
 async def test_disk_answers_once_the_job_is_in_the_file(opened: AsyncExitStack, own_valkey: Valkey) -> None:
     """One round trip for both, over one connection, and the file was synced before the answer."""
     made = stores(opened, own_valkey, durability="disk")
@@ -66,6 +73,7 @@ async def test_disk_answers_once_the_job_is_in_the_file(opened: AsyncExitStack, 
     assert await made.jobs.get(wanted.id, "default") is not None
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_script_that_the_server_forgot_is_loaded_again(opened: AsyncExitStack, own_valkey: Valkey) -> None:
     """As after a restart: the durable way has no second path for it."""
     made = stores(opened, own_valkey, durability="disk")
@@ -96,6 +104,7 @@ async def test_scripts_forgotten_while_they_are_loaded_are_an_outage(
     assert await made.jobs.get(wanted.id, "default") is not None
 
 
+@pytest.mark.usefixtures("patient")
 async def test_replica_answers_once_a_replica_has_it_too(
     opened: AsyncExitStack, own_valkey: Valkey, replica: Valkey
 ) -> None:
