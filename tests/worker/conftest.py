@@ -19,6 +19,11 @@ from tests.processes import Worker, wait_until
 PATIENCE = 40.0
 
 
+def tell(valkey: Valkey, key: str, times: int = 1) -> None:
+    """The tasks that wait until they are told."""
+    valkey.client().rpush(f"told:{key}", *["go on"] * times)
+
+
 class PoolWorker(Worker):
     """`celery -A pool_app worker`: its tasks are named `pool_app.*`, so it finds the module by that name."""
 
@@ -79,6 +84,9 @@ class Standing:
 
     def send(self, task: str, *args: Any, **options: Any) -> Any:
         return self.celery.send_task(f"pool_app.{task}", args, **options)
+
+    def tell(self, key: str) -> None:
+        tell(self.valkey, key)
 
     def marks(self, key: str) -> list[str]:
         return self.valkey.client().lrange(f"mark:{key}", 0, -1)

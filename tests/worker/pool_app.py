@@ -21,6 +21,7 @@ from kombu import Queue
 from pydantic import BaseModel
 
 from tasks.base import AsyncTask
+from tests.processes import held
 from worker.pool import Job, TaskPool
 
 URL = os.environ["POOL_TEST_URL"]
@@ -48,6 +49,12 @@ if grace := os.environ.get("POOL_TEST_GRACE"):
 
 def mark(key: str, value: object = 1) -> None:
     marks.rpush(f"mark:{key}", str(value))
+
+
+async def told(key: str) -> None:
+    """Returns once the test says a word about this, to this task alone."""
+    while await asyncio.to_thread(marks.blpop, [f"told:{key}"], 1) is None:
+        pass
 
 
 class SlowBackend(RedisBackend):
@@ -258,11 +265,11 @@ async def hard_and_stubborn(self: Any) -> str:
     return "a success that nobody asked for"
 
 
-async def waiting(self: Any, key: str, seconds: float = 60.0) -> str:
-    """Tells when it begins and how it ends."""
+async def waiting(self: Any, key: str, seconds: float | None = 60.0) -> str:
+    """Tells when it begins and how it ends. seconds: None for until it is told."""
     mark(f"{key}:began", self.request.id)
     try:
-        await asyncio.sleep(seconds)
+        await (told(key) if seconds is None else asyncio.sleep(seconds))
     except asyncio.CancelledError:
         mark(f"{key}:cancelled", self.request.id)
         raise
@@ -293,10 +300,17 @@ async def blocks(seconds: float) -> None:
     time.sleep(seconds)  # noqa: ASYNC251  # it is what the test is about
 
 
-@app.task
-def blocks_a_thread(key: str, seconds: float) -> str:
+@app.task(base=AsyncTask)
+async def blocks_until_told(key: str) -> None:
     mark(f"{key}:began")
-    time.sleep(seconds)
+    marks.blpop([f"told:{key}"], 30)
+
+
+@app.task
+def blocks_a_thread(key: str) -> str:
+    """Until it is told."""
+    mark(f"{key}:began")
+    marks.blpop([f"told:{key}"], 30)
     return str(current_task.request.id)
 
 
@@ -306,12 +320,14 @@ async def stored_slowly() -> float:
 
 
 @app.task(base=AsyncTask)
-async def worst_lag(seconds: float) -> float:
-    """How late the loop was at worst."""
-    worst, end = 0.0, time.monotonic() + seconds
-    while (before := time.monotonic()) < end:
+async def worst_lag(key: str) -> float:
+    """How late the loop was at worst until it is told."""
+    worst, end = 0.0, asyncio.create_task(told(key))
+    mark(f"{key}:began")
+    while not end.done():
+        before = held()
         await asyncio.sleep(0.01)
-        worst = max(worst, time.monotonic() - before - 0.01)
+        worst = max(worst, held() - before - 0.01)
     return worst
 
 

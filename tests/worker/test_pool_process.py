@@ -14,7 +14,7 @@ from celery import Celery
 
 from tests.conftest import Valkey
 from tests.processes import wait_until
-from tests.worker.conftest import PATIENCE, PoolWorker
+from tests.worker.conftest import PATIENCE, PoolWorker, tell
 
 Start = Callable[..., PoolWorker]
 #: How long "nothing happens" is watched.
@@ -94,9 +94,10 @@ def test_messages_are_acknowledged_when_celery_says(valkey: Valkey, celery: Cele
     send(celery, "waits", "early", 60)
     marked(valkey, "early:began")
     wait_until(lambda: valkey.client().hlen("unacked") == 0, "the early acknowledgement")
-    late = send(celery, "waits_late", "late", 1.5)
+    late = send(celery, "waits_late", "late", None)
     marked(valkey, "late:began")
-    assert valkey.client().hlen("unacked") == 1
+    assert stays(lambda: valkey.client().hlen("unacked"), 1)
+    tell(valkey, "late")
     assert late.get(timeout=PATIENCE) == "late"
     wait_until(lambda: valkey.client().hlen("unacked") == 0, "the late acknowledgement")
 
@@ -115,11 +116,13 @@ def test_a_warm_shutdown_finishes_what_runs(valkey: Valkey, celery: Celery, star
     The owner's hooks run before the first task, when the drain begins and after the last task."""
     worker = start_worker(valkey.url, "-c", "10", "-E").up()
     assert marks(valkey, "life") == ["opened"]
-    tasks = [send(celery, "waits", "warm", 3), send(celery, "waits_late", "warm", 3)]
+    tasks = [send(celery, "waits", "warm", None), send(celery, "waits_late", "warm", None)]
     marked(valkey, "warm:began", 2)
     worker.signal(signal.SIGTERM)
     marked(valkey, "life", 2)
     late = send(celery, "waits", "too late")
+    assert stays(lambda: marks(valkey, "too late:began"), [])
+    tell(valkey, "warm", 2)
     assert worker.wait() == 0
     assert [task.state for task in tasks] == ["SUCCESS", "SUCCESS"]
     assert valkey.client().hlen("unacked") == 0
@@ -158,11 +161,13 @@ def test_a_cold_shutdown_cancels_at_once(valkey: Valkey, celery: Celery, start_w
 
 def test_a_soft_shutdown_lets_short_tasks_end(valkey: Valkey, celery: Celery, start_worker: Start) -> None:
     """Celery's worker_soft_shutdown_timeout: short tasks succeed and are acknowledged, long ones come back."""
-    conf = json.dumps({"worker_soft_shutdown_timeout": 2.5})
+    conf = json.dumps({"worker_soft_shutdown_timeout": 4})
     worker = start_worker(valkey.url, "-c", "10", POOL_TEST_CONF=conf).up()
-    short, long = send(celery, "waits_late", "soft", 1), send(celery, "waits_late", "soft", 60)
+    short, long = send(celery, "waits_late", "soft", None), send(celery, "waits_late", "soft", 60)
     marked(valkey, "soft:began", 2)
     worker.signal(signal.SIGQUIT)
+    worker.logged("Initiating Soft Shutdown")
+    tell(valkey, "soft")
     worker.wait()
     assert (marks(valkey, "soft:ended"), marks(valkey, "soft:cancelled")) == ([short.id], [long.id])
     assert short.state == "SUCCESS"
@@ -226,7 +231,7 @@ def test_a_worker_without_its_broker_stops_ticking(own_valkey: Valkey, start_wor
 def test_two_thousand_tasks_are_in_flight_at_once(valkey: Valkey, celery: Celery, start_worker: Start) -> None:
     """In one process, and the loop stays responsive: the task that lets them go runs beside them."""
     conf = json.dumps({"worker_disable_prefetch": True})
-    start_worker(valkey.url, "-c", "2001", "-l", "WARNING", POOL_TEST_CONF=conf, POOL_TEST_NO_ACK="1")
+    start_worker(valkey.url, "-c", "2001", POOL_TEST_CONF=conf, POOL_TEST_NO_ACK="1").up()
     with celery.producer_pool.acquire() as producer:
         for _ in range(2000):
             send(celery, "at_the_gate", producer=producer, ignore_result=True)

@@ -12,7 +12,7 @@ from celery import Celery
 
 from tests.conftest import Valkey
 from tests.processes import wait_until
-from tests.worker.conftest import PoolWorker
+from tests.worker.conftest import PoolWorker, tell
 
 Start = Callable[..., PoolWorker]
 #: Longer than a blocking pop, with which a dropped queue may still be asked for.
@@ -79,18 +79,23 @@ def test_from_now_on_exactly_these_queues(steered: Steered) -> None:
 @pytest.mark.parametrize("steered", BOTH, ids=NAMES, indirect=True)
 def test_what_was_being_popped_when_its_queue_was_dropped_goes_back(steered: Steered) -> None:
     """A blocking pop cannot be taken back: what it still brings is put back unread, and none is lost."""
-    steered.consumes("other")
-    sent = []
-    until = time.monotonic() + A_POP
-    while time.monotonic() < until:
-        sent.append(steered.send("waits", "late", 0, queue="celery"))
-        time.sleep(0.05)
-    wait_until(lambda: steered.waiting("celery") == len(sent), "all of them to be in the queue")
-    assert steered.began("late") == []
-    assert "Requeuing undeliverable message for queue 'celery'" in steered.worker.output()
-    steered.consumes("celery")
-    wait_until(lambda: len(steered.began("late")) == len(sent), "all of them to run")
-    assert sorted(steered.began("late")) == sorted(sent)
+
+    def all_go_back(key: str) -> bool:
+        """And whether there was such a pop: on a busy machine it may be over before the first message is sent."""
+        steered.consumes("other")
+        sent = []
+        until = time.monotonic() + A_POP
+        while time.monotonic() < until:
+            sent.append(steered.send("waits", key, 0, queue="celery"))
+            time.sleep(0.05)
+        wait_until(lambda: steered.waiting("celery") == len(sent), "all of them to be in the queue")
+        assert steered.began(key) == []
+        steered.consumes("celery")
+        wait_until(lambda: len(steered.began(key)) == len(sent), "all of them to run")
+        assert sorted(steered.began(key)) == sorted(sent)
+        return "Requeuing undeliverable message for queue 'celery'" in steered.worker.output()
+
+    assert any(all_go_back(f"late{turn}") for turn in range(5))
 
 
 def test_a_worker_may_be_told_before_it_starts(valkey: Valkey, celery: Celery, start_worker: Start) -> None:
@@ -159,13 +164,14 @@ def test_a_new_queue_is_like_the_first(steered: Steered) -> None:
 def test_a_full_worker_changes_its_queues_too(steered: Steered) -> None:
     """It takes nothing while it is full, and then only of the new queues."""
     for _ in range(2):
-        steered.send("waits", "full", 5, queue="celery")
+        steered.send("waits", "full", None, queue="celery")
     wait_until(lambda: len(steered.began("full")) == 2, "the worker to be full")
     steered.consumes("quarantine")
     steered.send("waits", "old", 0, queue="celery")
     steered.send("waits", "new", 0, queue="quarantine")
     time.sleep(A_POP)
     assert steered.waiting("quarantine") == 1
+    tell(steered.valkey, "full", 2)
     wait_until(lambda: steered.began("new"), "the new queue's message")
     assert steered.valkey.client().llen("mark:full:ended") > 0
     time.sleep(A_POP)
