@@ -167,6 +167,7 @@ def test_a_soft_shutdown_lets_short_tasks_end(valkey: Valkey, celery: Celery, st
     marked(valkey, "soft:began", 2)
     worker.signal(signal.SIGQUIT)
     worker.logged("Initiating Soft Shutdown")
+    assert stays(lambda: marks(valkey, "soft:cancelled"), [])
     tell(valkey, "soft")
     worker.wait()
     assert (marks(valkey, "soft:ended"), marks(valkey, "soft:cancelled")) == ([short.id], [long.id])
