@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,13 +12,16 @@ import httpx2
 import pytest
 
 from celeriac.drill.process import ProviderProcess
-from celeriac.errors import BadAnswer, ModelTimeout, Overloaded, ProviderFailed
+from celeriac.errors import BadAnswer, ModelError, ModelTimeout, Overloaded, ProviderFailed
 from celeriac.llm import adapter as adapter_module
 from celeriac.llm.model import Answer, ToolSpec
 from celeriac.llm.openai import OpenAI
 from tests.llm.conftest import Case, adapter
+from tests.processes import held, until
 
 WEATHER = ToolSpec("weather", "The weather.", {"type": "object", "properties": {"town": {"type": "string"}}})
+#: At a pace of 0.02 s a stream that does not end while a test looks.
+LONG: dict[str, Any] = {"text": "leek " * 2000, "pace": 0.02}
 TEXT = "Leeks are planted in spring,\nand  earthed up. \u00dcbrigens: \U0001f96c"
 
 
@@ -73,11 +75,13 @@ async def test_calls_of_tools_come_in_pieces_too(sdk: Case, text: str | None) ->
 
 async def test_the_first_piece_comes_before_the_last(sdk: Case) -> None:
     """Somebody waits for it."""
-    await sdk.meets(text=TEXT, pace=0.1)
-    came: list[float] = []
-    began = time.monotonic()
-    await sdk.answer(on_text=lambda _: came.append(time.monotonic() - began))
-    assert came[-1] - came[0] > 0.4
+    await sdk.meets(**LONG)
+    pieces: list[str] = []
+    asking = asyncio.create_task(sdk.answer(on_text=pieces.append, deadline=60.0))
+    await until(lambda: pieces != [])
+    assert not asking.done()
+    asking.cancel()
+    await asyncio.wait([asking])
 
 
 async def test_nothing_is_asked_for_as_a_stream_that_nobody_reads(sdk: Case) -> None:
@@ -87,12 +91,18 @@ async def test_nothing_is_asked_for_as_a_stream_that_nobody_reads(sdk: Case) -> 
 
 async def test_a_stream_has_the_same_deadline(sdk: Case) -> None:
     """However many pieces come meanwhile."""
-    await sdk.meets(text=TEXT, pace=0.2)
-    began = time.monotonic()
-    with pytest.raises(ModelTimeout) as caught:
-        await streamed(sdk, deadline=0.5)
-    assert caught.value.in_doubt
-    assert time.monotonic() - began < 1.5
+    for deadline in (0.5, 2.0, 8.0):
+        await sdk.meets(**LONG)
+        pieces: list[str] = []
+        began = held()
+        with pytest.raises(ModelError) as caught:
+            await sdk.answer(on_text=pieces.append, deadline=deadline)
+        took = held() - began
+        if pieces:  # else the machine was too busy to begin
+            break
+    assert isinstance(caught.value, ModelTimeout)
+    assert (pieces != [], caught.value.in_doubt) == (True, True)
+    assert took < deadline + 1
 
 
 async def test_an_error_in_a_stream_is_what_the_provider_says(sdk: Case) -> None:
@@ -248,8 +258,12 @@ async def serving(body: str, *, ends: bool) -> AsyncIterator[tuple[str, list[int
 
 @pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize("ends", [True, False], ids=["it ends", "it stays open"])
-async def test_an_answer_that_is_whole_waits_for_no_connection(http: httpx2.AsyncClient, name: str, ends: bool) -> None:
+async def test_an_answer_that_is_whole_waits_for_no_connection(
+    http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, name: str, ends: bool
+) -> None:
     """Some keep it open. One that was read to its end is used again: a handshake costs more than all else of a call."""
+    if ends:  # a busy machine has more time for that
+        monkeypatch.setattr(adapter_module, "LINGER", 40 * adapter_module.LINGER)
     async with serving(WHOLE[name], ends=ends) as (url, connections):
         client = adapter(name, http, url)
         for _ in range(3):
