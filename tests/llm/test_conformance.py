@@ -10,7 +10,7 @@ import pytest
 from celeriac.errors import ModelTimeout, Overloaded, RateLimited
 from celeriac.llm.model import Lane
 
-from .conftest import Case
+from .conftest import Case, Sent
 
 
 async def test_an_answer_has_text_usage_and_a_name(model: Case) -> None:
@@ -44,6 +44,7 @@ async def test_a_longer_conversation_is_more_input(model: Case) -> None:
 async def test_no_answer_before_the_deadline_is_a_timeout_in_doubt(model: Case) -> None:
     """The call was sent: it may be billed."""
     await model.meets(delay=30.0)
+    model.client = Sent(model.client)
     with pytest.raises(ModelTimeout) as caught:
         await model.answer(deadline=0.2)
     assert caught.value.in_doubt
@@ -52,6 +53,7 @@ async def test_no_answer_before_the_deadline_is_a_timeout_in_doubt(model: Case) 
 async def test_an_error_names_whom_we_asked(model: Case) -> None:
     """Provider and model are facts of the error, for the breaker and the receipt."""
     await model.meets(delay=30.0)
+    model.client = Sent(model.client)
     with pytest.raises(ModelTimeout) as caught:
         await model.answer(deadline=0.1)
     assert Lane(caught.value.provider, caught.value.model) == model.request().lane

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-import time
 from collections.abc import Iterator
 from email.utils import formatdate
 from inspect import getmembers, isclass
@@ -26,6 +25,7 @@ from celeriac.llm.failures import LONGEST_WAIT, STATUS, broken, kind_of, refused
 from celeriac.llm.model import Lane
 from celeriac.llm.openai import OpenAI
 from celeriac.llm.transport import Wire, open_http
+from tests.processes import held
 
 from .conftest import WIRES, Case, adapter
 
@@ -274,12 +274,17 @@ async def test_a_call_that_got_no_connection_is_our_own_fault(provider: Provider
 
 async def test_a_dripping_answer_ends_at_the_deadline(sdk: Case) -> None:
     """The SDKs' own timeouts are per read, and a byte a tenth of a second keeps them content for ever."""
-    began = time.monotonic()
-    with pytest.raises(errors.ModelTimeout) as caught:
-        await sdk.answer("fault-drip", deadline=0.5)
+    for deadline in (0.5, 2.0, 8.0):
+        began = held()
+        with pytest.raises(errors.ModelError) as caught:
+            await sdk.answer("fault-drip", deadline=deadline)
+        took = held() - began
+        if caught.value.status:  # else the machine was too busy for the beginning of the answer
+            break
+    assert isinstance(caught.value, errors.ModelTimeout)
     assert caught.value.in_doubt
     assert caught.value.request_id
-    assert time.monotonic() - began < 3
+    assert took < deadline + 2.5
 
 
 @pytest.mark.parametrize("way", [{}, {"content_type": "text/event-stream"}, {"gzip": True}], ids=str)

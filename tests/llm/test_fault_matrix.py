@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import httpx2
@@ -19,14 +19,14 @@ from celeriac.errors import ModelError
 from celeriac.gate.lanes import spelt
 from celeriac.jobs.model import Call, Claim, NewJob
 from celeriac.jobs.store import new_id, new_nonce
-from celeriac.llm.model import Answer, Lane, Message, ModelClient, ModelRequest
+from celeriac.llm.model import Lane, Message, ModelRequest
 from celeriac.llm.patient import Patience, Patient
 from celeriac.llm.transport import open_http
 from celeriac.settings import load_settings
 from celeriac.stores import Stores, open_fleet
 from tests.conftest import Valkey
 
-from .conftest import WIRES, adapter
+from .conftest import WIRES, Sent, adapter
 
 #: What becomes of the lane: the failures count, it is closed at once, it is left alone for a while, or nothing.
 Fate = Literal["counts", "opens", "cools", "nothing"]
@@ -130,21 +130,6 @@ MATRIX: Final[dict[str, tuple[dict[str, Any], Row]]] = {
     "refusal": ({"fault": "refusal"}, REFUSED),
     "filter": ({"fault": "filter"}, REFUSED),
 }
-
-
-class Sent:
-    """Gives each request more time until it was sent: before that our machine is late, and not the provider."""
-
-    def __init__(self, client: ModelClient) -> None:
-        self._client = client
-
-    async def answer(self, request: ModelRequest) -> Answer:
-        try:
-            return await self._client.answer(request)
-        except ModelError as error:
-            if error.in_doubt or request.deadline > 5:
-                raise
-        return await self.answer(replace(request, deadline=4 * request.deadline))
 
 
 class Rig:

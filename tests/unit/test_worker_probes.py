@@ -8,11 +8,12 @@ import time
 from functools import partial
 
 import pytest
+from kombu.transport import get_transport_cls
 
 from celeriac.jobs.reach import ask_broker, ask_store
 from celeriac.settings import Settings, load_settings
 from tests.conftest import Valkey
-from tests.processes import free_port
+from tests.processes import free_port, held
 from worker.probes import LOOK, RECONNECTED, Health, Signs
 
 WELL = Signs(
@@ -38,7 +39,7 @@ class Patient:
         settings = load_settings(redis_url=valkey.url)
         self.signs = WELL
         self.health = Health(
-            lambda: self.signs, LEASE, store=partial(ask_store, settings, 1), broker=partial(ask_broker, settings, 1)
+            lambda: self.signs, LEASE, store=partial(ask_store, settings, 20), broker=partial(ask_broker, settings, 20)
         )
 
     def has(self, **signs: object) -> None:
@@ -148,7 +149,8 @@ def test_a_server_that_says_nothing_does_not_answer(scheme: str) -> None:
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
 def test_a_server_that_is_not_there_does_not_answer(scheme: str) -> None:
     """At once, and it is asked once."""
-    began = time.monotonic()
+    get_transport_cls(scheme)  # its import takes a while
+    began = held()
     with pytest.raises(Exception):  # noqa: B017, PT011  # whatever the client raises
         ask_broker(Settings(broker_url=f"{scheme}://127.0.0.1:{free_port()}"), 5)
-    assert time.monotonic() - began < 2
+    assert held() - began < 2
