@@ -83,7 +83,9 @@ def read(client: redis.Redis) -> tuple[dict[str, Key], list[str]]:
         "stream": pipe.xrange,
     }
     there = [
-        (name, kind, ttl) for name, kind, ttl in zip(names, facts[::2], facts[1::2], strict=True) if kind != "none"
+        (name, kind, ttl)
+        for name, kind, ttl in zip(names, facts[::2], facts[1::2], strict=True)
+        if kind != "none" and ttl != -2  # it may go between the two
     ]
     for name, kind, _ in there:
         read_as[kind](name)

@@ -6,8 +6,13 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import settings
 
 from celeriac.agents import calls
+
+#: Whatever else holds: how long an example takes on a busy machine says nothing of what is tested.
+settings.register_profile("unhurried", settings(), deadline=None)
+settings.load_profile("unhurried")
 
 
 class Waits(list[float]):
