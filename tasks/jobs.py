@@ -66,7 +66,7 @@ async def run_job(self: Doorbell, job_id: str) -> dict[str, Any]:
         raise Ignore from None
     if summary is None:
         raise Ignore
-    if summary.again and summary.tell is not None and (claimed := in_thread(_chord_claimed, self)):
+    if summary.again and summary.tell is not None and (claimed := _chord_claimed(self)):
         # Who told this end before, or another member's, brings the chord on. If it died of that, nobody does but we.
         log.info("chord_is_claimed", job_id=job_id, seconds=claimed.total_seconds())
         await _runner(self).told(job_id, summary.tell, later=claimed)
@@ -105,10 +105,16 @@ def tell_revoked(task: AsyncTask, *, expired: bool) -> None:
 
 
 def keep_chords(task: AsyncTask, groups: Iterable[str]) -> None:
-    """What Celery remembers of a chord lives as long as its members may wait, whatever the caller's settings were."""
+    """What Celery remembers of a chord lives as long as its members may wait, whatever the caller's settings were.
+
+    Raises nothing: that would be the end of a job that goes on.
+    """
     backend = task.backend
     for group in groups:
-        in_thread(_keep_chord, backend, group)
+        try:
+            in_thread(_keep_chord, backend, group)
+        except Exception:
+            log.warning("chord_not_kept", group=group, exc_info=True)
 
 
 def _keep_chord(backend: Any, group: str) -> None:
@@ -122,15 +128,24 @@ def _chord_claimed(task: AsyncTask) -> timedelta | None:
     """For how long yet Celery lets only one, and nobody knows whom, call the body of the chord that this job is in.
 
     Celery takes that claim with the result that completes the chord, and keeps it while the body is published: three
-    minutes with our policy of retries.
+    minutes with our policy of retries. Raises Ignore where nobody can say: the end is rung for again.
     """
     if not task.request.chord:
         return None
-    backend: Any = task.backend
-    claim = backend.get_key_for_group(task.request.group, ".c")
-    with backend.client.pipeline(transaction=False) as pipe:
-        holder, ms = pipe.get(claim).pttl(claim).execute()
+    try:
+        holder, ms = in_thread(_claim_of, task.backend, task.request.group)
+    except Exception:
+        log.warning("chord_not_looked_at", group=task.request.group, exc_info=True)
+        raise Ignore from None
     return timedelta(milliseconds=max(1, ms)) if holder and holder != b"done" else None
+
+
+def _claim_of(backend: Any, group: str) -> tuple[bytes | None, int]:
+    """Whose it is, and how many milliseconds are left of it."""
+    key = backend.get_key_for_group(group, ".c")
+    with backend.client.pipeline(transaction=False) as pipe:
+        holder, ms = pipe.get(key).pttl(key).execute()
+    return holder, ms
 
 
 class SubmissionRequest(AsyncRequest):

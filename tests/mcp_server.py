@@ -118,7 +118,7 @@ async def call_tool(ctx: Any, params: types.CallToolRequestParams) -> types.Call
             finally:
                 note("hang was cancelled")
         case "nap":
-            await asyncio.sleep(2.1)
+            await asyncio.sleep(6.5)
         case "die":
             os._exit(3)
         case "who":

@@ -102,7 +102,8 @@ class McpServer:
 
     environment: the worker's variables that a child is given. token_variable: of the worker, "" for none. tools: the
     only ones that are used, all if empty; idempotent, approval: as of any tool, by the names that the server gives
-    them. timeout: of one call. start_timeout: of the start and the handshake, whenever it is begun with anew.
+    them. timeout: of one call once the session is open, and as long for that. start_timeout: of the start and the
+    handshake, whenever it is begun with anew.
     """
 
     name: str

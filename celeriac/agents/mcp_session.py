@@ -123,10 +123,11 @@ class Connection:
 
     async def ask(self, tool: str, arguments: dict[str, Any]) -> types.CallToolResult:
         """Raises TimeoutError, Away, BrokeOff, MCPError; ValidationError for an answer that is none."""
-        seconds, gone = self.server.timeout.total_seconds(), Away("has no session with us")
-        for _ in range(2):
+        seconds, again = self.server.timeout.total_seconds(), False
+        opened_by = asyncio.get_running_loop().time() + seconds
+        while True:
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout_at(opened_by):
                     life = await self._living()
             except TimeoutError:
                 raise Away("is being opened anew") from None
@@ -145,10 +146,10 @@ class Connection:
             try:
                 return task.result()
             except _Gone as error:
-                # The server has forgotten us, and made no call: it may be asked again.
-                life.retire()
-                gone = Away(str(error))
-        raise gone
+                # No call was made: it may be asked once more.
+                if again:
+                    raise Away(str(error)) from None
+                again = True
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._calls.discard(task)
@@ -164,6 +165,8 @@ class Connection:
                 return await session.send_request(types.CallToolRequest(params=params), types.CallToolResult)
         except MCPError as error:
             if error.code == _SESSION_GONE:
+                # The server has forgotten us.
+                life.retire()
                 raise _Gone(error.message) from None
             if error.code == _UNREACHABLE:
                 raise Away(error.message) from None
@@ -176,6 +179,8 @@ class Connection:
 
     async def _living(self) -> _Life:
         """The session, opened anew if need be: by one caller, while the others wait with it. Raises Away."""
+        if self._closed:
+            raise Away("is closed")
         if self._life is not None and self._life.open:
             return self._life
         if self._opening is None or self._opening.done():

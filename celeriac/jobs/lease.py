@@ -93,6 +93,7 @@ class Fleet:
         self._wake = scripts.load(HERE / "wake.lua", ALWAYS, before=lanes)
         self._tell = scripts.load(HERE / "tell.lua", ALWAYS)
         self._upkeep = scripts.load(HERE / "upkeep.lua", ALWAYS)
+        self._alarmed = scripts.load(HERE / "alarmed.lua", ALWAYS)
 
     async def register(
         self,
@@ -233,13 +234,12 @@ class Fleet:
     async def _tidy(self) -> str:
         bells, broken, look_on, newest_alert = await self._upkeep(lease=self._lease, budgets=self._budgets_from)
         self._budgets_from = look_on.decode()
+        await self._ringer.ring(bells)
         for entry in broken[::2]:
             log.error("record_set_aside", entry=entry.decode())
         if broken:
             # Only now: had the answer been lost, or this worker, nobody would have said it.
-            async with answering():
-                await self._redis.set(keys.spell("alarmed"), broken[-1])
-        await self._ringer.ring(bells)
+            await self._alarmed(newest=broken[-1].decode())
         return str(newest_alert.decode())
 
     async def disown(self, worker: str, job_id: str) -> bool:

@@ -5,7 +5,8 @@ local TELLING = 10000      -- ms that a run has to tell
 local TELL_AGAIN = 300000  -- ms between two bells for one end, at most
 local TELL_TRIES = 100     -- runs that failed to tell, over eight hours, before it is given up
 local EVENTS_KEPT = 3600000 -- ms after the end: by then whoever read along has come back, and the record has the answer
-local TELL_BELLS = 100     -- ends that are rung for at once: thousands of them must not hold up the jobs that wait
+local TELL_BELLS = 100     -- ends that are rung for at once: thousands of them must not hold up the jobs that wait; one whose
+                           -- telling was put off counts too
 
 -- A record and all that belongs to it age together.
 local function keep_for(id, ms)

@@ -90,8 +90,8 @@ class Window:
         self.page.on("request", lambda asked: self.asked.append(asked.url))
 
     def _failed(self, asked: Request) -> None:
-        # Its icon the browser asks for by itself, and gives up with the page.
-        if not ("favicon.ico" in asked.url and asked.failure == "net::ERR_ABORTED"):
+        # The browser gives up what a page has asked for when it leaves it. Our scripts give up nothing.
+        if asked.failure != "net::ERR_ABORTED":
             self._fault(f"{asked.url}: {asked.failure}")
 
     def _fault(self, what: str) -> None:

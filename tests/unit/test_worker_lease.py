@@ -19,7 +19,7 @@ from celeriac.llm.scripted import Scripted
 from celeriac.settings import load_settings
 from tests.conftest import Valkey
 from tests.processes import until
-from worker.lifecycle import Lease, Offer
+from worker.lifecycle import MAY_BE_LOST, Lease, Offer
 
 
 @pytest.fixture
@@ -115,6 +115,7 @@ async def test_what_may_be_lost_is_named_whatever_became_of_the_heartbeat_in_bet
     assert lease._heart is not None
     lease._heart.cancel()
     ids = [await submitted(lease) for _ in range(2)]
+    lease.parts.runner.released.append((time.monotonic() - MAY_BE_LOST - 1, "safe"))
     await lease.say()
     past = Past(valkey)
     for id in ids:
@@ -130,6 +131,7 @@ async def test_what_may_be_lost_is_named_whatever_became_of_the_heartbeat_in_bet
     await lease.say()
     [alarm] = [line for line in capsys.readouterr().out.splitlines() if "store_lost_history" in line]
     assert all(id in alarm for id in ids)
+    assert "safe" not in alarm
 
 
 async def test_a_run_that_hears_first_that_its_worker_was_given_up_does_not_keep_it_from_coming_back(
