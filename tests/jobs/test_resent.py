@@ -120,7 +120,9 @@ async def test_every_script_may_arrive_twice(queue: Queue, seen: dict[str, bool]
     await queue.stores.journal.admit(buys, "c4", 9, {}, books=books)
     await queue.stores.journal.settle(buys, Settlement("c4", "settled", 9, 9, {}, counts=counts(None, 9)))
     await queue.stores.budgets.put("all", [Cap("day", 99), Cap("ever", 100)], "test")
+    queue.redis.zadd("celeriac:broken", {"nonsense": 7})
     await queue.fleet.upkeep()
+    assert queue.redis.get("celeriac:alarmed") == "7"
     await queue.stores.budgets.put("all", [Cap("day", 1)], "test")
     await queue.stores.budgets.delete("all", "test")
     assert [change.became for change in await queue.stores.budgets.changes()] == [
