@@ -117,6 +117,11 @@ class Town(House):
         wait_until(lambda: self.job(id, tenant)["reason"] == "waiting_approval", "the job to ask")
         return id
 
+    def count(self, query: str) -> int:
+        """How many jobs of all tenants match."""
+        pages = (self.api("GET", f"/v1/jobs?{query}&limit=100", tenant) for tenant in KEYS)
+        return sum(len(page["jobs"]) for page in pages)
+
     def dead(self, tenant: str = "acme") -> str:
         """A dead letter; started again it waits in a queue that nobody serves."""
         id = self.submit(tenant, agent="unserved")
