@@ -27,7 +27,7 @@ def test_a_field_of_a_newer_release_stands_in_nobodys_way(home: Home) -> None:
     id = shim.submit(run_at=at.isoformat(), agent="impatient")["id"]
     redis.hset(f"celeriac:job:{id}", "colour", "green")
     assert shim.job(id)["state"] == "parked"
-    redis.zadd("celeriac:parked", {id: 1})  # its time comes
+    home.due(id)
     assert shim.job(id, wait=30)["error"]["code"] == "bad_request"
     assert shim.http.post(f"/v1/jobs/{id}/retry").status_code == 202
     job = shim.job(id, wait=30)
